@@ -1,0 +1,38 @@
+"""Stops a run whose loss is no number any more."""
+
+from __future__ import annotations
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from neutreno.errors import InputError
+
+
+class FiniteLoss(Callback):
+    """Ends training on a NaN or infinite loss and names the step.
+
+    On the CPU every step is looked at. On an accelerator the first bad step is kept on the device and read every
+    ``log_every_n_steps`` and before each checkpoint, because reading it would make each step wait for the device.
+    """
+
+    def __init__(self) -> None:
+        self._bad_step: torch.Tensor | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, task: LightningModule, outputs, batch, batch_idx: int) -> None:
+        loss = outputs["loss"].detach()
+        if self._bad_step is None:
+            self._bad_step = torch.full((), -1, device=loss.device)
+        step = trainer.fit_loop.epoch_loop.total_batch_idx // trainer.accumulate_grad_batches
+        self._bad_step = torch.where(self._bad_step.lt(0) & ~loss.isfinite(), step, self._bad_step)
+        if loss.device.type == "cpu" or step % trainer.log_every_n_steps == 0:
+            self._check(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, task: LightningModule, checkpoint: dict) -> None:
+        self._check(trainer)
+
+    def _check(self, trainer: Trainer) -> None:
+        if self._bad_step is not None and (step := int(self._bad_step)) >= 0:
+            raise InputError(
+                f"the loss is not finite at step {step} (epoch {trainer.current_epoch}); try a lower task.lr, "
+                "gradient clipping (trainer.gradient_clip_val=1) or trainer.precision=32-true"
+            )

@@ -1,0 +1,77 @@
+"""``metrics.csv``, which survives a kill and a resume."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+from neutreno.errors import InputError
+from neutreno.files import replacing
+
+
+class MetricsCSV(Logger):
+    """One row per step at which anything was logged; the file is replaced as a whole, so it is never half written.
+
+    Lightning's ``CSVLogger`` deletes what an earlier part of a resumed run had written. ``step`` counts the optimizer
+    steps done. :meth:`rewind` drops what a killed run wrote after its last checkpoint.
+    """
+
+    def __init__(self, path: str | Path, write_every_s: float = 5.0) -> None:
+        super().__init__()
+        self.path, self.write_every_s = Path(path), write_every_s
+        self._rows: dict[int, dict[str, str]] = {}
+        self._written = time.monotonic()
+        if self.path.exists():
+            try:
+                with open(self.path, newline="") as file:
+                    for row in csv.DictReader(file):
+                        self._rows[int(row["step"])] = {k: v for k, v in row.items() if v != ""}
+            except (KeyError, ValueError, TypeError, csv.Error) as error:
+                raise InputError(f"{self.path} is not the table a run writes; remove it to go on without it") from error
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> None:
+        return None
+
+    def log_hyperparams(self, *args, **kwargs) -> None:
+        """The run folder holds ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = self._rows.setdefault(int(step or 0), {"step": str(int(step or 0))})
+        row.update({name: f"{value:.8g}" for name, value in metrics.items()})
+        if time.monotonic() - self._written > self.write_every_s:
+            self.save()
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Forget rows beyond ``step``, where training goes on."""
+        self._rows = {s: row for s, row in self._rows.items() if s <= step}
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self._rows:
+            return
+        columns = list(dict.fromkeys(["step", "epoch", *sorted({k for row in self._rows.values() for k in row})]))
+        with replacing(self.path) as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(row for _, row in sorted(self._rows.items()))
+        self._written = time.monotonic()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()

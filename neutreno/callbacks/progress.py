@@ -1,0 +1,65 @@
+"""One progress bar for the whole run, with the time left and the main metric."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm.auto import tqdm
+
+
+class RunProgress(ProgressBar):
+    """Lightning's own bars count one epoch; a researcher with a deadline asks when the run ends.
+
+    On a terminal a bar over all steps; in a log file one line per epoch, at most every few seconds.
+    """
+
+    def __init__(self, line_every_s: float = 10.0) -> None:
+        super().__init__()
+        self.line_every_s = line_every_s
+        self._bar: tqdm | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def print(self, *args, **kwargs) -> None:
+        tqdm.write(" ".join(map(str, args)))
+
+    def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
+        self._started, self._line, self._loss = time.monotonic(), time.monotonic(), float("nan")
+        self._first = trainer.global_step
+        self._total = trainer.max_epochs * trainer.datamodule.steps_per_epoch
+        if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
+            self._bar = tqdm(total=self._total, initial=self._first, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def on_train_batch_end(self, trainer: Trainer, task: LightningModule, outputs, batch, batch_idx: int) -> None:
+        if self._bar is not None:
+            self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
+        if not (self._enabled and trainer.is_global_zero):
+            return
+        done = trainer.current_epoch + 1
+        value = trainer.callback_metrics.get(task.main_metric, float("nan"))
+        text = f"epoch {done}/{trainer.max_epochs}  {task.main_metric} {value:.2f}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        elif time.monotonic() - self._line > self.line_every_s or done == trainer.max_epochs:
+            self._line = time.monotonic()
+            spent = self._line - self._started
+            left = spent / max(trainer.global_step - self._first, 1) * (self._total - trainer.global_step)
+            print(f"{text}  {tqdm.format_interval(spent)} spent, {tqdm.format_interval(left)} left", flush=True)
+
+    def on_train_end(self, trainer: Trainer, task: LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_exception(self, trainer: Trainer, task: LightningModule, exception: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.close()

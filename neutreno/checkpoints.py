@@ -1,0 +1,127 @@
+"""Checkpoints: written whole or not at all, read without running anything that lies in them, loaded strictly."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+
+from neutreno.errors import InputError
+from neutreno.files import replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, then renames, so that a kill or a full disk never costs the previous checkpoint.
+
+    Lightning's own writer moves the file from ``$TMPDIR``, which is not atomic across file systems.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, "wb") as file:
+            torch.save(checkpoint, file)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content on the CPU. Only tensors and plain containers are accepted; nothing in it is executed.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or one that holds other objects than weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with warnings.catch_warnings(action="ignore"):  # on pickle protocols, before the refusal
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is not a checkpoint of weights alone: reading it could run code, so it was refused"
+        ) from error
+    except Exception as error:  # a truncated zip, a text file, a broken safetensors header: each raises its own kind
+        raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    return content
+
+
+def state_dict_of(content: dict[str, Any], ema: bool = False) -> dict[str, Tensor]:
+    """The model's weights out of a checkpoint of this project, Lightning, DeiT's scripts or timm's."""
+    if isinstance(content.get("state_dict"), dict) and any(name.startswith("model.") for name in content["state_dict"]):
+        prefix = "ema.module." if ema else "model."
+        return {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    for key in ("state_dict_ema", "model_ema") if ema else ("model", "state_dict"):
+        if key in content:
+            return content[key]
+    return content
+
+
+def load_weights(model: nn.Module, source: str | Path) -> None:
+    """Load ``source`` into ``model``, strictly: every parameter must be there, and no other.
+
+    ``source`` is a run folder (its last checkpoint), a checkpoint file (``.ckpt``, ``.pth``, ``.safetensors``), or else
+    the name of a timm model whose pretrained weights timm finds in its cache or downloads.
+
+    Raises:
+        InputError: names the parameters that are missing, unexpected or of another shape.
+    """
+    path = Path(source)
+    if path.is_dir():
+        weights = state_dict_of(read_checkpoint(path / "checkpoints" / "last.ckpt"))
+    elif path.is_file():
+        weights = state_dict_of(read_checkpoint(path))
+    else:
+        weights = _timm_weights(str(source))
+    load_strictly(model, weights, source)
+
+
+def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:
+    """``load_state_dict`` that checks everything first and names what does not fit.
+
+    Raises:
+        InputError: parameters are missing, unexpected or of another shape; then nothing was loaded.
+    """
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"{source} holds no weights by name")
+    own = module.state_dict()
+    shapes = [
+        f"{k} {tuple(weights[k].shape)} ≠ {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    problems = {
+        "of another shape (file ≠ model)": shapes,
+        "missing": [k for k in own if k not in weights],
+        "unexpected": [k for k in weights if k not in own],
+    }
+    if any(problems.values()):
+        said = "; ".join(f"{what}: {_shorten(names)}" for what, names in problems.items() if names)
+        raise InputError(f"the weights of {source} do not fit the model: {said}")
+    module.load_state_dict(weights)
+
+
+def _shorten(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _timm_weights(name: str) -> dict[str, Tensor]:
+    import timm
+
+    if not timm.is_model(name):
+        raise InputError(f"{name} is neither a run folder, nor a checkpoint file, nor the name of a timm model")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # no network, no such weights, a proxy's refusal: each library raises its own kind
+        raise InputError(
+            f"no pretrained weights of {name} in timm's cache, and none could be downloaded ({type(error).__name__}); "
+            "give a local file instead"
+        ) from error

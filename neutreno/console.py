@@ -1,0 +1,48 @@
+"""What a person sees of a run: a quiet terminal, everything else in ``train.log``."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+
+# Said by Lightning of every run of ours, with nothing to be done about it.
+_KNOWN = (
+    "does not have many workers",
+    "in eval mode at the start of training",
+    "is smaller than the logging interval",
+    "Checkpoint directory",
+    "isinstance(treespec, LeafSpec)",
+    "Consider setting `persistent_workers",
+    "You're resuming from a checkpoint that ended before the epoch ended",
+    "was configured so `ckpt_path=",
+)
+
+
+def quiet(rank: int) -> None:
+    """Send the libraries' words to the log; show warnings once, without the known ones; silence other processes."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    for known in _KNOWN:
+        warnings.filterwarnings("ignore", message=f"(?s).*{re.escape(known)}")
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.WARNING)
+    terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers = [terminal] if rank == 0 else [logging.NullHandler()]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a full disk is said once, not by every line that could not be logged
+    warnings.formatwarning = lambda message, category, *rest, **more: " ".join(str(message).split())
+
+
+def log_to(file: Path) -> None:
+    """Append everything to ``file`` from now on."""
+    handler = logging.FileHandler(file)
+    handler.addFilter(lambda record: "Tip:" not in record.getMessage())  # Lightning advertises
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)

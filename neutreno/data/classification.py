@@ -1,0 +1,277 @@
+"""Data for image classification: the embedded digits, and images on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader, default_collate
+from torchvision.transforms import v2
+
+from neutreno.data.images import Subset, open_split
+from neutreno.data.loading import AugmentedDataset, ResumableLoader, ShareSampler, TrainBatchSampler
+from neutreno.errors import InputError, check_number
+
+SPLIT_SEED = 20230613  # fixes the split for every run, whatever its seed
+
+
+class ClassificationData(LightningDataModule):
+    """Splits of (image, label) and how they are batched. Subclasses say what the splits and transforms are.
+
+    Args:
+        img_size: side of the square images that the model sees, in pixels.
+        in_chans, num_classes: of the model that fits the data.
+        batch_size: global, i.e. what the optimizer sees in one step over all processes and accumulated batches.
+        eval_batch_size: per process.
+        num_workers: loading processes per training process; 0 loads in the training process.
+        seed: of the order and the augmentation.
+    """
+
+    def __init__(
+        self,
+        img_size: int,
+        in_chans: int,
+        num_classes: int,
+        batch_size: int = 128,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_number("data.batch_size", batch_size, 1, integer=True)
+        check_number("data.eval_batch_size", eval_batch_size, 1, integer=True)
+        check_number("data.num_workers", num_workers, 0, integer=True)
+        check_number("data.num_classes", num_classes, 2, integer=True)
+        self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
+        self.batch_size, self.eval_batch_size, self.num_workers, self.seed = (
+            batch_size,
+            eval_batch_size,
+            num_workers,
+            seed,
+        )
+        self.splits: dict[str, Sequence | None] = {}
+
+    def read(self) -> dict[str, Sequence | None]:
+        """``{"train": …, "val": …, "test": … or None}``, each a sequence of (image, label)."""
+        raise NotImplementedError
+
+    def train_transform(self) -> Callable:
+        raise NotImplementedError
+
+    def eval_transform(self) -> Callable:
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.splits:
+            self.splits = self.read()
+        samples = len(self.splits["train"])
+        if self.batch_size > samples:
+            raise InputError(f"data.batch_size={self.batch_size} is larger than the training set of {samples}")
+        try:
+            self.train_transform(), self.eval_transform()
+        except (ValueError, TypeError, AssertionError, RuntimeError) as error:
+            raise InputError(f"the transforms cannot be built from these data settings: {error}") from error
+
+    def check_batch(self, world: int, parts: int) -> None:
+        """Refuse a global batch that ``world`` processes × ``parts`` accumulated batches cannot share."""
+        if self.batch_size % (parts * world):
+            raise InputError(
+                f"data.batch_size={self.batch_size} is no multiple of {world} processes x {parts} accumulated batches"
+            )
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split apart from the validation split (ImageNet's labels end with the latter)."""
+        return self.splits.get("test") is not None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch."""
+        steps = len(self.splits["train"]) // self.batch_size
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        if isinstance(limit, float):
+            return max(1, int(steps * limit))
+        return steps if limit is None else max(1, min(steps, limit // self.trainer.accumulate_grad_batches))
+
+    def train_dataloader(self) -> DataLoader:
+        parts, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        sampler = TrainBatchSampler(
+            len(self.splits["train"]), self.batch_size, self.seed, parts, world, self.trainer.global_rank
+        )
+        return ResumableLoader(
+            AugmentedDataset(self.splits["train"], self.train_transform()), batch_sampler=sampler, **self._loading()
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader("test")
+
+    def probe_batch(self, num_samples: int) -> torch.Tensor:
+        """Images (n, C, H, W) spread evenly over the validation set, the same for every run and seed."""
+        data = AugmentedDataset(self.splits["val"], self.eval_transform())
+        indices = np.linspace(0, len(data) - 1, min(num_samples, len(data))).round().astype(int)
+        return default_collate([data[int(i)] for i in indices])[0]
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        data = AugmentedDataset(self.splits[split], self.eval_transform())
+        sampler = ShareSampler(len(data), self.trainer.world_size, self.trainer.global_rank)
+        return DataLoader(data, batch_size=self.eval_batch_size, sampler=sampler, **self._loading())
+
+    def _loading(self) -> dict:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+class _Arrays(Sequence):
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images = torch.from_numpy(images).float()
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+class Digits(ClassificationData):
+    """scikit-learn's 1,797 handwritten digits of 8 × 8 pixels (UCI's optical recognition test set), shipped with it.
+
+    A fixed stratified split: 1,257 to train, 270 to validate, 270 to test once at the end.
+
+    Args:
+        rotate: largest rotation in training, in degrees; translate: largest shift, as a share of the image;
+            scale: largest change of size, as a share.
+    """
+
+    def __init__(self, rotate: float = 0.0, translate: float = 0.0, scale: float = 0.0, **kwargs) -> None:
+        super().__init__(**kwargs)
+        if (self.img_size, self.in_chans, self.num_classes) != (8, 1, 10):
+            raise InputError(
+                "the digits have 8 x 8 pixels, one channel and ten classes: leave those data settings alone"
+            )
+        for name, value in {"rotate": rotate, "translate": translate, "scale": scale}.items():
+            check_number(f"data.{name}", value, most=180 if name == "rotate" else 0.99)
+        self.augment = {
+            "degrees": rotate,
+            "translate": (translate, translate) if translate else None,
+            "scale": (1 - scale, 1 + scale) if scale else None,
+        }
+
+    def read(self) -> dict[str, Sequence]:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = (digits.images / 16)[:, None]
+        fixed = {"random_state": SPLIT_SEED, "test_size": 270}
+        rest, test = train_test_split(np.arange(len(images)), stratify=digits.target, **fixed)
+        train, val = train_test_split(rest, stratify=digits.target[rest], **fixed)
+        return {k: _Arrays(images[i], digits.target[i]) for k, i in {"train": train, "val": val, "test": test}.items()}
+
+    def eval_transform(self) -> Callable:
+        return v2.Normalize([0.305], [0.376])  # of the training split
+
+    def train_transform(self) -> Callable:
+        if not any(self.augment.values()):
+            return self.eval_transform()
+        affine = v2.RandomAffine(interpolation=v2.InterpolationMode.BILINEAR, **self.augment)
+        return v2.Compose([affine, self.eval_transform()])
+
+
+class ImageClassification(ClassificationData):
+    """Images under ``root`` as class folders or parquet (see :func:`neutreno.data.images.open_split`).
+
+    Args:
+        root: folder of the data set.
+        val_fraction: share of the training set to validate on, split off by a fixed stratified draw, when the data set
+            brings no validation split of its own; then its test split is used once at the end.
+        mean, std: normalisation per channel; released ViT weights expect 0.5, DeiT's the values of ImageNet.
+        crop_pct: evaluation resizes to img_size / crop_pct and crops the centre.
+        augment: arguments of timm's ``create_transform`` in training.
+        crop_padding: pad by so many pixels and crop at random, instead of cropping at random size; DeiT's rule for
+            images of 32 pixels.
+
+    Raises:
+        InputError: nothing at ``root``, no classes, or another number of them than ``num_classes``.
+    """
+
+    def __init__(
+        self,
+        root: str | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        val_fraction: float = 0.1,
+        crop_pct: float = 0.875,
+        interpolation: str = "bicubic",
+        augment: dict | None = None,
+        crop_padding: int | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root, self.val_fraction, self.crop_padding = root, val_fraction, crop_padding
+        self.crop_pct, self.augment = crop_pct, dict(augment or {})
+        self.common = {
+            "input_size": (self.in_chans, self.img_size, self.img_size),
+            "interpolation": interpolation,
+            "mean": tuple(mean),
+            "std": tuple(std),
+        }
+
+    def read(self) -> dict[str, Sequence | None]:
+        if self.root is None:
+            raise InputError("data.root is not set: give the folder of the data set, data.root=FOLDER")
+        if not Path(self.root).is_dir():
+            raise InputError(f"data.root={self.root} is not a folder; give the folder of the data set")
+        splits = {name: open_split(self.root, name) for name in ("train", "val")}
+        try:
+            splits["test"] = open_split(self.root, "test")
+        except InputError:  # ImageNet's test images lie in one folder, without labels
+            splits["test"] = None
+        if splits["train"] is None:
+            raise InputError(f"no training data in data.root={self.root}: expected train/CLASS/IMAGE or train*.parquet")
+        train = splits["train"]
+        if splits["val"] is None:
+            try:
+                kept, held = train_test_split(
+                    np.arange(len(train)), stratify=train.labels, test_size=self.val_fraction, random_state=SPLIT_SEED
+                )
+            except ValueError as error:
+                raise InputError(f"{self.root}: too few images to hold out data.val_fraction ({error})") from error
+            splits.update(train=Subset(train, kept), val=Subset(train, held))
+        for name, images in splits.items():
+            if images is not None and images.classes != train.classes:
+                differ = sorted(set(images.classes) ^ set(train.classes))[:3]
+                raise InputError(f"{self.root}: {name} and train differ in their classes ({', '.join(differ)}, …)")
+            if images is not None and (images.labels.min() < 0 or images.labels.max() >= len(train.classes)):
+                if name != "test":
+                    raise InputError(f"{self.root}: {name} has labels outside 0 … {len(train.classes) - 1}")
+                splits["test"] = None  # ImageNet's public test split carries the label -1
+        if len(train.classes) != self.num_classes:
+            raise InputError(
+                f"{self.root} holds {len(train.classes)} classes, data.num_classes={self.num_classes}; "
+                f"set data.num_classes={len(train.classes)}"
+            )
+        return splits
+
+    def eval_transform(self) -> Callable:
+        from timm.data import create_transform
+
+        return create_transform(**self.common, is_training=False, crop_pct=self.crop_pct)
+
+    def train_transform(self) -> Callable:
+        from timm.data import create_transform
+
+        transform = create_transform(**self.common, is_training=True, **self.augment)
+        if self.crop_padding is not None:
+            side = self.img_size
+            transform.transforms[0] = v2.Compose([v2.Resize((side, side)), v2.RandomCrop(side, self.crop_padding)])
+        return transform

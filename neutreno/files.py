@@ -1,0 +1,54 @@
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from neutreno.errors import InputError
+
+UNFINISHED = ".unfinished"  # a killed write leaves NAME.unfinished, never a broken NAME
+
+
+@contextmanager
+def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file to write, which takes ``path``'s place at the end: written beside it, synced, then renamed.
+
+    So a kill or a full disk never costs what was there before.
+
+    Raises:
+        InputError: the operating system failed the write (no space, no permission).
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + UNFINISHED)
+    if not path.parent.is_dir():
+        raise InputError(f"could not write {path}: there is no folder {path.parent}")
+    try:
+        with open(unfinished, mode, **({} if "b" in mode else {"newline": "", "encoding": "utf-8"})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except Exception as error:
+        unfinished.unlink(missing_ok=True)
+        reason = _system_reason(error)
+        if reason is None:
+            raise
+        raise InputError(
+            f"could not write {path}: {reason}; what was there before is intact, resume=true continues"
+        ) from error
+
+
+def _system_reason(error: BaseException) -> str | None:
+    """What the operating system said, also where torch wrapped it into an error of its own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen.strerror or str(seen)
+        seen = seen.__cause__ or seen.__context__
+    if isinstance(error, RuntimeError) and ("write" in str(error) or "unexpected pos" in str(error)):
+        return "the disk is full or the file too large"
+    return None

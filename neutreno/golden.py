@@ -1,0 +1,92 @@
+"""Golden outputs: small models run in float64 by the code that the paper's authors released. Ours must agree.
+
+A file is an ``.npz`` with ``meta`` (JSON: kind, λ̃, sizes), the weights as ``w/NAME`` under the released names, an input
+and what came out. Which model it holds is read from its keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from neutreno.attention import NeutrenoAttention, SoftmaxAttention
+from neutreno.errors import InputError
+from neutreno.models.vit import VisionTransformer
+
+EXACT, STORED_IN_FLOAT32 = 1e-6, 1e-4
+
+
+class Comparison(NamedTuple):
+    quantity: str
+    difference: float  # largest absolute
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return self.difference <= self.tolerance  # False for NaN
+
+
+def check(path: str | Path) -> Iterator[Comparison]:
+    """Build our model from a golden file and compare everything that the file holds.
+
+    Raises:
+        InputError: not a golden file, or one of a model that is not built here.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            golden = {name: file[name] for name in file.files}
+        meta = json.loads(str(golden["meta"]))
+    except FileNotFoundError as error:
+        raise InputError(f"no file {path}") from error
+    except (ValueError, OSError, KeyError, EOFError, AttributeError) as error:
+        raise InputError(f"{path} is not a golden file ({error})") from error
+    if "logits" in golden and "w/patch_embed.proj.weight" in golden:
+        try:
+            yield from _check_vit(path, golden, meta)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise InputError(f"{path} does not fit the model it names: {' '.join(str(error).split())}") from error
+        return
+    raise InputError(f"{path} holds a model that is not built here (keys: {', '.join(list(golden)[:6])}, …)")
+
+
+def _attention(path: str | Path, meta: dict):
+    kinds = {"softmax": SoftmaxAttention, "neutreno": partial(NeutrenoAttention, lam=meta.get("lambda_"))}
+    if meta.get("kind") not in kinds:
+        raise InputError(f"{path} is of kind {meta.get('kind')!r}; known are {', '.join(kinds)}")
+    return kinds[meta["kind"]]
+
+
+def _weights(golden: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix("w/"): torch.from_numpy(v).double() for k, v in golden.items() if k.startswith("w/")}
+
+
+def _difference(ours: torch.Tensor, golden: np.ndarray) -> float:
+    if tuple(ours.shape) != golden.shape:
+        raise InputError(f"shapes differ: {tuple(ours.shape)} here, {golden.shape} in the golden file")
+    return (ours.detach().double() - torch.from_numpy(np.asarray(golden, dtype=np.float64))).abs().max().item()
+
+
+def _check_vit(path: str | Path, golden: dict[str, np.ndarray], meta: dict) -> Iterator[Comparison]:
+    sizes = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")
+    model = VisionTransformer(**{k: meta[k] for k in sizes}, attention=_attention(path, meta)).double()
+    model.load_state_dict(_weights(golden))
+    model.eval()
+    x = torch.from_numpy(golden["x"]).double()
+    yield Comparison(
+        "hidden", _difference(torch.stack(model.hidden_states(x)[1:]), golden["hidden"]), STORED_IN_FLOAT32
+    )
+    logits = model(x)
+    yield Comparison("logits", _difference(logits, golden["logits"]), EXACT)
+    loss = F.cross_entropy(logits, torch.arange(len(x)) % meta["num_classes"])
+    yield Comparison("loss", _difference(loss, golden["loss"]), EXACT)
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    norms = torch.stack([parameters[str(name)].grad.norm() for name in golden["grad_names"]])
+    yield Comparison("grad_norms", _difference(norms, golden["grad_norms"]), EXACT)

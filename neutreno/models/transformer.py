@@ -1,0 +1,68 @@
+"""The project's one transformer block, and the trunk that carries the first layer's values through a stack of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with timm's parameter names: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``.
+
+    ``block(x, v0)`` takes tokens (B, N, C) and the first layer's values (or None in the first layer) and returns the
+    new tokens and this layer's values; see :mod:`neutreno.attention`.
+
+    Args:
+        attention: constructor called as ``attention(dim, num_heads=…, qkv_bias=…, attn_drop=…, proj_drop=…)``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        attention: Callable[..., nn.Module],
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = attention(dim, num_heads=num_heads, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), drop=proj_drop)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        out, v = self.attn(self.norm1(x), v0)
+        x = x + self.drop_path(out)
+        return x + self.drop_path(self.mlp(self.norm2(x))), v
+
+
+class Trunk(nn.ModuleList):
+    """A stack of blocks that hands the first block's values V_0 to all later ones.
+
+    timm passes one tensor through an ``nn.Sequential``, where V_0 cannot travel; that is why the trunk is ours. Being a
+    list itself, it adds nothing to timm's names (``blocks.0.attn.qkv.weight``). Stochastic depth grows linearly with
+    depth up to ``drop_path_rate``, as in DeiT.
+    """
+
+    def __init__(self, depth: int, drop_path_rate: float = 0.0, **block) -> None:
+        super().__init__(Block(**block, drop_path=rate) for rate in calculate_drop_path_rates(drop_path_rate, depth))
+
+    def forward(self, x: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """Tokens (B, N, C) → tokens after the last block; appends x and every block's output to ``hidden`` if given."""
+        v0 = None
+        if hidden is not None:
+            hidden.append(x)
+        for block in self:
+            x, v = block(x, v0)
+            if v0 is None:
+                v0 = v
+            if hidden is not None:
+                hidden.append(x)
+        return x

@@ -1,0 +1,111 @@
+"""``result.json``: what a run was, where it ran, and what came out. Tables and figures read nothing else."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from neutreno.errors import InputError
+from neutreno.files import replacing
+from neutreno.runs import family
+
+PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace ``path`` as a whole."""
+    with replacing(path) as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+def read_result(run: str | Path) -> dict[str, Any]:
+    """``result.json`` of a run folder.
+
+    Raises:
+        InputError: not a run folder.
+    """
+    path = Path(run) / "result.json"
+    try:
+        result = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{run} is not a run folder: it holds no result.json") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable JSON") from error
+    needed = {"status"}
+    if isinstance(result, dict) and result.get("status") == "finished":
+        needed = {"status", "name", "settings", "metrics", "oversmoothing"}
+    if not isinstance(result, dict) or not needed <= result.keys():
+        raise InputError(f"{path} is not the result of a run")
+    return result
+
+
+def settings_of(config: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
+    """The few settings by which people tell runs apart; the rest is in ``config.yaml``."""
+    return {
+        "data": choices["data"],
+        "model": family(choices),
+        "size": config.model.get("size"),
+        "attention": choices["attention"],
+        "lam": config.attention.get("lam"),
+        "seed": config.seed,
+        "epochs": config.trainer.max_epochs,
+    }
+
+
+def summary(run: Path) -> str:
+    """What a person wants to know at the end of a run."""
+    result = read_result(run)
+    shown = [k for k in result["metrics"] if not k.endswith(("loss", "top5"))]
+    minutes, seconds = divmod(round(result["wall_clock_s"]), 60)
+    lines = [
+        f"\n{result['name']}: {result['steps']:,} steps in {minutes}:{seconds:02d}",
+        "  " + "   ".join(f"{k} {result['metrics'][k]:.2f}" for k in shown),
+    ]
+    for when, label in (("initial", "at initialisation"), ("last", "trained")):
+        if curve := result["oversmoothing"][when]:
+            lines.append(
+                f"  similarity of tokens {label}: {curve[1]:.3f} after the first block, {curve[-1]:.3f} after the last"
+            )
+    lines.append(f"  figure  {run / 'oversmoothing.png'}\n  record  {run / 'result.json'}")
+    return "\n".join(lines)
+
+
+def environment() -> dict[str, Any]:
+    """Commit, package versions and hardware of this process."""
+    hardware = {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "platform": platform.platform()}
+    if torch.cuda.is_available():
+        hardware["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {"git_commit": _git_commit(), "versions": versions, "hardware": hardware}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    def git(*words: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

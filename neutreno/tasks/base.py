@@ -1,0 +1,137 @@
+"""What every task shares: optimizer, schedule, average of the weights, and what is logged while training."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from lightning import LightningModule
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from neutreno.errors import InputError, check_number
+
+
+class Task(LightningModule):
+    """Trains ``model``. A subclass gives ``loss(batch)`` and the validation and test steps.
+
+    Args:
+        model: the network.
+        opt, lr, weight_decay, opt_args: timm's optimizer by name; norms, biases, position embedding and class token
+            are not decayed. ``lr`` is the peak.
+        warmup_epochs, warmup_lr, min_lr, lr_per: timm's cosine schedule with linear warm-up, moved on per ``step`` or
+            per ``epoch`` (DeiT's way: there epochs 0 and 1 both run at ``warmup_lr``).
+        ema_decay: keep an exponential average of the weights per step, evaluated beside the raw weights; None: do not.
+    """
+
+    main_metric: str
+
+    def __init__(
+        self,
+        model: nn.Module,
+        opt: str = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        opt_args: dict | None = None,
+        warmup_epochs: float = 5,
+        warmup_lr: float = 1e-6,
+        min_lr: float = 1e-5,
+        lr_per: str = "step",
+        ema_decay: float | None = None,
+    ) -> None:
+        super().__init__()
+        if lr_per not in ("step", "epoch"):
+            raise InputError(f"task.lr_per={lr_per} is not known; it is step or epoch")
+        numbers = {"lr": lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
+        for name, value in {**numbers, "warmup_lr": warmup_lr, "min_lr": min_lr}.items():
+            check_number(f"task.{name}", value)
+        if ema_decay is not None:
+            check_number("task.ema_decay", ema_decay, most=1)
+        self.model = model
+        self.opt = {"opt": opt, "lr": lr, "weight_decay": weight_decay, **(opt_args or {})}
+        try:  # on one parameter, so that a wrong name is found before a run begins
+            create_optimizer_v2([nn.Parameter(torch.zeros(1))], **self.opt)
+        except Exception as error:  # each optimizer judges its arguments in its own way
+            raise InputError(f"task.opt={opt} with task.opt_args={opt_args}: {error}") from error
+        self.warmup_epochs, self.warmup_lr, self.min_lr, self.lr_per = warmup_epochs, warmup_lr, min_lr, lr_per
+        self.ema = None
+        if ema_decay is not None:
+            self.ema = ModelEmaV3(model, decay=ema_decay).requires_grad_(False)
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_loss.persistent(True)  # a checkpoint in the middle of an epoch keeps the mean so far
+
+    def loss(self, batch) -> Tensor:
+        raise NotImplementedError
+
+    def hidden_states(self, batch) -> list[Tensor]:
+        """Token features (B, N, C) of a batch of inputs: entry 0 the embedding, entry k the output of block k."""
+        return self.model.hidden_states(batch)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that are evaluated, by the prefix of their metrics: raw weights, and their average if kept."""
+        return {"": self.model} | ({"ema/": self.ema.module} if self.ema is not None else {})
+
+    def log_now(self, metrics: dict[str, float]) -> None:
+        """Hand metrics to all loggers at once, at the number of optimizer steps done.
+
+        Not ``self.log``: it writes epoch-end values only after the checkpoint, so a run killed in between would miss
+        them, and costs a millisecond per step.
+        """
+        for logger in self.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **metrics}, step=self.global_step)
+
+    def configure_optimizers(self) -> dict:
+        optimizer = create_optimizer_v2(self.model, **self.opt)
+        per_epoch = self.trainer.datamodule.steps_per_epoch if self.lr_per == "step" else 1
+        schedule = CosineLRScheduler(
+            optimizer,
+            t_initial=self.trainer.max_epochs * per_epoch,
+            lr_min=self.min_lr,
+            warmup_t=round(self.warmup_epochs * per_epoch),
+            warmup_lr_init=self.warmup_lr,
+            t_in_epochs=self.lr_per == "epoch",
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.lr_per}}
+
+    def lr_scheduler_step(self, scheduler: CosineLRScheduler, metric) -> None:
+        if self.lr_per == "step":
+            scheduler.step_update(self.global_step)
+        else:
+            scheduler.step(self.current_epoch)
+
+    def training_step(self, batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.train_loss.update(loss.detach())
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self.log_now({"train/loss_step": loss.item(), "train/lr": self.optimizers().param_groups[0]["lr"]})
+        return loss
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:  # here, before any callback saves a checkpoint of this step
+            self.ema.update(self.model)
+
+    def on_train_start(self) -> None:  # a run that resumes within an epoch does not see that epoch's start
+        self._samples, self._seconds, self._since = 0, 0.0, time.perf_counter()
+
+    def on_train_epoch_start(self) -> None:
+        self.train_loss.reset()
+        self._samples, self._seconds, self._since = 0, 0.0, time.perf_counter()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._since
+        self._since = now
+        self._samples += len(batch[0]) * self.trainer.world_size
+
+    def on_validation_end(self) -> None:
+        self._since = time.perf_counter()  # throughput is that of training alone
+
+    def on_train_epoch_end(self) -> None:
+        if self._samples:  # none when a run resumes at an epoch's end
+            loss, rate = self.train_loss.compute().item(), self._samples / max(self._seconds, 1e-9)
+            self.log_now({"train/loss": loss, "train/samples_per_s": rate})

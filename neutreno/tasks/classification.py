@@ -1,0 +1,108 @@
+"""Image classification: cross entropy with DeiT's mixing and smoothing, top-1 and top-5 accuracy in percent."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
+from timm.data import Mixup
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from neutreno.errors import InputError, check_number
+from neutreno.tasks.base import Task
+
+
+class Classification(Task):
+    """Trains an image classifier and reports ``val/top1``, ``val/top5`` (percent), ``val/loss`` (cross entropy).
+
+    Metrics are summed over all samples and processes. Those of the averaged weights carry the prefix ``ema/``.
+
+    Args:
+        num_classes: of the data.
+        label_smoothing: share of the target spread over all classes.
+        mixup, cutmix: their α; 0 switches each off. switch_prob: how often cutmix takes mixup's place.
+        kwargs: of :class:`neutreno.tasks.base.Task`.
+    """
+
+    main_metric = "val/top1"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        switch_prob: float = 0.5,
+        **kwargs,
+    ) -> None:
+        super().__init__(model, **kwargs)
+        check_number("task.label_smoothing", label_smoothing, most=1)
+        check_number("task.switch_prob", switch_prob, most=1)
+        check_number("task.mixup", mixup)
+        check_number("task.cutmix", cutmix)
+        self.label_smoothing = label_smoothing
+        self.mixup = None
+        if mixup > 0 or cutmix > 0:
+            self.mixup = Mixup(
+                mixup, cutmix, switch_prob=switch_prob, label_smoothing=label_smoothing, num_classes=num_classes
+            )
+        # A nested ModuleDict: one collection per network and split, so that neither ever sees the other's samples.
+        self.metrics = nn.ModuleDict(
+            {
+                split: nn.ModuleDict({name or "raw": self._new_metrics(num_classes) for name in self.networks})
+                for split in ("val_", "test_")
+            }
+        )
+
+    @staticmethod
+    def _new_metrics(num_classes: int) -> MetricCollection:
+        accuracy = {
+            f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k < num_classes
+        }
+        return MetricCollection({**accuracy, "loss": MeanMetric(nan_strategy="disable")}, compute_groups=False)
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        if self.mixup is None:
+            return F.cross_entropy(self.model(images), labels, label_smoothing=self.label_smoothing)
+        if len(images) % 2:
+            raise InputError(f"mixup needs an even batch per process, got {len(images)}; change data.batch_size")
+        images, targets = self.mixup(images, labels)
+        return F.cross_entropy(self.model(images), targets)
+
+    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        for name, network in self.networks.items():
+            logits = network(images).float()
+            for key, metric in self.metrics[split][name or "raw"].items(keep_base=True):
+                if key == "loss":
+                    metric.update(F.cross_entropy(logits, labels, reduction="none"))
+                else:
+                    metric.update(logits, labels)
+
+    def _report(self, split: str) -> None:
+        report = {}
+        for name in self.networks:
+            collection = self.metrics[split][name or "raw"]
+            for key, value in collection.compute().items():
+                number = value.item()  # float32: its rounding would show in a percentage
+                report[f"{name}{split.removesuffix('_')}/{key}"] = round(100 * number, 4) if key != "loss" else number
+            collection.reset()
+        self.log_dict({k: torch.tensor(v, dtype=torch.float64) for k, v in report.items()}, logger=False)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log_now(report)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("val_", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val_")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("test_", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test_")

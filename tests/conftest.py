@@ -1,0 +1,161 @@
+"""Small data in the real formats, and a way to call the command lines as a user does."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+# A run of a second: two blocks, three epochs of four steps.
+TINY = [
+    "model.depth=2",
+    "model.embed_dim=16",
+    "model.num_heads=2",
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=1",
+    "data.batch_size=300",
+    "probe.every_n_epochs=1",
+    "probe.num_samples=8",
+]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_caches(tmp_path_factory):
+    """Nothing is read from or written to the user's caches, and nothing is looked for in a network."""
+    folder = tmp_path_factory.mktemp("caches")
+    os.environ.update(
+        HF_HOME=str(folder), HF_DATASETS_CACHE=str(folder / "datasets"), HF_HUB_OFFLINE="1", WANDB_MODE="offline"
+    )
+
+
+def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command line in a process of its own, exactly as a user starts it; its imports take seconds."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+class Forked:
+    """The same without the imports: a fork of the test process runs the script as ``__main__``."""
+
+    def __init__(self, script: str, *arguments: str, cwd: Path, setup: Callable[[], None] = lambda: None) -> None:
+        import torch
+
+        import neutreno.tasks.classification  # noqa: F401  (loads Lightning and timm once, before the fork)
+
+        self.args, self.out, self.err = [script, *arguments], tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 1
+        try:
+            os.chdir(cwd)
+            os.dup2(self.out.fileno(), 1)
+            os.dup2(self.err.fileno(), 2)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            torch.set_num_threads(1)
+            sys.argv = [str(ROOT / script), *arguments]
+            setup()
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    @property
+    def running(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        _, status = os.waitpid(self.pid, 0)
+        texts = [(file.seek(0), file.read())[1] for file in (self.out, self.err)]
+        return subprocess.CompletedProcess(self.args, os.waitstatus_to_exitcode(status), *texts)
+
+
+def run_forked(script: str, *arguments: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess[str]:
+    return Forked(script, *arguments, cwd=cwd, **kwargs).wait()
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """The bar for every user's mistake: one line that says what and where, a non-zero exit, no traceback."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode != 0, done.stdout
+    assert "Traceback" not in done.stderr, done.stderr
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def make_image(seed: int, side: int = 12) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encode(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def image_folders(tmp_path: Path) -> Path:
+    """``root/{train,val}/CLASS/IMAGE``, two classes, 12 + 4 images."""
+    root = tmp_path / "images"
+    for split, count in (("train", 6), ("val", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                make_image(100 * label + i).save(folder / f"{i}.png")
+    return root
+
+
+def write_parquet(file: Path, images: list[bytes], labels: list[int], names: list[str]) -> None:
+    """A parquet file as Hugging Face ``datasets`` writes it, schema metadata included."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    table = pa.table(
+        {
+            "image": pa.array(
+                [{"bytes": b, "path": None} for b in images], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+            ),
+            "label": pa.array(labels, pa.int64()),
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file)
+
+
+@pytest.fixture
+def image_parquet(tmp_path: Path) -> Path:
+    """``root/{train,test}-00000-of-00001.parquet``, two classes, 20 + 4 images."""
+    root = tmp_path / "parquet"
+    for split, count in (("train", 20), ("test", 4)):
+        images = [encode(make_image(i)) for i in range(count)]
+        write_parquet(root / f"{split}-00000-of-00001.parquet", images, [i % 2 for i in range(count)], ["cat", "dog"])
+    return root

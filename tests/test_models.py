@@ -1,0 +1,123 @@
+from functools import partial
+
+import pytest
+import timm
+import torch
+
+import neutreno  # noqa: F401  (registers the models)
+from neutreno.attention import NeutrenoAttention, SoftmaxAttention
+from neutreno.errors import InputError
+from neutreno.models.vit import SIZES, VisionTransformer, vit
+
+SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
+
+
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        ("deit_tiny_patch16_224", "deit_tiny_softmax_patch16_224"),
+        ("deit_tiny_distilled_patch16_224", "deit_tiny_distilled_softmax_patch16_224"),
+        ("vit_tiny_patch16_224", "vit_tiny_softmax_patch16_224"),
+    ],
+)
+def test_softmax_equals_timms_model(theirs, ours):
+    reference, model = timm.create_model(theirs).eval(), timm.create_model(ours).eval()
+    model.load_state_dict(reference.state_dict(), strict=True)
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), reference(images), rtol=0, atol=1e-5)
+    assert {n for n, _ in model.named_parameters()} == {n for n, _ in reference.named_parameters()}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_neutreno_adds_no_parameter(size):
+    softmax, ours = (timm.create_model(f"deit_{size}_{a}_patch16_224") for a in ("softmax", "neutreno"))
+    assert {n: p.shape for n, p in softmax.named_parameters()} == {n: p.shape for n, p in ours.named_parameters()}
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_parameter_count_is_timms(size):
+    count = [
+        sum(p.numel() for p in timm.create_model(name).parameters())
+        for name in (f"deit_{size}_neutreno_patch16_224", f"deit_{size}_patch16_224")
+    ]
+    assert count[0] == count[1]
+
+
+def test_lam_zero_gives_timms_logits():
+    reference = timm.create_model("deit_tiny_patch16_224").eval()
+    model = timm.create_model("deit_tiny_neutreno_patch16_224", lam=0).eval()
+    model.load_state_dict(reference.state_dict(), strict=True)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), reference(images), rtol=0, atol=1e-5)
+
+
+def test_the_first_layers_values_reach_every_later_layer():
+    model = VisionTransformer(**SMALL, attention=partial(NeutrenoAttention, lam=0.6)).eval()
+    seen = []
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda module, args, out: seen.append((args[1], out[1])))
+    model(torch.randn(1, 3, 16, 16))
+    assert seen[0][0] is None
+    assert all(v0 is seen[0][1] for v0, _ in seen[1:])
+
+
+def test_hidden_states_are_the_embedding_and_every_blocks_output():
+    model = VisionTransformer(**SMALL).eval()
+    outputs = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, out: outputs.append(out[0]))
+    hidden = model.hidden_states(torch.randn(2, 3, 16, 16))
+    assert len(hidden) == 4 and hidden[0].shape == (2, 17, 24)
+    assert all(torch.equal(a, b) for a, b in zip(hidden[1:], outputs, strict=True))
+
+
+def test_distilled_model_gives_both_logits_in_distilled_training_only():
+    model = VisionTransformer(**SMALL, distilled=True)
+    images = torch.randn(2, 3, 16, 16)
+    assert model(images).shape == (2, 5)
+    model.distilled_training = True
+    assert [logits.shape for logits in model(images)] == [(2, 5), (2, 5)]
+    assert model.eval()(images).shape == (2, 5)
+
+
+def test_norms_biases_and_embeddings_are_not_decayed():
+    from timm.optim import create_optimizer_v2
+
+    model = VisionTransformer(**SMALL, distilled=True)
+    groups = create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.1).param_groups
+    decayed = {id(p) for g in groups if g["weight_decay"] > 0 for p in g["params"]}
+    names = {n for n, p in model.named_parameters() if id(p) in decayed}
+    assert names == {n for n, p in model.named_parameters() if n.endswith("weight") and "norm" not in n}
+
+
+def test_compiles_to_one_graph():
+    model = VisionTransformer(**SMALL, attention=partial(NeutrenoAttention, lam=0.6)).eval()
+    images = torch.randn(1, 3, 16, 16)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(images), model(images))
+
+
+@pytest.mark.parametrize("attention", [SoftmaxAttention, partial(NeutrenoAttention, lam=0.6)])
+def test_no_n_by_n_matrix_under_fused_attention(attention):
+    """Memory of one layer grows with N, not N²: 16 times the tokens at well under 16² times the bytes."""
+
+    def largest_tensor(tokens):
+        layer, sizes = attention(32, num_heads=2), []
+        x, v0 = torch.randn(1, tokens, 32), torch.randn(1, 2, tokens, 16)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            layer(x, v0)[0].sum().backward()
+        return max(sizes)
+
+    assert largest_tensor(1024) <= 16 * largest_tensor(64)
+
+
+def test_patch_must_divide_the_image():
+    with pytest.raises(InputError, match="patch_size=5 does not divide img_size=16"):
+        VisionTransformer(**{**SMALL, "patch_size": 5})
+
+
+def test_unknown_size_names_the_known_ones():
+    with pytest.raises(InputError, match="mini, tiny, small, base"):
+        vit("huge")

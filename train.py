@@ -1,0 +1,176 @@
+"""Train a transformer and watch how similar its tokens become with depth: ``python train.py --help``.
+
+compose → check the run folder → build → fit → evaluate → result.json
+"""
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger("train")
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole; exit_with() says them in a line
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(config: DictConfig) -> None:
+    job = HydraConfig.get()
+    overrides = list(job.overrides.task)
+    if job.mode == RunMode.MULTIRUN:
+        run_in_own_process(overrides)
+        return
+    try:
+        train(config, dict(job.runtime.choices), overrides)
+    except Exception as error:
+        exit_with(error)  # here, because Hydra would add a line of its own
+
+
+failed_jobs: list[str] = []
+
+
+def run_in_own_process(overrides: list[str]) -> None:
+    """One job of a sweep. In one process a failing job would end the sweep and DDP's environment leak into the next."""
+    print(f"\n$ python train.py {' '.join(overrides)}", flush=True)
+    if subprocess.run([sys.executable, os.path.abspath(__file__), *overrides]).returncode:
+        failed_jobs.append(" ".join(overrides))
+
+
+def exit_with(error: BaseException) -> None:
+    from neutreno.errors import report
+
+    sys.exit(report(error))
+
+
+def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> None:
+    from lightning.pytorch.callbacks import Timer
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from neutreno import console, results
+    from neutreno.callbacks.checkpointing import Checkpoint
+    from neutreno.callbacks.exact_resume import ExactResume
+    from neutreno.callbacks.finite_loss import FiniteLoss
+    from neutreno.callbacks.metrics_csv import MetricsCSV
+    from neutreno.callbacks.probe import OversmoothingProbe
+    from neutreno.callbacks.progress import RunProgress
+    from neutreno.checkpoints import AtomicCheckpointIO, read_checkpoint
+    from neutreno.data.loading import derive_seed, seed_everything
+    from neutreno.errors import InputError, check_number, explain
+    from neutreno.evaluation import evaluate_run
+    from neutreno.runs import RunFolder, default_name
+
+    leader = rank_zero_only.rank == 0
+    console.quiet(rank_zero_only.rank)
+    check_number("seed", config.seed, 0, integer=True)
+    check_number("trainer.max_epochs", config.trainer.max_epochs, 1, integer=True)
+    check_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps, 1, integer=True)
+    check_number("progress.line_every_s", config.progress.line_every_s)
+    if config.checkpoint.every_n_steps is not None:
+        check_number("checkpoint.every_n_steps", config.checkpoint.every_n_steps, 1, integer=True)
+    if not isinstance(config.resume, bool):
+        raise InputError(f"resume={config.resume} is neither true nor false")
+    config.name = config.name or default_name(config, choices, overrides)
+    settings = OmegaConf.to_container(config, resolve=True)
+    run = RunFolder(config.output_dir, config.name)
+    if leader:  # the other processes of a run find the folder that this one made
+        run.check(settings, config.resume)
+    if config.resume and run.status == "finished":
+        if leader:
+            print(f"{run.path} is finished; nothing to do")
+        return
+
+    seed_everything(derive_seed(config.seed))
+    data = hydra.utils.instantiate(config.data, _convert_="all")
+    model = hydra.utils.instantiate(config.model)
+    task = hydra.utils.instantiate(config.task, model=model, _convert_="all")
+    data.setup()
+
+    probe = OversmoothingProbe(run.path, **config.probe)
+    timer = Timer(verbose=False)
+    # "last" is a callback of its own: ModelCheckpoint(save_last=True) saves it only when "best" improved.
+    checkpoints = {"dirpath": run.path / "checkpoints", "enable_version_counter": False}
+    every_epoch = {**checkpoints, "save_on_train_epoch_end": True}
+    callbacks = [
+        ExactResume(config.seed),
+        FiniteLoss(),
+        probe,
+        timer,
+        RunProgress(**config.progress),
+        Checkpoint(**every_epoch, filename="best", monitor=task.main_metric, mode="max"),
+        Checkpoint(**every_epoch, filename="last"),
+    ]
+    if config.checkpoint.every_n_steps:
+        every_n_steps = config.checkpoint.every_n_steps
+        callbacks.append(Checkpoint(**checkpoints, filename="last", every_n_train_steps=every_n_steps))
+    loggers = [MetricsCSV(run.path / "metrics.csv")]
+    loggers += [hydra.utils.instantiate(sink, folder=run.path) for sink in (config.logger or {}).values()]
+    trainer = hydra.utils.instantiate(
+        config.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run.path,
+        use_distributed_sampler=False,  # ours share out without counting a sample twice
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        _convert_="all",
+    )
+
+    data.check_batch(trainer.world_size, trainer.accumulate_grad_batches)
+    if leader:  # only now, when all could be built
+        run.create(settings, config.resume)
+        console.log_to(run.path / "train.log")
+    result = {
+        "name": config.name,
+        "status": "running",
+        "settings": results.settings_of(config, choices),
+        "overrides": overrides,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **results.environment(),
+    }
+    record = rank_zero_only(lambda **more: results.write_json(run.result_file, result | more))
+    record()
+    if leader:
+        print(f"{config.name}: {result['parameters']:,} parameters, {len(data.splits['train']):,} training samples")
+    for logger in loggers[1:]:
+        logger.log_hyperparams(settings)
+    try:
+        resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
+        if resume_from is not None:
+            read_checkpoint(resume_from)  # says in a line what Lightning says in a traceback
+        trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
+        metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        log.info("stopped here", exc_info=error)  # to train.log; the terminal gets a line
+        with contextlib.suppress(InputError):  # a full disk must not hide what happened
+            record(status="interrupted" if stopped else "failed", reason=explain(error) or repr(error))
+        if stopped:  # Lightning makes it a SystemExit
+            raise KeyboardInterrupt from error
+        raise
+    if leader:
+        probe.write()
+    record(
+        status="finished",
+        metrics=metrics,
+        oversmoothing={when: probe.curve(when) for when in ("initial", "last")},
+        steps=trainer.global_step,
+        wall_clock_s=round(timer.time_elapsed("train"), 1),
+    )
+    if leader:
+        print(results.summary(run.path))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (Exception, KeyboardInterrupt) as error:
+        exit_with(error)
+    if failed_jobs:
+        print(f"error: {len(failed_jobs)} runs of the sweep failed: {'; '.join(failed_jobs)}", file=sys.stderr)
+        sys.exit(2)

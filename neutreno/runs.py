@@ -22,6 +22,7 @@ BUILDABLE = {
     "neutreno.data.classification.Digits",
     "neutreno.data.classification.ImageClassification",
     "neutreno.models.vit.vit",
+    "neutreno.models.timm.timm_model",
     "neutreno.tasks.classification.Classification",
 }
 

@@ -55,6 +55,7 @@ def settings_of(config: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
         "size": config.model.get("size"),
         "attention": choices["attention"],
         "lam": config.attention.get("lam"),
+        "block": choices["block"],
         "seed": config.seed,
         "epochs": config.trainer.max_epochs,
     }

@@ -41,6 +41,14 @@ def _own_caches(tmp_path_factory):
     )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _forks_can_train():
+    """A first backward pass after torch.compile starts threads that keep forks from training; one before does not."""
+    import torch
+
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command line in a process of its own, exactly as a user starts it; its imports take seconds."""
     return subprocess.run(

@@ -58,7 +58,7 @@ def test_a_baseline_and_its_variant_differ_in_the_attention_alone():
 
 def test_evaluate_may_build_all_that_the_configs_name():
     named = set()
-    for group in ("attention", "model", "data", "recipe"):
+    for group in ("attention", "block", "model", "data", "recipe"):
         for file in (ROOT / "configs" / group).glob("*.yaml"):
             named |= set(re.findall(r"_target_: (\S+)", file.read_text()))
     assert named == BUILDABLE

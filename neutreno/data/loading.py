@@ -58,8 +58,9 @@ class TrainBatchSampler(Sampler):
         self.per_step = global_batch // parts
         self.batches = samples // global_batch * parts
         self.epoch = self.start = 0
+        self.sampler = self  # Lightning sets the epoch of a batch sampler's sampler, not of the batch sampler
 
-    def set_epoch(self, epoch: int) -> None:  # Lightning calls it before every epoch
+    def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -125,6 +125,8 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     if leader:  # only now, when all could be built
         run.create(settings, config.resume)
         console.log_to(run.path / "train.log")
+    if hasattr(data, "note_corrupt"):
+        data.note_corrupt(run.path / "corrupt_images.txt")
     result = {
         "name": config.name,
         "status": "running",
@@ -157,6 +159,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         probe.write()
     record(
         status="finished",
+        corrupt_images=len(data.corrupt.read()) if data.corrupt else 0,
         metrics=metrics,
         oversmoothing={when: probe.curve(when) for when in ("initial", "last")},
         steps=trainer.global_step,

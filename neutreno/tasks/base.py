@@ -22,6 +22,8 @@ class Task(LightningModule):
         model: the network.
         opt, lr, weight_decay, opt_args: timm's optimizer by name; norms, biases, position embedding and class token
             are not decayed. ``lr`` is the peak.
+        lr_batch, batch_size: if given, ``lr`` is meant for a global batch of ``lr_batch`` samples and grows in
+            proportion to the global ``batch_size`` (Goyal et al., 2017; DeiT).
         warmup_epochs, warmup_lr, min_lr, lr_per: timm's cosine schedule with linear warm-up, moved on per ``step`` or
             per ``epoch`` (DeiT's way: there epochs 0 and 1 both run at ``warmup_lr``).
         ema_decay: keep an exponential average of the weights per step, evaluated beside the raw weights; None: do not.
@@ -41,6 +43,8 @@ class Task(LightningModule):
         min_lr: float = 1e-5,
         lr_per: str = "step",
         ema_decay: float | None = None,
+        lr_batch: int | None = None,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if lr_per not in ("step", "epoch"):
@@ -50,6 +54,9 @@ class Task(LightningModule):
             check_number(f"task.{name}", value)
         if ema_decay is not None:
             check_number("task.ema_decay", ema_decay, most=1)
+        if lr_batch is not None:
+            check_number("task.lr_batch", lr_batch, 1)
+            lr = lr * batch_size / lr_batch
         self.model = model
         self.opt = {"opt": opt, "lr": lr, "weight_decay": weight_decay, **(opt_args or {})}
         try:  # on one parameter, so that a wrong name is found before a run begins

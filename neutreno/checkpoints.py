@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from neutreno.errors import InputError
 from neutreno.files import replacing
@@ -106,7 +107,7 @@ def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:
     if any(problems.values()):
         said = "; ".join(f"{what}: {_shorten(names)}" for what, names in problems.items() if names)
         raise InputError(f"the weights of {source} do not fit the model: {said}")
-    module.load_state_dict(weights)
+    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))  # sharded modules too
 
 
 def _shorten(names: list[str], most: int = 4) -> str:

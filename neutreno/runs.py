@@ -30,7 +30,8 @@ BUILDABLE = {
 # Where and how a run is executed, not what it is: free to change on resume, absent from its name.
 _EXECUTION = re.compile(
     r"(name|resume|output_dir|logger(\..*)?|(progress|checkpoint)\..*|data\.(root|num_workers|eval_batch_size)"
-    r"|trainer\.(accelerator|devices|num_nodes|strategy|enable_.*))$"
+    r"|data\.device_batch|compile|preflight|expected\..*"
+    r"|trainer\.(accelerator|devices|num_nodes|(strategy|plugins)(\..*)?|inference_mode|enable_.*))$"
 )
 _IN_EVERY_NAME = {"model", "data", "attention", "attention.lam", "block", "model.size", "seed"}
 

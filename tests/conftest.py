@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -167,3 +168,32 @@ def image_parquet(tmp_path: Path) -> Path:
         images = [encode(make_image(i)) for i in range(count)]
         write_parquet(root / f"{split}-00000-of-00001.parquet", images, [i % 2 for i in range(count)], ["cat", "dog"])
     return root
+
+
+def run_ranks(
+    processes: int, *arguments: str, cwd: Path, slurm: bool = False
+) -> list[subprocess.CompletedProcess[str]]:
+    """``train.py`` on several processes as torchrun, or SLURM's srun, starts them; forked, so without their imports."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def start(rank: int) -> Forked:
+        def setup() -> None:
+            names = (
+                ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
+                if slurm
+                else ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+            )
+            more = {"SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_JOB_ID": "1"} if slurm else {"GROUP_RANK": "0"}
+            if not slurm:
+                more["TORCHELASTIC_RUN_ID"] = "none"
+            values = [str(rank), str(rank), str(processes), str(processes)]
+            os.environ.update(dict(zip(names, values, strict=True)), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **more)
+            rank_zero_only.rank = rank  # Lightning reads the environment on import
+
+        return Forked("train.py", *arguments, cwd=cwd, setup=setup)
+
+    return [run.wait() for run in [start(rank) for rank in range(processes)]]

@@ -38,6 +38,8 @@ class ClassificationData(LightningDataModule):
         in_chans, num_classes: of the model that fits the data.
         batch_size: global, i.e. what the optimizer sees in one step over all processes and accumulated batches.
         eval_batch_size: per process.
+        device_batch: at most so many samples at once on a device; the rest of its share is accumulated. None: its whole
+            share at once. "auto": as many as fit into a GPU's memory, on a CPU the whole share.
         num_workers: loading processes per training process; 0 loads in the training process.
         seed: of the order and the augmentation.
         repeats: of repeated augmentation; 1 switches it off.
@@ -58,6 +60,7 @@ class ClassificationData(LightningDataModule):
         seed: int = 0,
         repeats: int = 1,
         max_corrupt: float = 0.001,
+        device_batch: int | str | None = None,
     ) -> None:
         super().__init__()
         check_number("data.repeats", repeats, 1, integer=True)
@@ -66,6 +69,9 @@ class ClassificationData(LightningDataModule):
         check_number("data.eval_batch_size", eval_batch_size, 1, integer=True)
         check_number("data.num_workers", num_workers, 0, integer=True)
         check_number("data.num_classes", num_classes, 2, integer=True)
+        if device_batch not in (None, "auto"):
+            check_number("data.device_batch", device_batch, 1, integer=True)
+        self.device_batch = device_batch
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.batch_size, self.eval_batch_size, self.num_workers, self.seed = (
             batch_size,
@@ -103,12 +109,27 @@ class ClassificationData(LightningDataModule):
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             raise InputError(f"the transforms cannot be built from these data settings: {error}") from error
 
-    def check_batch(self, world: int, parts: int) -> None:
-        """Refuse a global batch that ``world`` processes × ``parts`` accumulated batches cannot share."""
-        if self.batch_size % (parts * world):
+    def accumulated_batches(self, world: int, parts: int = 1, fits: int | None = None) -> int:
+        """Into how many batches each of ``world`` processes cuts its share of the global batch: ``parts`` if more than
+        one, else as few equal ones as leave at most ``device_batch`` samples each (``fits`` where that is "auto").
+
+        Raises:
+            InputError: they cannot share it, or ``parts`` leaves more than that.
+        """
+        device_batch = fits if self.device_batch == "auto" else self.device_batch
+        share, rest = divmod(self.batch_size, world * parts)
+        if rest:
             raise InputError(
                 f"data.batch_size={self.batch_size} is no multiple of {world} processes x {parts} accumulated batches"
             )
+        if device_batch is None or share <= device_batch:
+            return parts
+        if parts > 1:
+            raise InputError(
+                f"trainer.accumulate_grad_batches={parts} leaves {share} samples at once on a device, "
+                f"data.device_batch={device_batch} allows fewer; set only one of them"
+            )
+        return next(n for n in range(2, share + 1) if share % n == 0 and share // n <= device_batch)
 
     @property
     def has_test(self) -> bool:

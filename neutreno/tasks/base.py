@@ -6,6 +6,7 @@ import time
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from neutreno.errors import InputError, check_number
+from neutreno.parallel import shard
 
 
 class Task(LightningModule):
@@ -90,6 +92,10 @@ class Task(LightningModule):
         """
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **metrics}, step=self.global_step)
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self)
 
     def configure_optimizers(self) -> dict:
         optimizer = create_optimizer_v2(self.model, **self.opt)

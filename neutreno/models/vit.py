@@ -161,10 +161,11 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
-def vit(size: str = "tiny", weights: str | None = None, **kwargs) -> VisionTransformer:
+def vit(size: str = "tiny", weights: str | None = None, new_head: bool = False, **kwargs) -> VisionTransformer:
     """A ViT/DeiT of one of :data:`SIZES`; ``kwargs`` that are not None override anything.
 
-    ``weights`` is loaded strictly: a checkpoint file, a run folder, or the name of a pretrained timm model.
+    ``weights`` is loaded strictly: a checkpoint file, a run folder, or the name of a pretrained timm model; with
+    ``new_head`` all but its classifier.
 
     Raises:
         InputError: no such size; the weights cannot be read or do not fit.
@@ -173,7 +174,7 @@ def vit(size: str = "tiny", weights: str | None = None, **kwargs) -> VisionTrans
         raise InputError(f"model.size={size} is not known; there are: {', '.join(SIZES)}")
     model = VisionTransformer(**{**SIZES[size], **{k: v for k, v in kwargs.items() if v is not None}})
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, new_head)
     return model
 
 

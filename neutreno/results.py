@@ -75,6 +75,8 @@ def summary(run: Path) -> str:
             lines.append(
                 f"  similarity of tokens {label}: {curve[1]:.3f} after the first block, {curve[-1]:.3f} after the last"
             )
+    if corrupt := result.get("corrupt_images"):
+        lines.append(f"  {corrupt} corrupt images were left out, see {run / 'corrupt_images.txt'}")
     lines.append(f"  figure  {run / 'oversmoothing.png'}\n  record  {run / 'result.json'}")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")  # before anything reads them: nothing is looked for outside
 
 # A run of a second: two blocks, three epochs of four steps.
 TINY = [
@@ -35,11 +36,9 @@ TINY = [
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_caches(tmp_path_factory):
-    """Nothing is read from or written to the user's caches, and nothing is looked for in a network."""
+    """Nothing is read from or written to the user's caches."""
     folder = tmp_path_factory.mktemp("caches")
-    os.environ.update(
-        HF_HOME=str(folder), HF_DATASETS_CACHE=str(folder / "datasets"), HF_HUB_OFFLINE="1", WANDB_MODE="offline"
-    )
+    os.environ.update(HF_HOME=str(folder), HF_DATASETS_CACHE=str(folder / "datasets"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -243,6 +243,7 @@ class ImageClassification(ClassificationData):
         reader: timm's name of a data set: ``hfds/HUB_ID`` (Hugging Face), ``hfids/HUB_ID`` (the same, streamed),
             ``torch/cifar10`` (torchvision), ``wds/…`` (WebDataset), ``tfds/…``.
         splits: the reader's names of the splits; null: there is none.
+        samples: how many a stream's splits hold, where its library does not know.
         download: let the reader download (torchvision does so only then).
         classes: keep only these, by name (ImageNet: by synset id), in this order; null: all.
         train_samples: train on a fixed stratified subset of so many images; null: on all.
@@ -266,6 +267,7 @@ class ImageClassification(ClassificationData):
         std: Sequence[float],
         reader: str | None = None,
         splits: dict[str, str | None] | None = None,
+        samples: dict[str, int | None] | None = None,
         download: bool = False,
         classes: Sequence[str] | None = None,
         train_samples: int | None = None,
@@ -278,7 +280,8 @@ class ImageClassification(ClassificationData):
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        self.root, self.reader, self.reader_splits, self.download = root, reader, dict(splits or {}), download
+        self.root, self.reader, self.download = root, reader, download
+        self.reader_splits, self.samples = dict(splits or {}), dict(samples or {})
         self.classes, self.train_samples, self.val_fraction = classes, train_samples, val_fraction
         self.on_device, self.crop_padding = on_device, crop_padding
         self.crop_pct, self.augment = crop_pct, dict(augment or {})
@@ -337,7 +340,8 @@ class ImageClassification(ClassificationData):
         if (name := self.reader_splits.get(split)) is None:
             return None
         if self.streams:
-            kwargs = {"is_training": split == "train", "seed": self.seed, "batch_size": 1, **kwargs}
+            training = split == "train"
+            kwargs = {"is_training": training, "seed": self.seed, "num_samples": self.samples.get(split), **kwargs}
         return open_reader(self.reader, name, self.root, self.mode, download=self.download, **kwargs)
 
     def _check_streams(self, splits: dict) -> dict:
@@ -394,8 +398,8 @@ class ImageClassification(ClassificationData):
         parts, world, rank = trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank
         if self.streams:
             samples = len(self.splits["train"])
-            stream = self._stream("train", self.train_transform())
             share = self.batch_size // (parts * world)
+            stream = self._stream("train", self.train_transform(), batch_size=share)
             return StreamLoader(stream, samples // self.batch_size * parts, share, num_workers=self.num_workers)
         if not self.on_device:
             return super().train_dataloader()
@@ -419,8 +423,9 @@ class ImageClassification(ClassificationData):
         share = {"batch_size": self.eval_batch_size, "world": world, "rank": rank}
         return DeviceLoader(*self._images(split), self._normalize(), **share)
 
-    def _stream(self, split: str, transform: Callable) -> Stream:
-        return Stream(partial(self._open, split), transform, self.num_classes, self.seed, self.trainer.global_rank)
+    def _stream(self, split: str, transform: Callable, **kwargs) -> Stream:
+        rank = self.trainer.global_rank
+        return Stream(partial(self._open, split, **kwargs), transform, self.num_classes, self.seed, rank)
 
     def probe_batch(self, num_samples: int) -> torch.Tensor:
         if not self.streams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -172,14 +173,17 @@ def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", **kw
 
     if not name.startswith(("torch/", "hfds/", "hfids/", "tfds/", "wds/")):
         raise InputError(f"data.reader={name} is not one of timm's: torch/…, hfds/…, hfids/…, tfds/… or wds/…")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces every retry
     try:
         dataset = create_dataset(name, root=root, split=split, input_img_mode=mode, **kwargs)
     except Exception as error:  # timm, datasets, huggingface_hub, torchvision, webdataset: each raises its own kinds
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise InputError(
-            f"data.reader={name}, split {split}: {said[:300]}; if it needs access, accept its terms on the hub and run "
-            "`hf auth login`, or give a local copy with data.root=FOLDER and data.reader=null"
-        ) from error
+        if "num_samples" in said:
+            said = "its length is not known; give data.samples.train and data.samples.val"
+        elif name.startswith(("hfds/", "hfids/")):
+            said += "; if it needs access, accept its terms on the hub and run `hf auth login`, or give a local copy "
+            said += "with data.root=FOLDER and data.reader=null"
+        raise InputError(f"data.reader={name}, split {split}: {said[:400]}") from error
     return dataset if isinstance(dataset, IterableDataset) else ReaderImages(dataset, name, mode)
 
 

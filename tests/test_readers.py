@@ -99,6 +99,21 @@ def test_a_stream_gives_every_sample_once_per_epoch_in_a_new_order(hub_folder):
     assert torch.equal(torch.cat([images for images, _ in again.train_dataloader()]), epochs[0])
 
 
+def test_columns_of_other_names(tmp_path):
+    import pyarrow.parquet as pq
+
+    write_parquet(tmp_path / "train.parquet", [encode(make_image(i)) for i in range(20)], [0, 1] * 10, ["a", "b"])
+    table = (
+        pq.read_table(tmp_path / "train.parquet").rename_columns(["img", "fine_label"]).replace_schema_metadata(None)
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+    columns = {"reader_args": {"input_key": "img", "target_key": "fine_label"}}
+    with pytest.raises(InputError, match="input_key"):
+        opened(reader=f"hfds/{tmp_path}", splits={"train": "train", "val": None, "test": None})
+    data = opened(reader=f"hfds/{tmp_path}", splits={"train": "train", "val": None, "test": None}, **columns)
+    assert len(data.splits["train"]) == 18
+
+
 def test_a_stream_of_unknown_length_asks_for_it(hub_folder):
     with pytest.raises(InputError, match=r"give data\.samples\.train"):
         opened(reader=f"hfids/{hub_folder}", splits=SPLITS)

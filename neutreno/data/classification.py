@@ -244,6 +244,7 @@ class ImageClassification(ClassificationData):
             ``torch/cifar10`` (torchvision), ``wds/…`` (WebDataset), ``tfds/…``.
         splits: the reader's names of the splits; null: there is none.
         samples: how many a stream's splits hold, where its library does not know.
+        reader_args: further arguments of timm's ``create_dataset`` (``input_key``, ``target_key``, …).
         download: let the reader download (torchvision does so only then).
         classes: keep only these, by name (ImageNet: by synset id), in this order; null: all.
         train_samples: train on a fixed stratified subset of so many images; null: on all.
@@ -268,6 +269,7 @@ class ImageClassification(ClassificationData):
         reader: str | None = None,
         splits: dict[str, str | None] | None = None,
         samples: dict[str, int | None] | None = None,
+        reader_args: dict | None = None,
         download: bool = False,
         classes: Sequence[str] | None = None,
         train_samples: int | None = None,
@@ -282,6 +284,7 @@ class ImageClassification(ClassificationData):
         super().__init__(**kwargs)
         self.root, self.reader, self.download = root, reader, download
         self.reader_splits, self.samples = dict(splits or {}), dict(samples or {})
+        self.reader_args = dict(reader_args or {})
         self.classes, self.train_samples, self.val_fraction = classes, train_samples, val_fraction
         self.on_device, self.crop_padding = on_device, crop_padding
         self.crop_pct, self.augment = crop_pct, dict(augment or {})
@@ -342,6 +345,7 @@ class ImageClassification(ClassificationData):
         if self.streams:
             training = split == "train"
             kwargs = {"is_training": training, "seed": self.seed, "num_samples": self.samples.get(split), **kwargs}
+        kwargs |= self.reader_args
         return open_reader(self.reader, name, self.root, self.mode, download=self.download, **kwargs)
 
     def _check_streams(self, splits: dict) -> dict:

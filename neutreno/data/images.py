@@ -98,7 +98,8 @@ class ReaderImages:
         else:
             names = sorted(self._reader.class_to_idx, key=self._reader.class_to_idx.get)
             labels = list(self._reader.iter_targets())
-        self.classes, self.labels = [str(name) for name in names], np.asarray(labels)
+        self.labels = np.asarray(labels)
+        self.classes = [str(name) for name in names or np.unique(self.labels)]
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -176,15 +177,17 @@ def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", **kw
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces every retry
     try:
         dataset = create_dataset(name, root=root, split=split, input_img_mode=mode, **kwargs)
+        return dataset if isinstance(dataset, IterableDataset) else ReaderImages(dataset, name, mode)
     except Exception as error:  # timm, datasets, huggingface_hub, torchvision, webdataset: each raises its own kinds
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
         if "num_samples" in said:
             said = "its length is not known; give data.samples.train and data.samples.val"
+        elif isinstance(error, KeyError):
+            said = f"it has no column {said}; name its columns with data.reader_args={{input_key: …, target_key: …}}"
         elif name.startswith(("hfds/", "hfids/")):
-            said += "; if it needs access, accept its terms on the hub and run `hf auth login`, or give a local copy "
-            said += "with data.root=FOLDER and data.reader=null"
-        raise InputError(f"data.reader={name}, split {split}: {said[:400]}") from error
-    return dataset if isinstance(dataset, IterableDataset) else ReaderImages(dataset, name, mode)
+            said = f"{said[:300]}; if it needs access, accept its terms on the hub and run `hf auth login`, "
+            said += "or give a local copy with data.root=FOLDER and data.reader=null"
+        raise InputError(f"data.reader={name}, split {split}: {said}") from error
 
 
 def open_split(root: str | Path, split: str, mode: str = "RGB") -> FolderImages | ParquetImages | None:

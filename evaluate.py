@@ -1,10 +1,10 @@
-"""Metrics and over-smoothing curve of a run folder, as at the end of its training: ``python evaluate.py RUN``."""
+"""Every figure of a model: metrics, robustness, cost, similarity of tokens by layer: ``python evaluate.py --help``."""
 
 import os
-import re
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole; exit_with() says them in a line
@@ -12,34 +12,52 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole; exit_w
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
+    job = HydraConfig.get()
+    typed = [override.lstrip("+~").partition("=")[0] for override in job.overrides.task]
     try:
-        evaluate(config)
+        evaluate(config, dict(job.runtime.choices), typed)
     except Exception as error:
         exit_with(error)  # here, because Hydra would add a line of its own
 
 
-def evaluate(config: DictConfig) -> None:
-    run_folder = config.run  # an error here comes before the slow imports
+def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> None:
+    from pathlib import Path
 
     from lightning.pytorch.utilities import rank_zero_only
 
     from neutreno import console, results
     from neutreno.callbacks.probe import curve_rows, measure_similarity
-    from neutreno.evaluation import evaluate_run
-    from neutreno.reports.figures import plot_similarity
+    from neutreno.cost import measure_cost
+    from neutreno.evaluation import (
+        evaluate_crops,
+        evaluate_run,
+        evaluate_weights,
+        evaluation_name,
+        further_crops,
+        model_settings,
+        run_settings,
+    )
+    from neutreno.reports.evaluation import render
+    from neutreno.reports.figures import LAYERS, plot_similarity
+    from neutreno.robustness import check_folders, evaluate_folders
     from neutreno.runs import RunFolder, build
 
     console.quiet(rank_zero_only.rank)
-    run = RunFolder(run_folder)
-    settings = run.config()
-    data = build(settings["data"] | {k: v for k, v in config.data.items() if v is not None})
-    model = build(settings["model"] | {"weights": None})
-    task = build(settings["task"], model=model)
+    run = None if config.run is None else RunFolder(config.run)
+    if run is not None:
+        settings, make = run_settings(run, config, typed), build
+        target = run if config.name is None else RunFolder(Path(config.output_dir) / "evaluations", config.name)
+    else:
+        settings, make = model_settings(config, typed), hydra.utils.instantiate
+        target = RunFolder(Path(config.output_dir) / "evaluations", config.name or evaluation_name(settings, choices))
+    data, model = make(settings["data"]), make(settings["model"])
+    task = make(settings["task"], model=model)
+    robustness = {name: config[name] for name in ("imagenet_c", "imagenet_a", "imagenet_r") if config[name] is not None}
+    check_folders(robustness, model, data)
+    crop_pcts = further_crops(data, settings["crop_pcts"], "crop_pcts" in typed)
     data.setup()
-    for key in ("precision", "limit_val_batches"):
-        config.trainer[key] = config.trainer[key] or settings["trainer"].get(key)
     trainer = hydra.utils.instantiate(
-        config.trainer,
+        settings["trainer"],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -47,20 +65,45 @@ def evaluate(config: DictConfig) -> None:
         use_distributed_sampler=False,
         _convert_="all",
     )
-    metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint)
+    if run is None:
+        metrics = evaluate_weights(trainer, task, data)
+    else:
+        metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint)
+    metrics |= evaluate_crops(trainer, task, data, crop_pcts)
+    found = evaluate_folders(trainer, model, robustness, data)
     if not trainer.is_global_zero:
         return
+    task.to(trainer.strategy.root_device)
+    cost = None
+    if config.cost is not None:
+        with trainer.precision_plugin.forward_context():
+            cost = measure_cost(model, (data.in_chans, data.img_size, data.img_size), **config.cost)
+        cost["precision"] = str(trainer.precision)
     inputs = data.probe_batch(settings["probe"]["num_samples"])
-    rows = curve_rows(measure_similarity(task, inputs), len(inputs))
-    results.write_json(
-        run.path / "evaluation.json", {"metrics": metrics, "oversmoothing": rows} | results.environment()
-    )
-    plot_similarity(rows, run.path / "evaluation.png", f"{run.path.resolve().name}, last checkpoint")
-    for name, value in metrics.items():
-        print(f"{name:20} {value:.4f}")
-    curve = [row["mean"] for row in rows if row["tokens"] == "all"]
-    print(f"similarity of tokens {curve[1]:.3f} after the first block, {curve[-1]:.3f} after the last")
-    print(f"record               {run.path / 'evaluation.json'}\nfigure               {run.path / 'evaluation.png'}")
+    evaluation = {
+        "name": target.path.resolve().name,
+        "metrics": metrics,
+        "robustness": found,
+        "cost": cost,
+        "layers": getattr(model, "layers", LAYERS),
+        "oversmoothing": curve_rows(measure_similarity(task, inputs), len(inputs)),
+        "settings": {
+            "run": None if run is None else str(run.path),
+            **{key: settings[key] for key in ("data", "model")},
+            "precision": str(trainer.precision),
+            "limit_val_batches": settings["trainer"].get("limit_val_batches"),
+            "crop_pcts": crop_pcts,
+            **robustness,
+        },
+        **results.environment(),
+    }
+    target.path.mkdir(parents=True, exist_ok=True)
+    results.write_json(target.path / "evaluation.json", evaluation)
+    page = render(evaluation)
+    results.write_text(target.path / "evaluation.md", page)
+    title = f"{evaluation['name']}, last checkpoint" if run is not None else evaluation["name"]
+    plot_similarity(evaluation["oversmoothing"], target.path / "evaluation.png", title, evaluation["layers"])
+    print(f"{page}\nrecord  {target.path / 'evaluation.json'}, .md\nfigure  {target.path / 'evaluation.png'}")
 
 
 def exit_with(error: BaseException) -> None:
@@ -69,18 +112,27 @@ def exit_with(error: BaseException) -> None:
     sys.exit(report(error))
 
 
-def quote_run(arguments: list[str]) -> list[str]:
-    """``evaluate.py RUN`` and ``run=RUN`` → Hydra's ``run="RUN"``: a bare path would be a syntax error there."""
-    for i, argument in enumerate(arguments):
-        bare = not argument.startswith("-") and not re.match(r"[~+]*(run|data|trainer|hydra)\b[\w./@]*=", argument)
-        if bare or argument.startswith("run="):
-            path = argument.removeprefix("run=").strip("'\"").replace('"', '\\"')
-            return [*arguments[:i], f'run="{path}"', *arguments[i + 1 :]]
-    return arguments
+def prepare(arguments: list[str]) -> list[str]:
+    """What people type → what Hydra reads.
+
+    ``evaluate.py RUN`` and ``run=RUN`` → ``run="RUN"``, because a bare path would be a syntax error there. Beside a run
+    ``data.KEY=…`` → ``++data.KEY=…``: it is the run's key, which the data set composed here may not have.
+    """
+
+    def is_run(argument: str) -> bool:
+        return argument.startswith("run=") or (argument[:1] != "-" and ("=" not in argument or os.path.isdir(argument)))
+
+    run = next((i for i, argument in enumerate(arguments) if is_run(argument)), None)
+    if run is None:
+        return arguments
+    prepared = [f"++{a}" if a.startswith("data.") else a for a in arguments]
+    path = arguments[run].removeprefix("run=").strip("'\"").replace('"', '\\"')
+    prepared[run] = f'run="{path}"'
+    return prepared
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_run(sys.argv[1:])
+    sys.argv[1:] = prepare(sys.argv[1:])
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:

@@ -59,7 +59,8 @@ def state_dict_of(content: dict[str, Any], ema: bool = False) -> dict[str, Tenso
     """The model's weights out of a checkpoint of this project, Lightning, DeiT's scripts or timm's."""
     if isinstance(content.get("state_dict"), dict) and any(name.startswith("model.") for name in content["state_dict"]):
         prefix = "ema.module." if ema else "model."
-        return {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+        own = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+        return {k.removeprefix("net."): v for k, v in own.items()}  # TimmModel's prefix: timm's names are left
     for key in ("state_dict_ema", "model_ema") if ema else ("model", "state_dict"):
         if key in content:
             return content[key]
@@ -133,8 +134,21 @@ def _timm_weights(name: str) -> dict[str, Tensor]:
 
     if not timm.is_model(name):
         raise InputError(f"{name} is neither a run folder, nor a checkpoint file, nor the name of a timm model")
+    return pretrained_timm_model(name).state_dict()
+
+
+def pretrained_timm_model(name: str, **kwargs) -> nn.Module:
+    """``timm.create_model`` with the weights from timm's cache, or downloaded.
+
+    Raises:
+        InputError: they are in neither.
+    """
+    import timm
+
     try:
-        return timm.create_model(name, pretrained=True).state_dict()
+        return timm.create_model(name, pretrained=True, **kwargs)
+    except (TypeError, AssertionError):  # of the arguments, not of the weights
+        raise
     except Exception as error:  # no network, no such weights, a proxy's refusal: each library raises its own kind
         raise InputError(
             f"no pretrained weights of {name} in timm's cache, and none could be downloaded ({type(error).__name__}); "

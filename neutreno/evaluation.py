@@ -1,13 +1,96 @@
-"""The metrics of a trained run. Training ends with it and ``evaluate.py`` repeats it, so both give the same numbers."""
+"""The metrics of a model. Training ends with them and ``evaluate.py`` repeats them, so both give the same numbers."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningDataModule, Trainer
+from omegaconf import DictConfig, OmegaConf
 
 from neutreno.checkpoints import load_strictly, read_checkpoint
+from neutreno.errors import InputError, check_number
+from neutreno.runs import RunFolder, family
 from neutreno.tasks.base import Task
+
+# What may be set beside a run folder; the rest is what the run was trained with.
+_FREE = re.compile(r"(run|name|output_dir|imagenet_[acr]|crop_pcts|(cost|trainer|probe|hydra)(\..*)?|data\..*)$")
+
+
+def run_settings(run: RunFolder, config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
+    """The settings of a run folder's evaluation: its own, but for the ``typed`` keys of ``config``.
+
+    Raises:
+        InputError: a key that the run does not have, or one that is not free to change.
+    """
+    settings = run.config()
+    for key in typed:
+        if not _FREE.match(key):
+            raise InputError(f"{key}=… is settled by {run.path}, the run that is evaluated; leave it out")
+        section, _, name = key.partition(".")
+        if section in ("data", "probe") and name:
+            *path, last = name.split(".")
+            place = settings[section]
+            for part in path:
+                place = place.get(part) if isinstance(place, dict) else None
+            if not isinstance(place, dict) or (last not in place and not path):
+                raise InputError(f"no key {key!r} in {run.config_file}")
+            place[last] = _plain(OmegaConf.select(config, key))
+    as_trained = {k: settings["trainer"].get(k) for k in ("precision", "limit_val_batches")}
+    for key, value in as_trained.items():  # the one part of a run's config that reaches the trainer
+        if isinstance(value, dict | list) or "${" in str(value):
+            raise InputError(f"trainer.{key} in {run.config_file} is no plain value; refused")
+    more = {"weights": None} | ({"pretrained": False} if "pretrained" in settings["model"] else {})
+    return settings | {
+        "model": settings["model"] | more,  # a checkpoint follows
+        "trainer": _plain(config.trainer) | {k: v for k, v in as_trained.items() if f"trainer.{k}" not in typed},
+        "crop_pcts": _plain(config.crop_pcts),
+    }
+
+
+def model_settings(config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
+    """The settings of the evaluation of weights that come from no run of ours.
+
+    Where none are given, a timm model takes timm's; its images are made as timm says, but for what was typed.
+
+    Raises:
+        InputError: there are no weights, or no such timm model.
+    """
+    if "pretrained" in config.model:
+        from neutreno.models.timm import data_settings
+
+        if "model.pretrained" not in typed:
+            config.model.pretrained = config.model.weights is None
+        if "model.drop_path_rate" not in typed:
+            config.model.drop_path_rate = None  # of training alone, and not every model knows it
+        made_for = data_settings(config.model.name)
+        own_crop = made_for.pop("crop_pct")
+        if "crop_pct" in config.data:
+            config.data.update({k: v for k, v in made_for.items() if f"data.{k}" not in typed})
+            if "crop_pcts" not in typed:
+                config.crop_pcts = [*config.crop_pcts, own_crop]
+    if config.model.weights is None and not config.model.get("pretrained"):
+        raise InputError(
+            "nothing trained to evaluate: give a run folder, model.weights=FILE, or model=timm model.name=…; see --help"
+        )
+    config.task.ema_decay = None  # there is no average of the weights
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def evaluation_name(settings: dict[str, Any], choices: dict[str, str]) -> str:
+    """A folder name for weights that come from no run: data, model, attention, weights."""
+    model = settings["model"]
+    parts = [choices["data"], "_".join(filter(None, [family(choices), model.get("size") or model.get("name")]))]
+    parts += [choices["attention"]] if choices["attention"] != "own" else []
+    parts.append(Path(model["weights"]).stem if model["weights"] is not None else "pretrained")
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def evaluate_weights(trainer: Trainer, task: Task, data: LightningDataModule) -> dict[str, float]:
@@ -33,3 +116,44 @@ def evaluate_run(trainer: Trainer, task: Task, data: LightningDataModule, last: 
         metrics = {f"best/{name}": value for name, value in chosen.items() if not name.startswith("ema/")}
     load_strictly(task, read_checkpoint(last).get("state_dict"), last)
     return evaluate_weights(trainer, task, data) | metrics
+
+
+@contextmanager
+def cropping(data: LightningDataModule, crop_pct: float) -> Iterator[None]:
+    """Evaluation images are resized to img_size / ``crop_pct`` before their centre is cropped, meanwhile."""
+    before, data.crop_pct = data.crop_pct, crop_pct
+    try:
+        yield
+    finally:
+        data.crop_pct = before
+
+
+def further_crops(data: LightningDataModule, crop_pcts: Sequence[float], asked: bool) -> list[float]:
+    """Those of ``crop_pcts`` that say something new of ``data``: none where it does not crop, unless ``asked``.
+
+    Raises:
+        InputError: the data set knows no crops, or a number is not in (0, 1].
+    """
+    own = getattr(data, "crop_pct", None)
+    if asked and own is None and crop_pcts:
+        raise InputError("crop_pcts: this data set has no data.crop_pct; leave crop_pcts out")
+    for crop_pct in crop_pcts:
+        check_number("crop_pcts", crop_pct, 0.01, 1)
+    if own is None or (own == 1 and not asked):  # CIFAR's small images are not cropped
+        return []
+    return [crop_pct for crop_pct in dict.fromkeys(crop_pcts) if crop_pct != own]
+
+
+def evaluate_crops(
+    trainer: Trainer, task: Task, data: LightningDataModule, crop_pcts: Sequence[float]
+) -> dict[str, float]:
+    """Validation metrics under other crops than the data set's own, named ``val_crop0.9/top1``."""
+    metrics = {}
+    for crop_pct in crop_pcts:
+        with cropping(data, crop_pct):
+            trainer.validate(task, data, verbose=False)
+        metrics |= {
+            name.replace("val/", f"val_crop{crop_pct:g}/"): float(value)
+            for name, value in trainer.callback_metrics.items()
+        }
+    return metrics

@@ -21,9 +21,13 @@ PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "hydra-
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace ``path`` as a whole."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Replace ``path`` as a whole."""
     with replacing(path) as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
+        file.write(content)
 
 
 def read_result(run: str | Path) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def settings_of(config: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
     return {
         "data": choices["data"],
         "model": family(choices),
-        "size": config.model.get("size"),
+        "size": config.model.get("size") or config.model.get("name"),
         "attention": choices["attention"],
         "lam": config.attention.get("lam"),
         "block": choices["block"],

@@ -24,6 +24,7 @@ BUILDABLE = {
     "neutreno.models.transformer.Block",
     "neutreno.models.transformer.FeatScaleBlock",
     "neutreno.models.vit.vit",
+    "neutreno.models.timm.timm_model",
     "neutreno.tasks.classification.Classification",
 }
 

@@ -488,7 +488,7 @@ def test_two_processes_cannot_write_one_run(tmp_path):
     assert_one_line_error(second, "another process")
 
 
-@pytest.mark.parametrize("argument", ["nowhere", "run=nowhere", "a=b,c"])
+@pytest.mark.parametrize("argument", ["nowhere", "run=nowhere", "run=a=b,c"])
 def test_evaluate_says_what_is_no_run_folder(tmp_path, argument):
     assert_one_line_error(run_forked("evaluate.py", argument, cwd=tmp_path), "not a run folder")
 

@@ -26,12 +26,13 @@ STYLE = {
 }
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito
 GREY = "#888888"
+LAYERS = "layer (0 = embedding)"
 
 
-def _axes(title: str):
+def _axes(title: str, xlabel: str = LAYERS):
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     title = title.replace("$", r"\$")  # no formula
-    axes.set(xlabel="layer (0 = embedding)", ylabel="cosine similarity between tokens", title=title)
+    axes.set(xlabel=xlabel, ylabel="cosine similarity between tokens", title=title)
     return figure, axes
 
 
@@ -48,7 +49,7 @@ def _finish(figure, axes, layers: int, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_similarity(rows: list[dict], path: str | Path, title: str = "") -> None:
+def plot_similarity(rows: list[dict], path: str | Path, title: str = "", xlabel: str = LAYERS) -> None:
     """Similarity by layer of one run (rows of ``oversmoothing.csv``), initial against trained; band ± sd of samples."""
     data = pd.DataFrame(rows)
     if "step" in data:
@@ -60,7 +61,7 @@ def plot_similarity(rows: list[dict], path: str | Path, title: str = "") -> None
     else:
         shown = [(data, "trained", COLOURS[0])]
     with plt.rc_context(STYLE):
-        figure, axes = _axes(title)
+        figure, axes = _axes(title, xlabel)
         for part, label, colour in shown:
             for tokens, style, what in (("all", "-", "all tokens"), ("patch", ":", "without class token")):
                 curve = part[part.tokens == tokens].sort_values("layer")

@@ -1,0 +1,159 @@
+"""Any model of timm beside ours: its logits, and its tokens after every layer for the measures of over-smoothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from neutreno.checkpoints import load_weights, pretrained_timm_model
+from neutreno.errors import InputError
+
+
+class TimmModel(nn.Module):
+    """A timm model whose tokens can be read: images (B, in_chans, H, W) → logits (B, num_classes).
+
+    The model itself stays as timm made it. Where all blocks give tokens of one shape (ViT, DeiT, BEiT, EVA, Mixer, …),
+    the layers are its blocks, class and register tokens included. Elsewhere (Swin, ConvNeXt, ResNet, …) they are the
+    stages of timm's ``forward_intermediates``, whose spatial positions are the tokens.
+
+    Args:
+        net: the model.
+        input_shape: (in_chans, H, W); one image of it is run here to see what the model gives.
+
+    Raises:
+        InputError: the model cannot take such images.
+    """
+
+    def __init__(self, net: nn.Module, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.net = net
+        self.num_classes = net.num_classes
+        image, was_training = torch.zeros(1, *input_shape), net.training
+        net.eval()
+        try:
+            with torch.no_grad():
+                hidden = self._after_blocks(image)
+                self.has_blocks = hidden is not None
+                self.num_prefix_tokens = self._count_prefix(hidden[0]) if self.has_blocks else 0
+                if not self.has_blocks:
+                    self.hidden_states(image)
+        except (RuntimeError, AssertionError, ValueError, AttributeError) as error:
+            what = f"{type(net).__name__} of timm gives no logits and tokens of images of shape {tuple(input_shape)}"
+            raise InputError(f"{what}: {' '.join(str(error).split())}") from error
+        net.train(was_training)
+        self.layers = "layer (0 = embedding)" if self.has_blocks else "stage"
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """timm's own choice of parameters that its optimizer factory must not decay, besides norms and biases."""
+        return {f"net.{name}" for name in getattr(self.net, "no_weight_decay", set)()}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    def hidden_states(self, images: Tensor) -> list[Tensor]:
+        """Tokens (B, N, C): the embedding and every block's output; or every stage's output, (B, H·W, C) each."""
+        if self.has_blocks:
+            return self._after_blocks(images)
+        return [
+            stage.flatten(2).mT if stage.ndim == 4 else stage
+            for stage in self.net.forward_intermediates(images, intermediates_only=True)
+        ]
+
+    def _after_blocks(self, images: Tensor) -> list[Tensor] | None:
+        """What enters the first block and leaves every block, or None if that is no sequence of equal tokens."""
+        if hasattr(self.net, "hidden_states"):  # ours, by timm's name
+            return self.net.hidden_states(images)
+        blocks = getattr(self.net, "blocks", None)
+        if not isinstance(blocks, nn.Sequential | nn.ModuleList):
+            return None
+        hidden: list[Any] = []
+        hooks = [blocks[0].register_forward_pre_hook(lambda module, args: hidden.extend(args[:1]))]
+        hooks += [block.register_forward_hook(lambda module, args, out: hidden.append(out)) for block in blocks]
+        try:
+            self.net.forward_features(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        tokens = [x.shape for x in hidden if isinstance(x, Tensor) and x.ndim == 3]
+        return hidden if len(tokens) == len(blocks) + 1 == len(hidden) and len(set(tokens)) == 1 else None
+
+    def _count_prefix(self, embedding: Tensor) -> int:
+        # Not always timm's num_prefix_tokens: CaiT's and XCiT's class token joins after the blocks.
+        patches = getattr(getattr(self.net, "patch_embed", None), "num_patches", None)
+        return getattr(self.net, "num_prefix_tokens", 0) if patches is None else embedding.shape[1] - patches
+
+
+def timm_model(
+    name: str,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    img_size: int | None = None,
+    pretrained: bool = False,
+    weights: str | None = None,
+    attention: Any = None,
+    **kwargs,
+) -> TimmModel:
+    """The timm model ``name``, a tag such as ``.augreg_in21k`` included; its attention is timm's own.
+
+    Args:
+        img_size: side of its images in pixels; None: what it was made for.
+        pretrained: take timm's weights from its cache, or download them.
+        weights: or load these, strictly: a checkpoint file, a run folder, or another timm name.
+        attention: refused, so that nobody believes to have exchanged it.
+        kwargs: of ``timm.create_model``; None leaves timm's default.
+
+    Raises:
+        InputError: no such model, it cannot be built so, or its weights do not fit or cannot be had.
+    """
+    if attention:
+        raise InputError("model=timm keeps its own attention; leave attention=… out, or choose model=deit or model=vit")
+    made_for = _pretrained_cfg(name)
+    if pretrained and weights is None and made_for.num_classes != num_classes:
+        raise InputError(
+            f"model.name={name} was trained for {made_for.num_classes} classes, not for {num_classes}: "
+            "choose other data, or model.pretrained=false"
+        )
+    side = img_size or made_for.input_size[-1]
+    kwargs |= {"num_classes": num_classes, "in_chans": in_chans}
+    if made_for.fixed_input_size:
+        kwargs["img_size"] = side
+    try:
+        if pretrained and weights is None:
+            net = pretrained_timm_model(name, **kwargs)
+        else:
+            net = timm.create_model(name, **kwargs)
+    except InputError:
+        raise
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise InputError(f"timm cannot build model.name={name} so: {' '.join(str(error).split())}") from error
+    if weights is not None:
+        load_weights(net, weights)
+    return TimmModel(net, (in_chans, side, side))
+
+
+def data_settings(name: str) -> dict[str, Any]:
+    """How the images of a timm model's evaluation are made: ``img_size, mean, std, interpolation, crop_pct``.
+
+    Raises:
+        InputError: no such model.
+    """
+    config = resolve_data_config(pretrained_cfg=_pretrained_cfg(name).to_dict())
+    settings = {key: config[key] for key in ("interpolation", "crop_pct")}
+    return {**settings, "img_size": config["input_size"][-1], "mean": list(config["mean"]), "std": list(config["std"])}
+
+
+def _pretrained_cfg(name: str) -> Any:
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise InputError(f"model.name={name} is no model of timm" + (f"; near: {', '.join(near)}" if near else ""))
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag that the model does not have
+        raise InputError(f"model.name={name}: {error}") from error

@@ -1,0 +1,62 @@
+"""An evaluation as a page of Markdown that reads well in a terminal too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tabulate import tabulate
+
+NAMES = {"imagenet_c": "ImageNet-C", "imagenet_a": "ImageNet-A", "imagenet_r": "ImageNet-R"}
+
+
+def _table(rows: list, headers: list[str]) -> str:
+    return tabulate(
+        rows, headers, tablefmt="pipe", disable_numparse=True, colalign=["left"] + ["right"] * (len(headers) - 1)
+    )
+
+
+def _figures(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in sorted(evaluation["metrics"].items(), key=lambda item: item[0].endswith("loss")):
+        yield name, f"{value:.4f}" if name.endswith("loss") else f"{value:.2f} %"
+    for name, found in evaluation["robustness"].items():
+        if name == "imagenet_c":
+            yield "ImageNet-C mean corruption error (AlexNet 100)", f"{found['mce']:.2f}"
+            yield "ImageNet-C mean error", f"{found['mean_error']:.2f} %"
+        else:
+            yield (
+                f"{NAMES[name]} top-1 of {found['classes']} classes, {found['images']:,} images",
+                f"{found['top1']:.2f} %",
+            )
+    if cost := evaluation["cost"]:
+        size = " x ".join(map(str, cost["image_size"]))
+        threads = "" if cost["threads"] is None else f", {cost['threads']} threads"
+        yield "parameters", f"{cost['parameters']:,}"
+        yield f"multiply-adds of an image, {size}", f"{cost['multiply_adds'] / 1e9:.3f} G"
+        yield (
+            f"images/s, batch {cost['batch_size']}, {cost['precision']}, {cost['device']}{threads}",
+            f"{cost['images_per_s']:.1f}",
+        )
+        if cost["peak_cuda_memory_mib"] is not None:
+            yield "peak CUDA memory", f"{cost['peak_cuda_memory_mib']:,.0f} MiB"
+        else:
+            yield "peak RSS of the process, data and libraries included", f"{cost['process_peak_rss_mib']:,.0f} MiB"
+
+
+def render(evaluation: dict[str, Any]) -> str:
+    """``evaluation.json`` for people: the figures, ImageNet-C by corruption, similarity of tokens by layer."""
+    parts = [f"# {evaluation['name']}", _table(list(_figures(evaluation)), ["figure", "value"])]
+    if corruptions := evaluation["robustness"].get("imagenet_c"):
+        rows = [
+            [name, *(f"{e:.2f}" for e in by_severity.values()), f"{corruptions['normalised'][name]:.2f}"]
+            for name, by_severity in corruptions["errors"].items()
+        ]
+        headers = ["ImageNet-C: error in %, severity", "1", "2", "3", "4", "5", "mean / AlexNet's"]
+        parts.append(_table(rows, headers))
+    curves = {
+        tokens: [f"{r['mean']:.4f} ± {r['sd']:.4f}" for r in evaluation["oversmoothing"] if r["tokens"] == tokens]
+        for tokens in ("all", "patch")
+    }
+    rows = [[str(layer), *similarity] for layer, similarity in enumerate(zip(*curves.values(), strict=True))]
+    parts.append(_table(rows, [evaluation["layers"], "similarity of all tokens", "without class token"]))
+    return "\n\n".join(parts) + "\n"

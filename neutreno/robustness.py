@@ -1,0 +1,200 @@
+"""Robustness of an ImageNet classifier, from the published folders of ImageNet-C, -A and -R.
+
+Classes are told by their WordNet ids, the folders' names; which ids there are, and at which output of a model each
+stands, is taken from timm.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from neutreno.data.classification import ClassificationData
+from neutreno.data.images import FolderImages
+from neutreno.data.loading import AugmentedDataset, ShareSampler
+from neutreno.errors import InputError
+from neutreno.evaluation import cropping
+from neutreno.tasks.classification import Classification
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+# Top-1 error of AlexNet, mean over the severities (Hendrycks and Dietterich, 2019).
+ALEXNET = {
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+
+
+@cache
+def wnids(data_set: str = "imagenet") -> tuple[str, ...]:
+    """The WordNet ids of ``imagenet`` (1,000, in the order of a model's outputs), ``imagenet_a`` or ``imagenet_r``."""
+    if data_set == "imagenet":
+        return tuple(ImageNetInfo().label_names())
+    return tuple((files("timm.data") / "_info" / f"{data_set}_synsets.txt").read_text().split())
+
+
+class Restricted(nn.Module):
+    """A model that answers among some of its outputs only: images → its logits at ``indices``."""
+
+    def __init__(self, model: nn.Module, indices: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self.indices = model, list(indices)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)[:, self.indices]
+
+
+def check_classes(folder: Path, expected: Sequence[str]) -> None:
+    """Refuse a folder whose class folders are not just the ``expected`` ones: its figure would be of other data.
+
+    Raises:
+        InputError: no folder, or how many classes are missing or unknown, with the first of them.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the one that the data set was unpacked to")
+    found = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+    missing, unknown = sorted(set(expected) - found), sorted(found - set(expected))
+    if missing:
+        raise InputError(f"{folder} lacks {len(missing)} of its {len(expected)} classes ({_first(missing)})")
+    if unknown:
+        raise InputError(f"{folder} holds {len(unknown)} folders that are none of its classes ({_first(unknown)})")
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def check_corruptions(root: str | Path, classes: Sequence[str] | None = None) -> None:
+    """Refuse an ImageNet-C that is not whole: 15 corruptions × 5 severities × the classes. More is ignored.
+
+    Raises:
+        InputError: which corruptions, severities or classes are missing.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"imagenet_c={root} is not a folder; give the one that holds gaussian_noise/1 … 5 and so on")
+    gaps = []
+    for corruption in ALEXNET:
+        lacking = [str(s) for s in SEVERITIES if not (root / corruption / str(s)).is_dir()]
+        if lacking:
+            gaps.append(corruption if len(lacking) == len(SEVERITIES) else f"{corruption}/{','.join(lacking)}")
+    if gaps:
+        raise InputError(f"imagenet_c={root} is not whole; missing: {'; '.join(gaps)}")
+    for corruption in ALEXNET:
+        for severity in SEVERITIES:
+            check_classes(root / corruption / str(severity), classes or wnids())
+
+
+def corruption_error(errors: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    """Mean corruption error from the errors by corruption and severity, all in percent.
+
+    Returns:
+        ``mce``: the mean over the corruptions of their error (mean over the severities) divided by AlexNet's, in
+        percent; ``mean_error``: the mean without that division; ``normalised``: the quotient of every corruption.
+    """
+    means = {corruption: statistics.fmean(errors[corruption].values()) for corruption in ALEXNET}
+    quotients = {corruption: mean / ALEXNET[corruption] for corruption, mean in means.items()}
+    return {
+        "mce": statistics.fmean(quotients.values()),
+        "mean_error": statistics.fmean(means.values()),
+        "normalised": quotients,
+    }
+
+
+def evaluate_folder(
+    trainer: Trainer, model: nn.Module, folder: str | Path, data: ClassificationData, transform: Callable
+) -> dict[str, float]:
+    """Metrics of an ImageNet model on ``folder/WNID/IMAGE``, the answer being one of the folder's classes."""
+    images = FolderImages(Path(folder))
+    indices = [wnids().index(name) for name in images.classes]
+    samples = AugmentedDataset(images, transform)
+    loader = DataLoader(
+        samples,
+        batch_size=data.eval_batch_size,
+        sampler=ShareSampler(len(samples), trainer.world_size, trainer.global_rank),
+        num_workers=data.num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    task = Classification(Restricted(model, indices), num_classes=len(indices))
+    trainer.validate(task, dataloaders=loader, verbose=False)
+    return {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items()} | {"images": len(images)}
+
+
+def evaluate_corruptions(
+    trainer: Trainer, model: nn.Module, root: str | Path, data: ClassificationData
+) -> dict[str, Any]:
+    """ImageNet-C: top-1 error by corruption and severity and its means, in percent.
+
+    The published images have 224 pixels already: a model of that size sees their centre, unresized; another size
+    resizes the shorter side to it.
+    """
+    with cropping(data, 1.0):
+        transform = data.eval_transform()
+    errors: dict[str, dict[int, float]] = {}
+    for corruption in ALEXNET:
+        errors[corruption] = {}
+        for severity in SEVERITIES:
+            folder = Path(root) / corruption / str(severity)
+            top1 = evaluate_folder(trainer, model, folder, data, transform)["top1"]
+            errors[corruption][severity] = round(100 - top1, 4)
+        if trainer.is_global_zero:  # the whole takes hours
+            print(f"imagenet_c {corruption}: error {statistics.fmean(errors[corruption].values()):.2f} %", flush=True)
+    return {**corruption_error(errors), "errors": errors}
+
+
+def check_folders(folders: Mapping[str, str], model: nn.Module, data: ClassificationData) -> None:
+    """Refuse what cannot be measured, before hours are spent on what can.
+
+    Args:
+        folders: of ``imagenet_c``, ``imagenet_a``, ``imagenet_r``, those that are to be measured.
+
+    Raises:
+        InputError: the model has other outputs than ImageNet's, or a folder is not whole.
+    """
+    for name, folder in folders.items():
+        if model.num_classes != len(wnids()):
+            raise InputError(f"{name} needs a model of ImageNet's 1,000 classes; this one has {model.num_classes}")
+        if not hasattr(data, "crop_pct"):
+            raise InputError(f"{name} needs data whose images are cropped, such as data=imagenet")
+        if name == "imagenet_c":
+            check_corruptions(folder)
+        else:
+            check_classes(Path(folder), wnids(name))
+
+
+def evaluate_folders(
+    trainer: Trainer, model: nn.Module, folders: Mapping[str, str], data: ClassificationData
+) -> dict[str, dict[str, Any]]:
+    """What each of ``folders`` shows of ``model``; images of -A and -R are resized and cropped as those of ``val``."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, folder in folders.items():
+        if name == "imagenet_c":
+            found[name] = evaluate_corruptions(trainer, model, folder, data)
+        else:
+            found[name] = evaluate_folder(trainer, model, folder, data, data.eval_transform())
+            found[name]["classes"] = len(wnids(name))
+    return found

@@ -1,6 +1,7 @@
 """Real photographs' formats, and files that cannot be read: skipped, named and counted, up to a share."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -103,3 +104,19 @@ def test_a_checkpoint_of_other_classes_needs_a_word_of_the_user(tmp_path, classe
     assert_one_line_error(refused, f"{classes} classes", "the model has 10", "model.new_head=true")
     done = run_forked("train.py", *arguments, "model.new_head=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_an_evaluation_needs_no_training_images_and_counts_corrupt_ones(photographs, tmp_path):
+    done = train(photographs, tmp_path)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(photographs / "train")
+    (photographs / "val/n01440764/n01440764_0.JPEG").write_bytes(b"")
+    settings = ["data.max_corrupt=0.2", "cost=null", "crop_pcts=[]"]
+    done = run_forked("evaluate.py", str(tmp_path / "outputs/x"), *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "outputs/x/evaluation.json").read_text())
+    assert found["corrupt_images"] == 1 and "corrupt images left out" in done.stdout
+    assert found["metrics"]["val/top1"] * 9 / 100 == pytest.approx(
+        round(found["metrics"]["val/top1"] * 9 / 100), abs=1e-3
+    )

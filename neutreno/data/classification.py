@@ -82,14 +82,18 @@ class ClassificationData(LightningDataModule):
         self.repeats, self.max_corrupt = repeats, max_corrupt
         self.splits: dict[str, Sequence | None] = {}
         self.corrupt: CorruptLog | None = None
+        self.trains = True
 
     def note_corrupt(self, path: str | Path) -> None:
         """From now on skip corrupt images and name them in the file ``path``, up to ``max_corrupt`` of all."""
-        samples = sum(len(self.splits[name]) for name in ("train", "val"))
+        samples = sum(len(self.splits[name]) for name in ("train", "val") if self.splits[name] is not None)
         self.corrupt = CorruptLog(path, int(self.max_corrupt * samples))
 
     def read(self) -> dict[str, Sequence | None]:
-        """``{"train": …, "val": …, "test": … or None}``, each a sequence of (image, label)."""
+        """``{"train": …, "val": …, "test": … or None}``, each a sequence of (image, label).
+
+        Where ``self.trains`` is False, there may be no training split.
+        """
         raise NotImplementedError
 
     def train_transform(self) -> Callable:
@@ -100,9 +104,10 @@ class ClassificationData(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if not self.splits:
+            self.trains = stage != "validate"
             self.splits = self.read()
-        samples = len(self.splits["train"])
-        if self.batch_size > samples:
+        train = self.splits["train"]
+        if self.trains and self.batch_size > (samples := len(train)):
             raise InputError(f"data.batch_size={self.batch_size} is larger than the training set of {samples}")
         try:
             self.train_transform(), self.eval_transform()
@@ -311,7 +316,7 @@ class ImageClassification(ClassificationData):
             splits = self._read_root()
         else:
             splits = {name: self._open(name) for name in ("train", "val", "test")}
-            if splits["train"] is None:
+            if splits["train"] is None and (self.trains or splits["val"] is None):
                 raise InputError("data.splits.train is not set: name the reader's training split")
         if self.streams:
             return self._check_streams(splits)
@@ -319,7 +324,7 @@ class ImageClassification(ClassificationData):
         if splits["val"] is None:
             splits["train"], splits["val"] = self._split_off(splits["train"], "val_fraction", self.val_fraction)
         self._check_labels(splits)
-        if self.train_samples is not None:
+        if self.train_samples is not None and splits["train"] is not None:
             check_number("data.train_samples", self.train_samples, 1, len(splits["train"]), integer=True)
             if self.train_samples < len(splits["train"]):
                 _, splits["train"] = self._split_off(splits["train"], "train_samples", self.train_samples)
@@ -335,7 +340,7 @@ class ImageClassification(ClassificationData):
             splits["test"] = open_split(self.root, "test", self.mode)
         except InputError:  # ImageNet's test images lie in one folder, without labels
             splits["test"] = None
-        if splits["train"] is None:
+        if splits["train"] is None and (self.trains or splits["val"] is None):
             raise InputError(f"no training data in data.root={self.root}: expected train/CLASS/IMAGE or train*.parquet")
         return splits
 
@@ -380,21 +385,23 @@ class ImageClassification(ClassificationData):
         return Subset(images, rest), Subset(images, taken)
 
     def _check_labels(self, splits: dict[str, Sequence | None]) -> None:
-        train, where = splits["train"], self.root or self.reader
+        where = self.root or self.reader
+        first = "train" if splits["train"] is not None else "val"
+        classes = splits[first].classes
         for name, images in splits.items():
-            if images is not None and images.classes != train.classes:
-                differ = sorted(set(images.classes) ^ set(train.classes))[:3]
-                raise InputError(f"{where}: {name} and train differ in their classes ({', '.join(differ)}, …)")
-            if images is not None and (images.labels.min() < 0 or images.labels.max() >= len(train.classes)):
+            if images is not None and images.classes != classes:
+                differ = sorted(set(images.classes) ^ set(classes))[:3]
+                raise InputError(f"{where}: {name} and {first} differ in their classes ({', '.join(differ)}, …)")
+            if images is not None and (images.labels.min() < 0 or images.labels.max() >= len(classes)):
                 if name != "test":
-                    raise InputError(f"{where}: {name} has labels outside 0 … {len(train.classes) - 1}")
+                    raise InputError(f"{where}: {name} has labels outside 0 … {len(classes) - 1}")
                 splits["test"] = None  # ImageNet's public test split carries the label -1
-        if missing := sorted(set(range(len(train.classes))) - set(train.labels.tolist())):
-            raise InputError(f"{where}: train has no image of class {train.classes[missing[0]]}")
-        if len(train.classes) != self.num_classes:
+        if missing := sorted(set(range(len(classes))) - set(splits[first].labels.tolist())):
+            raise InputError(f"{where}: {first} has no image of class {classes[missing[0]]}")
+        if len(classes) != self.num_classes:
             raise InputError(
-                f"{where} holds {len(train.classes)} classes, data.num_classes={self.num_classes}; "
-                f"set data.num_classes={len(train.classes)}"
+                f"{where} holds {len(classes)} classes, data.num_classes={self.num_classes}; "
+                f"set data.num_classes={len(classes)}"
             )
 
     def train_dataloader(self):

@@ -55,7 +55,10 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     robustness = {name: config[name] for name in ("imagenet_c", "imagenet_a", "imagenet_r") if config[name] is not None}
     check_folders(robustness, model, data)
     crop_pcts = further_crops(data, settings["crop_pcts"], "crop_pcts" in typed)
-    data.setup()
+    data.setup("validate")  # training images are not needed
+    target.path.mkdir(parents=True, exist_ok=True)
+    if hasattr(data, "note_corrupt"):
+        data.note_corrupt(target.path / "evaluation_corrupt_images.txt")
     trainer = hydra.utils.instantiate(
         settings["trainer"],
         logger=False,
@@ -84,6 +87,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
         "name": target.path.resolve().name,
         "metrics": metrics,
         "robustness": found,
+        "corrupt_images": len(data.corrupt.read()) if data.corrupt else 0,
         "cost": cost,
         "layers": getattr(model, "layers", LAYERS),
         "oversmoothing": curve_rows(measure_similarity(task, inputs), len(inputs)),
@@ -97,7 +101,6 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
         },
         **results.environment(),
     }
-    target.path.mkdir(parents=True, exist_ok=True)
     results.write_json(target.path / "evaluation.json", evaluation)
     page = render(evaluation)
     results.write_text(target.path / "evaluation.md", page)

@@ -62,6 +62,8 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     from neutreno.data.loading import derive_seed, seed_everything
     from neutreno.errors import InputError, check_number, explain
     from neutreno.evaluation import evaluate_run
+    from neutreno.parallel import GatherForEvaluation, check_accelerator, describe
+    from neutreno.preflight import DeviceBatch, preflight
     from neutreno.runs import RunFolder, default_name
 
     leader = rank_zero_only.rank == 0
@@ -72,14 +74,16 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     check_number("progress.line_every_s", config.progress.line_every_s)
     if config.checkpoint.every_n_steps is not None:
         check_number("checkpoint.every_n_steps", config.checkpoint.every_n_steps, 1, integer=True)
-    if not isinstance(config.resume, bool):
-        raise InputError(f"resume={config.resume} is neither true nor false")
+    for key in ("resume", "compile", "preflight"):
+        if not isinstance(config[key], bool):
+            raise InputError(f"{key}={config[key]} is neither true nor false")
+    check_accelerator(config.trainer.accelerator)
     config.name = config.name or default_name(config, choices, overrides)
     settings = OmegaConf.to_container(config, resolve=True)
     run = RunFolder(config.output_dir, config.name)
-    if leader:  # the other processes of a run find the folder that this one made
+    if leader and not config.preflight:  # the other processes of a run find the folder that this one made
         run.check(settings, config.resume)
-    if config.resume and run.status == "finished":
+    if config.resume and not config.preflight and run.status == "finished":
         if leader:
             print(f"{run.path} is finished; nothing to do")
         return
@@ -89,6 +93,10 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     model = hydra.utils.instantiate(config.model)
     task = hydra.utils.instantiate(config.task, model=model, _convert_="all")
     data.setup()
+    if config.compile:  # in place, so names stay; the average and hidden_states() are not compiled
+        model.compile()
+    if config.preflight:
+        return preflight(config, task, data)
 
     probe = OversmoothingProbe(run.path, **config.probe)
     timer = Timer(verbose=False)
@@ -96,7 +104,9 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     checkpoints = {"dirpath": run.path / "checkpoints", "enable_version_counter": False}
     every_epoch = {**checkpoints, "save_on_train_epoch_end": True}
     callbacks = [
+        DeviceBatch(),
         ExactResume(config.seed),
+        GatherForEvaluation(),
         FiniteLoss(),
         probe,
         timer,
@@ -113,7 +123,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         config.trainer,
         callbacks=callbacks,
         logger=loggers,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *hydra.utils.instantiate(config.trainer.plugins)],
         default_root_dir=run.path,
         use_distributed_sampler=False,  # ours share out without counting a sample twice
         enable_model_summary=False,
@@ -121,16 +131,20 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         _convert_="all",
     )
 
-    data.check_batch(trainer.world_size, trainer.accumulate_grad_batches)
+    parts = trainer.accumulate_grad_batches
+    trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, parts)
     if leader:  # only now, when all could be built
         run.create(settings, config.resume)
         console.log_to(run.path / "train.log")
+    if hasattr(data, "note_corrupt"):
+        data.note_corrupt(run.path / "corrupt_images.txt")
     result = {
         "name": config.name,
         "status": "running",
         "settings": results.settings_of(config, choices),
         "overrides": overrides,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "devices": describe(trainer, data),
         **results.environment(),
     }
     record = rank_zero_only(lambda **more: results.write_json(run.result_file, result | more))
@@ -157,9 +171,11 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         probe.write()
     record(
         status="finished",
+        corrupt_images=len(data.corrupt.read()) if data.corrupt else 0,
         metrics=metrics,
         oversmoothing={when: probe.curve(when) for when in ("initial", "last")},
         steps=trainer.global_step,
+        devices=describe(trainer, data),  # device_batch=auto is known only now
         wall_clock_s=round(timer.time_elapsed("train"), 1),
     )
     if leader:

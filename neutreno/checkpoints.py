@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from neutreno.errors import InputError
 from neutreno.files import replacing
@@ -67,11 +68,12 @@ def state_dict_of(content: dict[str, Any], ema: bool = False) -> dict[str, Tenso
     return content
 
 
-def load_weights(model: nn.Module, source: str | Path) -> None:
+def load_weights(model: nn.Module, source: str | Path, new_head: bool = False) -> None:
     """Load ``source`` into ``model``, strictly: every parameter must be there, and no other.
 
     ``source`` is a run folder (its last checkpoint), a checkpoint file (``.ckpt``, ``.pth``, ``.safetensors``), or else
-    the name of a timm model whose pretrained weights timm finds in its cache or downloads.
+    the name of a timm model whose pretrained weights timm finds in its cache or downloads. ``new_head`` leaves out its
+    classifier, so that the model keeps a fresh one: for data of other classes.
 
     Raises:
         InputError: names the parameters that are missing, unexpected or of another shape.
@@ -83,7 +85,20 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
         weights = state_dict_of(read_checkpoint(path))
     else:
         weights = _timm_weights(str(source))
+    if isinstance(weights, dict):
+        own = {k: v for k, v in model.state_dict().items() if k.startswith(_HEADS)}
+        if new_head:
+            weights = {k: v for k, v in weights.items() if not k.startswith(_HEADS)} | own
+        elif any(k in weights and len(weights[k]) != len(v) for k, v in own.items()):
+            name = next(k for k, v in own.items() if len(weights.get(k, v)) != len(v))
+            raise InputError(
+                f"the weights of {source} are for {len(weights[name])} classes, the model has {len(own[name])}; "
+                "model.new_head=true keeps the rest and starts a fresh head"
+            )
     load_strictly(model, weights, source)
+
+
+_HEADS = ("head.", "head_dist.")
 
 
 def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:
@@ -108,7 +123,7 @@ def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:
     if any(problems.values()):
         said = "; ".join(f"{what}: {_shorten(names)}" for what, names in problems.items() if names)
         raise InputError(f"the weights of {source} do not fit the model: {said}")
-    module.load_state_dict(weights)
+    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))  # sharded modules too
 
 
 def _shorten(names: list[str], most: int = 4) -> str:

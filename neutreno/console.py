@@ -18,6 +18,8 @@ _KNOWN = (
     "Consider setting `persistent_workers",
     "You're resuming from a checkpoint that ended before the epoch ended",
     "was configured so `ckpt_path=",
+    "to accumulate the metric across devices",  # the metrics have done so
+    "FSDP2-wrapped module (FSDPBlock) returned a view tensor",  # V_0; nothing works in place on it
 )
 
 

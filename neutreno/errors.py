@@ -78,6 +78,7 @@ def report(error: BaseException) -> int:
     if line is None:
         traceback.print_exception(error)
         return 1
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # the others would say the same
+    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
+    if ranks[:1] in ([], ["0"]):  # the other processes of the run would say the same
         print(f"error: {line}", file=sys.stderr)
     return 2

@@ -59,6 +59,7 @@ def settings_of(config: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
         "size": config.model.get("size") or config.model.get("name"),
         "attention": choices["attention"],
         "lam": config.attention.get("lam"),
+        "block": choices["block"],
         "seed": config.seed,
         "epochs": config.trainer.max_epochs,
     }
@@ -78,6 +79,8 @@ def summary(run: Path) -> str:
             lines.append(
                 f"  similarity of tokens {label}: {curve[1]:.3f} after the first block, {curve[-1]:.3f} after the last"
             )
+    if corrupt := result.get("corrupt_images"):
+        lines.append(f"  {corrupt} corrupt images were left out, see {run / 'corrupt_images.txt'}")
     lines.append(f"  figure  {run / 'oversmoothing.png'}\n  record  {run / 'result.json'}")
     return "\n".join(lines)
 

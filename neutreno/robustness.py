@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from neutreno.data.classification import ClassificationData
 from neutreno.data.images import FolderImages
-from neutreno.data.loading import AugmentedDataset, ShareSampler
+from neutreno.data.loading import AugmentedDataset, ShareSampler, collate_readable
 from neutreno.errors import InputError
 from neutreno.evaluation import cropping
 from neutreno.tasks.classification import Classification
@@ -131,12 +131,13 @@ def evaluate_folder(
     """Metrics of an ImageNet model on ``folder/WNID/IMAGE``, the answer being one of the folder's classes."""
     images = FolderImages(Path(folder))
     indices = [wnids().index(name) for name in images.classes]
-    samples = AugmentedDataset(images, transform)
+    samples = AugmentedDataset(images, transform, data.corrupt)
     loader = DataLoader(
         samples,
         batch_size=data.eval_batch_size,
         sampler=ShareSampler(len(samples), trainer.world_size, trainer.global_rank),
         num_workers=data.num_workers,
+        collate_fn=collate_readable,
         pin_memory=torch.cuda.is_available(),
     )
     task = Classification(Restricted(model, indices), num_classes=len(indices))

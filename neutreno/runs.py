@@ -21,6 +21,8 @@ BUILDABLE = {
     "neutreno.attention.SoftmaxAttention",
     "neutreno.data.classification.Digits",
     "neutreno.data.classification.ImageClassification",
+    "neutreno.models.transformer.Block",
+    "neutreno.models.transformer.FeatScaleBlock",
     "neutreno.models.vit.vit",
     "neutreno.models.timm.timm_model",
     "neutreno.tasks.classification.Classification",
@@ -29,17 +31,20 @@ BUILDABLE = {
 # Where and how a run is executed, not what it is: free to change on resume, absent from its name.
 _EXECUTION = re.compile(
     r"(name|resume|output_dir|logger(\..*)?|(progress|checkpoint)\..*|data\.(root|num_workers|eval_batch_size)"
-    r"|trainer\.(accelerator|devices|num_nodes|strategy|enable_.*))$"
+    r"|data\.device_batch|compile|preflight|expected\..*"
+    r"|trainer\.(accelerator|devices|num_nodes|(strategy|plugins)(\..*)?|inference_mode|enable_.*))$"
 )
-_IN_EVERY_NAME = {"model", "data", "attention", "attention.lam", "model.size", "seed"}
+_IN_EVERY_NAME = {"model", "data", "attention", "attention.lam", "block", "model.size", "seed"}
 
 
 def default_name(config: DictConfig, choices: dict[str, str], overrides: Sequence[str]) -> str:
-    """A readable folder name without ``=`` or ``,``: data, model, attention as built, λ̃, seed, the rest."""
+    """A readable folder name without ``=`` or ``,``: data, model, attention and block as built, λ̃, seed, the rest."""
     model = family(choices)
     parts = [choices["data"], "_".join(filter(None, [model, config.model.get("size")])), choices["attention"]]
     if "lam" in config.attention:
         parts.append(f"lam{config.attention.lam:g}" if _is_number(config.attention.lam) else "lam")
+    if choices["block"] != "plain":
+        parts.append(choices["block"])
     parts.append(f"seed{config.seed}")
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
@@ -155,7 +160,7 @@ class RunFolder:
 def identity(config: dict[str, Any]) -> dict[str, Any]:
     """What a run is, as flat keys: its config without what only says where and how it is executed."""
     flat = _flat({k: v for k, v in config.items() if k != "model"}) | _flat(
-        {"model": {k: v for k, v in config["model"].items() if k != "attention"}}  # a copy of the top level's
+        {"model": {k: v for k, v in config["model"].items() if k not in ("attention", "block")}}  # the top level's
     )
     return {k: v for k, v in flat.items() if not _EXECUTION.match(k)}
 

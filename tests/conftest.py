@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")  # before anything reads them: nothing is looked for outside
 
 # A run of a second: two blocks, three epochs of four steps.
 TINY = [
@@ -34,11 +36,17 @@ TINY = [
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_caches(tmp_path_factory):
-    """Nothing is read from or written to the user's caches, and nothing is looked for in a network."""
+    """Nothing is read from or written to the user's caches."""
     folder = tmp_path_factory.mktemp("caches")
-    os.environ.update(
-        HF_HOME=str(folder), HF_DATASETS_CACHE=str(folder / "datasets"), HF_HUB_OFFLINE="1", WANDB_MODE="offline"
-    )
+    os.environ.update(HF_HOME=str(folder), HF_DATASETS_CACHE=str(folder / "datasets"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forks_can_train():
+    """A first backward pass after torch.compile starts threads that keep forks from training; one before does not."""
+    import torch
+
+    torch.ones(1, requires_grad=True).sum().backward()
 
 
 def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -159,3 +167,32 @@ def image_parquet(tmp_path: Path) -> Path:
         images = [encode(make_image(i)) for i in range(count)]
         write_parquet(root / f"{split}-00000-of-00001.parquet", images, [i % 2 for i in range(count)], ["cat", "dog"])
     return root
+
+
+def run_ranks(
+    processes: int, *arguments: str, cwd: Path, slurm: bool = False
+) -> list[subprocess.CompletedProcess[str]]:
+    """``train.py`` on several processes as torchrun, or SLURM's srun, starts them; forked, so without their imports."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def start(rank: int) -> Forked:
+        def setup() -> None:
+            names = (
+                ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
+                if slurm
+                else ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+            )
+            more = {"SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_JOB_ID": "1"} if slurm else {"GROUP_RANK": "0"}
+            if not slurm:
+                more["TORCHELASTIC_RUN_ID"] = "none"
+            values = [str(rank), str(rank), str(processes), str(processes)]
+            os.environ.update(dict(zip(names, values, strict=True)), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **more)
+            rank_zero_only.rank = rank  # Lightning reads the environment on import
+
+        return Forked("train.py", *arguments, cwd=cwd, setup=setup)
+
+    return [run.wait() for run in [start(rank) for rank in range(processes)]]

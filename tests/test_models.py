@@ -7,6 +7,7 @@ import torch
 import neutreno  # noqa: F401  (registers the models)
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.errors import InputError
+from neutreno.models.transformer import FeatScaleBlock
 from neutreno.models.vit import SIZES, VisionTransformer, vit
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
@@ -121,3 +122,39 @@ def test_patch_must_divide_the_image():
 def test_unknown_size_names_the_known_ones():
     with pytest.raises(InputError, match="mini, tiny, small, base"):
         vit("huge")
+
+
+def test_featscale_starts_as_the_plain_block_and_then_follows_its_formula():
+    plain = VisionTransformer(**SMALL, attention=partial(NeutrenoAttention, lam=0.6)).eval()
+    model = VisionTransformer(**SMALL, attention=partial(NeutrenoAttention, lam=0.6), block=FeatScaleBlock).eval()
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and all("featscale" in name for name in missing) and len(missing) == 2 * SMALL["depth"]
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(model(images), plain(images))
+        block, x = model.blocks[0], torch.randn(2, 5, 24)
+        dc_weight, hc_weight = block.featscale_dc.normal_(), block.featscale_hc.normal_()
+        out = block.attn(block.norm1(x))[0]
+        scaled = torch.empty_like(out)
+        for sample in range(2):
+            for channel in range(24):
+                dc = sum(out[sample, t, channel] for t in range(5)) / 5
+                for t in range(5):
+                    hc = out[sample, t, channel] - dc
+                    scaled[sample, t, channel] = (
+                        out[sample, t, channel] + dc_weight[channel] * dc + hc_weight[channel] * hc
+                    )
+        y = x + scaled
+        torch.testing.assert_close(block(x)[0], y + block.mlp(block.norm2(y)))
+
+
+def test_featscale_is_learned_and_not_decayed():
+    from timm.optim import create_optimizer_v2
+
+    model = VisionTransformer(**SMALL, block=FeatScaleBlock)
+    model(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    scales = [p for name, p in model.named_parameters() if "featscale" in name]
+    assert all(p.grad.abs().sum() > 0 for p in scales)
+    groups = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05).param_groups
+    undecayed = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
+    assert {id(p) for p in scales} <= undecayed

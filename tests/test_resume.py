@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import TINY, assert_one_line_error, run_forked
 
+from neutreno.data.loading import AugmentedDataset
+
 pytestmark = pytest.mark.slow
 
 # Everything that draws random numbers or carries state: augmentation, mixup, dropout, drop path, EMA, both checkpoints.
@@ -110,6 +112,26 @@ def dies_after(write=None, *, step=None):
 def run_killed(cwd, *arguments, setup):
     died = run_forked("train.py", *BUSY, *arguments, cwd=cwd, setup=setup)
     assert died.returncode == -signal.SIGKILL, died.stderr
+
+
+def test_every_epoch_has_an_order_and_augmentation_of_its_own(tmp_path):
+    def record():
+        get, seen = AugmentedDataset.__getitem__, open(tmp_path / "seen", "w", buffering=1)  # noqa: SIM115
+
+        def recorded(self, key):
+            if isinstance(key, tuple):
+                print(*key, file=seen)
+            return get(self, key)
+
+        AugmentedDataset.__getitem__ = recorded
+
+    run(tmp_path, "name=x", "trainer.max_epochs=3", setup=record)
+    keys = [tuple(map(int, line.split())) for line in (tmp_path / "seen").read_text().splitlines()]
+    epochs = [keys[i : i + 1200] for i in range(0, 3600, 1200)]  # 8 batches of 150
+    assert len(keys) == 3600 and len({seed for _, seed in keys}) == 3600
+    for epoch in epochs:
+        assert len({index for index, _ in epoch}) == 1200
+    assert len({tuple(index for index, _ in epoch) for epoch in epochs}) == 3
 
 
 def test_the_same_command_twice_gives_the_same_run(uninterrupted, tmp_path):

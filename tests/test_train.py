@@ -13,11 +13,11 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, Forked, assert_one_line_error, run_forked, run_script
+from conftest import ROOT, TINY, Forked, assert_one_line_error, encode, make_image, run_forked, run_script
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from neutreno.runs import BUILDABLE
+from neutreno.runs import BUILDABLE, default_name
 
 
 def composed(*overrides):
@@ -58,33 +58,85 @@ def test_a_baseline_and_its_variant_differ_in_the_attention_alone():
 
 def test_evaluate_may_build_all_that_the_configs_name():
     named = set()
-    for group in ("attention", "model", "data", "recipe"):
+    for group in ("attention", "block", "model", "data", "recipe"):
         for file in (ROOT / "configs" / group).glob("*.yaml"):
             named |= set(re.findall(r"_target_: (\S+)", file.read_text()))
     assert named == BUILDABLE
 
 
 @pytest.mark.parametrize("model", ["deit", "deit_neutreno", "vit", "vit_neutreno"])
-@pytest.mark.parametrize("data", ["digits", "cifar10", "imagenet"])
+@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "fashion_mnist", "imagenet"])
 def test_every_model_composes_with_every_data_set(model, data):
     config = composed(f"model={model}", f"data={data}")
     assert config.model.num_classes == config.data.num_classes
     assert ("lam" in config.attention) == model.endswith("neutreno")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "experiment",
-    sorted(
-        p.relative_to(ROOT / "configs/experiment").with_suffix("").as_posix()
-        for p in (ROOT / "configs/experiment").rglob("*.yaml")
-    ),
+EXPERIMENTS = sorted(
+    p.relative_to(ROOT / "configs/experiment").with_suffix("").as_posix()
+    for p in (ROOT / "configs/experiment").rglob("[!_]*.yaml")
 )
-def test_every_experiment_composes_and_trains_two_steps(experiment, tmp_path):
-    two_steps = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "name=x"]
-    done = run_forked("train.py", f"experiment={experiment}", *two_steps, cwd=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def proxy_images(tmp_path_factory):
+    """ImageNet's layout with the proxy's 100 classes, two images to train and one to validate in each."""
+    root, image = tmp_path_factory.mktemp("imagenet"), encode(make_image(0, 40), "JPEG")
+    for name in composed("experiment=proxy/deit_tiny_softmax").data.classes:
+        for split, count in (("train", 2), ("val", 1)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                (root / split / name / f"{i}.JPEG").write_bytes(image)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_trains_two_steps(experiment, tmp_path, request):
+    arguments = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "name=x"]
+    if not experiment.startswith("digits"):
+        small = ["img_size=32", "batch_size=8", "num_classes=100", "num_workers=0"]
+        arguments += [*(f"data.{s}" for s in small), f"data.root={request.getfixturevalue('proxy_images')}"]
+        arguments += ["model.depth=1", "model.embed_dim=16", "model.num_heads=1", "trainer.precision=32-true"]
+        arguments += ["model.weights=null", "trainer.limit_val_batches=1"]
+    done = run_forked("train.py", f"experiment={experiment}", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "outputs/x/result.json").read_text())["steps"] == 2
+    result = json.loads((tmp_path / "outputs/x/result.json").read_text())
+    assert result["steps"] == 2
+    row = experiment.rpartition("/")[2]
+    assert result["settings"]["attention"] == ("neutreno" if "neutreno" in row else "softmax")
+    assert result["settings"]["block"] == ("featscale" if "featscale" in row else "plain")
+    assert result["settings"]["size"] == next((s for s in ("tiny", "small") if s in row), "mini")
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_rows_of_table_1_differ_in_attention_and_block_alone(size):
+    rows = ("softmax", "neutreno", "featscale", "neutreno_featscale")
+    configs = [OmegaConf.to_container(composed(f"experiment=table1/deit_{size}_{row}")) for row in rows]
+    built = [(config.pop("attention")["_target_"], config.pop("block")["_target_"]) for config in configs]
+    assert len(set(built)) == 4 and all(config == configs[0] for config in configs)
+
+
+def test_adaptation_starts_from_softmax_weights():
+    import timm
+
+    for size in ("tiny", "small"):
+        config = composed(f"experiment=table1/deit_{size}_neutreno_adaptation")
+        assert config.model.weights in timm.list_pretrained() and config.trainer.max_epochs == 100
+        proxy = f"experiment=proxy/deit_{size}_softmax"
+        choices = {"model": "deit", "data": "imagenet", "attention": "softmax", "block": "plain"}
+        config = composed(f"experiment=proxy/deit_{size}_neutreno_adaptation", "seed=3")
+        started = default_name(composed(proxy, "seed=3"), choices, [proxy, "seed=3"])
+        assert config.model.weights == f"outputs/{started}"
+
+
+def test_the_block_that_was_built_is_named(tmp_path):
+    done = run_forked("train.py", *TINY, "block=featscale", "trainer.max_epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "outputs").iterdir()
+    assert run.name.startswith("digits-deit_mini-neutreno-lam0.6-featscale-seed0")
+    compared = run_forked("scripts/compare.py", str(run), cwd=tmp_path)
+    assert "digits deit-mini neutreno λ̃=0.6 + featscale" in compared.stdout
 
 
 def test_a_run_leaves_its_whole_record(finished):

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class Checkpoint(ModelCheckpoint):
-    """Two corrections: a run folder may be moved, and no checkpoint is taken on an epoch's last batch.
+    """Corrections: a run folder may be moved, no checkpoint is taken on an epoch's last batch, no best one unvalidated.
 
     Lightning forgets the best score when the folder's path has changed, and would then overwrite the best weights with
     worse ones. And a run that resumes from a checkpoint of the last batch skips the validation that was to follow; the
@@ -20,6 +20,10 @@ class Checkpoint(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, task: LightningModule, outputs, batch, batch_idx: int) -> None:
         if batch_idx + 1 < trainer.num_training_batches:
             super().on_train_batch_end(trainer, task, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
+        if self.monitor is None or self.monitor in trainer.callback_metrics:  # not before the first validation
+            super().on_train_epoch_end(trainer, task)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:

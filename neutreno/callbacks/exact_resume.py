@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from neutreno.callbacks.metrics_csv import MetricsCSV
 from neutreno.data.loading import derive_seed, seed_everything
+from neutreno.errors import InputError
 
 
 class ExactResume(Callback):
@@ -29,5 +30,17 @@ class ExactResume(Callback):
         seed_everything(derive_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
     def on_save_checkpoint(self, trainer: Trainer, task: LightningModule, checkpoint: dict) -> None:
+        checkpoint["accumulate_grad_batches"] = trainer.accumulate_grad_batches
         for logger in trainer.loggers:
             logger.save()
+
+    def on_load_checkpoint(self, trainer: Trainer, task: LightningModule, checkpoint: dict) -> None:
+        data, now = trainer.datamodule, trainer.accumulate_grad_batches
+        before = checkpoint.get("accumulate_grad_batches", now)
+        if before != now and checkpoint["global_step"] % data.steps_per_epoch:  # Lightning counts batches, not steps
+            at_once, rest = divmod(data.batch_size, before * trainer.world_size)
+            instead = "on as many devices as before" if rest else f"with data.device_batch={at_once}"
+            raise InputError(
+                f"the checkpoint was taken within an epoch, at {before} accumulated batches a step, not {now}: "
+                f"resume {instead}"
+            )

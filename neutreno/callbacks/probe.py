@@ -14,6 +14,7 @@ from torch import Tensor
 from neutreno.errors import check_number
 from neutreno.files import replacing
 from neutreno.oversmoothing import mean_cosine_similarity
+from neutreno.parallel import gathered
 from neutreno.reports.figures import plot_similarity
 
 COLUMNS = ("step", "epoch", "when", "tokens", "layer", "mean", "sd", "samples")
@@ -100,12 +101,13 @@ class OversmoothingProbe(Callback):
             self._measure(trainer, task, "final" if last else "training", done)
 
     def _measure(self, trainer: Trainer, task: LightningModule, when: str, done: int) -> None:
-        if not trainer.is_global_zero:
-            return
-        if self._inputs is None:
-            self._inputs = trainer.datamodule.probe_batch(self.num_samples)
-        fixed = {"step": trainer.global_step, "epoch": done, "when": when}
-        rows = curve_rows(measure_similarity(task, self._inputs), len(self._inputs), **fixed)
+        with gathered(task.model):  # by all processes
+            if not trainer.is_global_zero:
+                return
+            if self._inputs is None:
+                self._inputs = trainer.datamodule.probe_batch(self.num_samples)
+            fixed = {"step": trainer.global_step, "epoch": done, "when": when}
+            rows = curve_rows(measure_similarity(task, self._inputs), len(self._inputs), **fixed)
         self.rows += rows
         metrics = {}
         for row in rows:

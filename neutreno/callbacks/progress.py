@@ -46,8 +46,8 @@ class RunProgress(ProgressBar):
         if not (self._enabled and trainer.is_global_zero):
             return
         done = trainer.current_epoch + 1
-        value = trainer.callback_metrics.get(task.main_metric, float("nan"))
-        text = f"epoch {done}/{trainer.max_epochs}  {task.main_metric} {value:.2f}"
+        value = trainer.callback_metrics.get(task.main_metric)  # None before the first validation
+        text = f"epoch {done}/{trainer.max_epochs}" + ("" if value is None else f"  {task.main_metric} {value:.2f}")
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         elif time.monotonic() - self._line > self.line_every_s or done == trainer.max_epochs:

@@ -1,27 +1,32 @@
-"""Labelled images on disk, as class folders or as parquet files, read as sequences of (PIL image, class index)."""
+"""Labelled images as sequences of (PIL image, class index): class folders, parquet, or any reader that timm has."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.utils.data import IterableDataset, get_worker_info
 from torchvision.datasets import ImageFolder
 
+from neutreno.data.loading import CorruptSample, derive_seed, seed_everything
 from neutreno.errors import InputError
 
 SYNONYMS = {"val": ("val", "validation", "valid"), "train": ("train", "training"), "test": ("test",)}
 
 
-def _decode(content: str | bytes, where: str) -> Image.Image:
+def _decode(content: str | bytes, where: str, mode: str) -> Image.Image:
+    """Grey-scale, CMYK, palette or alpha: all as ``mode``."""
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return image.convert("RGB")
+            return image.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "is empty" if _is_empty(content) else "is not a readable image"
-        raise InputError(f"{where} {reason}; replace or remove it") from error
+        raise CorruptSample(f"{where} {reason}; replace or remove it") from error
 
 
 def _is_empty(content: str | bytes) -> bool:
@@ -31,7 +36,8 @@ def _is_empty(content: str | bytes) -> bool:
 class FolderImages:
     """``root/CLASS/…/image``: classes are the folders' names in order."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mode: str = "RGB") -> None:
+        self._mode = mode
         try:
             self._files = ImageFolder(str(folder), loader=lambda path: path)
         except FileNotFoundError as error:  # torchvision's word for no class folder, and for one without an image
@@ -46,15 +52,16 @@ class FolderImages:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self._files.samples[index]
-        return _decode(path, path), label
+        return _decode(path, path, self._mode), label
 
 
 class ParquetImages:
     """Parquet as Hugging Face ``datasets`` writes it: a column of image bytes and one of integer labels."""
 
-    def __init__(self, files: list[str]) -> None:
+    def __init__(self, files: list[str], mode: str = "RGB") -> None:
         import datasets
 
+        self._mode = mode
         datasets.disable_progress_bars()
         self._where = str(Path(files[0]).parent)
         try:
@@ -77,24 +84,113 @@ class ParquetImages:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         cell = self._images[index][self._column]
         content = cell["bytes"] if cell["bytes"] is not None else cell["path"] or b""
-        return _decode(content, f"{self._where}, row {index}"), int(self.labels[index])
+        return _decode(content, f"{self._where}, row {index}", self._mode), int(self.labels[index])
+
+
+class ReaderImages:
+    """A map-style data set of timm's ``create_dataset``: ``hfds/HUB_ID``, ``torch/NAME`` and the like."""
+
+    def __init__(self, dataset, where: str, mode: str = "RGB") -> None:
+        self._dataset, self._where, self._mode = dataset, where, mode
+        self._reader = getattr(dataset, "reader", None)  # None: torchvision's own, already decoded
+        if self._reader is None:
+            names, labels = dataset.classes, dataset.targets
+        else:
+            names = sorted(self._reader.class_to_idx, key=self._reader.class_to_idx.get)
+            labels = list(self._reader.iter_targets())
+        self.labels = np.asarray(labels)
+        self.classes = [str(name) for name in names or np.unique(self.labels)]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if self._reader is None:
+            image, label = self._dataset[index]
+            return image.convert(self._mode), label
+        file, label = self._reader[index]
+        with file:
+            return _decode(file.read(), f"{self._where}, row {index}", self._mode), int(label)
+
+
+class Stream(IterableDataset):
+    """An iterable data set of timm's ``create_dataset`` (``hfids/HUB_ID``, ``wds/…``, ``tfds/…``): no random access.
+
+    Order and augmentation are functions of (seed, epoch, process, loading worker), so they repeat only with the same
+    numbers of processes and workers; and an epoch that is resumed starts over, see :class:`StreamLoader`.
+
+    Args:
+        open_dataset: makes timm's data set; called anew for every epoch, so that no worker keeps an old state.
+        classes: how many there are; a label beyond them is refused.
+    """
+
+    def __init__(self, open_dataset, transform, classes: int, seed: int = 0, rank: int = 0) -> None:
+        self._open, self._transform, self._classes, self._seed, self._rank = (
+            open_dataset,
+            transform,
+            classes,
+            seed,
+            rank,
+        )
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+        worker = get_worker_info()
+        dataset = self._open()
+        if worker is not None:
+            dataset.set_loader_cfg(num_workers=worker.num_workers)
+        dataset.set_epoch(self.epoch)
+        for i, (image, label) in enumerate(dataset):
+            if not 0 <= label < self._classes:
+                raise InputError(f"the stream holds the label {label}; data.num_classes={self._classes}")
+            seed_everything(derive_seed(self._seed, self.epoch, self._rank, worker.id if worker else 0, i))
+            yield self._transform(image), int(label)
 
 
 class Subset:
-    """Part of a sequence of images, by index."""
+    """Part of a sequence of images, by index; ``classes`` keeps only those (renumbered in the order given)."""
 
-    def __init__(self, images: Sequence, indices: np.ndarray) -> None:
+    def __init__(self, images: Sequence, indices: np.ndarray, classes: Sequence[str] | None = None) -> None:
         self._images, self._indices = images, indices
         self.classes, self.labels = images.classes, images.labels[indices]
+        if classes is not None:
+            number = {images.classes.index(name): i for i, name in enumerate(classes)}
+            self.classes, self.labels = list(classes), np.array([number[label] for label in self.labels])
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int):
-        return self._images[int(self._indices[index])]
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self._images[int(self._indices[index])][0], int(self.labels[index])
 
 
-def open_split(root: str | Path, split: str) -> FolderImages | ParquetImages | None:
+def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", **kwargs):
+    """timm's ``create_dataset(name, root, split, …)`` as :class:`ReaderImages`, or itself if it is a stream.
+
+    Raises:
+        InputError: it cannot be opened: not there, no access, no network; says what its library says.
+    """
+    from timm.data import create_dataset
+
+    if not name.startswith(("torch/", "hfds/", "hfids/", "tfds/", "wds/")):
+        raise InputError(f"data.reader={name} is not one of timm's: torch/…, hfds/…, hfids/…, tfds/… or wds/…")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces every retry
+    try:
+        dataset = create_dataset(name, root=root, split=split, input_img_mode=mode, **kwargs)
+        return dataset if isinstance(dataset, IterableDataset) else ReaderImages(dataset, name, mode)
+    except Exception as error:  # timm, datasets, huggingface_hub, torchvision, webdataset: each raises its own kinds
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if "num_samples" in said:
+            said = "its length is not known; give data.samples.train and data.samples.val"
+        elif isinstance(error, KeyError):
+            said = f"it has no column {said}; name its columns with data.reader_args={{input_key: …, target_key: …}}"
+        elif name.startswith(("hfds/", "hfids/")):
+            said = f"{said[:300]}; if it needs access, accept its terms on the hub and run `hf auth login`, "
+            said += "or give a local copy with data.root=FOLDER and data.reader=null"
+        raise InputError(f"data.reader={name}, split {split}: {said}") from error
+
+
+def open_split(root: str | Path, split: str, mode: str = "RGB") -> FolderImages | ParquetImages | None:
     """The split under ``root`` in whichever layout is there, or None if it is in neither.
 
     Layouts: ``root/SPLIT/CLASS/IMAGE``, ``root/SPLIT-*.parquet``, ``root/SPLIT.parquet``, ``root/SPLIT/*.parquet``,
@@ -104,7 +200,7 @@ def open_split(root: str | Path, split: str) -> FolderImages | ParquetImages | N
     for name in SYNONYMS[split]:
         for pattern in (f"{name}-*.parquet", f"{name}.parquet", f"{name}/*.parquet", f"data/{name}-*.parquet"):
             if files := sorted(map(str, root.glob(pattern))):
-                return ParquetImages(files)
+                return ParquetImages(files, mode)
         if (root / name).is_dir():
-            return FolderImages(root / name)
+            return FolderImages(root / name, mode)
     return None

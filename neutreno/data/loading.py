@@ -6,12 +6,16 @@ order). Nothing random needs saving, and the number of workers or processes chan
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
+
+from neutreno.errors import InputError
 
 
 def derive_seed(*parts: int) -> int:
@@ -26,52 +30,137 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class AugmentedDataset(Dataset):
-    """Applies ``transform`` under a random state given with the index: ``dataset[index, sample_seed]``."""
+class CorruptSample(InputError):
+    """One file of a data set cannot be read; a long run goes on without it."""
 
-    def __init__(self, samples: Sequence, transform: Callable) -> None:
-        self.samples, self.transform = samples, transform
+
+class CorruptLog:
+    """Names the corrupt samples that any process of a run met, a line each, in one file beside the run.
+
+    A file, because loading workers have no other way to tell, and because the count must survive a kill.
+
+    Args:
+        path: the file; made when the first sample is noted.
+        limit: so many corrupt samples are skipped; one more ends the run.
+    """
+
+    def __init__(self, path: str | Path, limit: int) -> None:
+        self.path, self.limit = Path(path), limit
+        self._noted: set[str] = set()
+
+    def note(self, what: str) -> None:
+        if what not in self._noted:
+            self._noted.add(what)
+            with open(self.path, "a") as file:
+                file.write(f"{what}\n")
+            self.check()
+
+    def read(self) -> list[str]:
+        """What was met, each once, by all processes."""
+        return sorted(set(self.path.read_text().splitlines())) if self.path.exists() else []
+
+    def check(self) -> None:
+        """
+        Raises:
+            InputError: more than ``limit`` samples are corrupt.
+        """
+        if len(found := self.read()) > self.limit:
+            raise InputError(
+                f"more than {self.limit} corrupt images (data.max_corrupt), the first: {found[0]}; "
+                f"all are listed in {self.path}"
+            )
+
+
+class AugmentedDataset(Dataset):
+    """Applies ``transform`` under a random state given with the index: ``dataset[index, sample_seed]``.
+
+    A corrupt sample is noted in ``corrupt``. In training another one, drawn with the same seed, takes its place; in
+    evaluation it is None, which :func:`collate_readable` leaves out. Without ``corrupt`` its error is raised.
+    """
+
+    def __init__(self, samples: Sequence, transform: Callable, corrupt: CorruptLog | None = None) -> None:
+        self.samples, self.transform, self.corrupt = samples, transform, corrupt
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int]):
-        if isinstance(key, tuple):
+        if not isinstance(key, tuple):
+            sample = self._read(key)
+        else:
             key, seed = key
+            draw, sample = np.random.default_rng(seed), self._read(key)
+            while sample is None:
+                sample = self._read(int(draw.integers(len(self))))
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.default_generator.manual_seed(seed)
-        image, label = self.samples[key]
-        return self.transform(image), label
+        return None if sample is None else (self.transform(sample[0]), sample[1])
+
+    def _read(self, index: int):
+        try:
+            return self.samples[index]
+        except CorruptSample as error:
+            if self.corrupt is None:
+                raise
+            self.corrupt.note(str(error))
+            return None
+
+
+def collate_readable(samples: list):
+    """A batch of the samples that could be read; of none, an empty list."""
+    readable = [s for s in samples if s is not None]
+    return default_collate(readable) if readable else []
 
 
 class TrainBatchSampler(Sampler):
     """Batches of (index, sample seed) for one process, out of an order that all processes share.
 
     The global batch is what the optimizer sees in one step. It is cut into ``parts`` (gradient accumulation) and each
-    part into one piece per process, so the same global batches are formed on any number of processes. An incomplete
-    last global batch is dropped.
+    part is dealt out to the processes in turn, so the same global batches are formed on any number of processes. An
+    incomplete last global batch is dropped.
+
+    ``repeats`` > 1 is repeated augmentation (Hoffer et al., 2020; DeiT uses 3): every sample stands so many times in a
+    row in the order, each time augmented anew, and the epoch ends after as many samples as without, so it sees only
+    1 / repeats of them. As in DeiT's sampler the copies go to different processes.
     """
 
-    def __init__(self, samples: int, global_batch: int, seed: int, parts: int = 1, world: int = 1, rank: int = 0):
-        self.samples, self.seed, self.rank, self.world = samples, seed, rank, world
+    def __init__(
+        self,
+        samples: int,
+        global_batch: int,
+        seed: int,
+        parts: int = 1,
+        world: int = 1,
+        rank: int = 0,
+        repeats: int = 1,
+    ) -> None:
+        self.samples, self.seed, self.rank, self.world, self.repeats = samples, seed, rank, world, repeats
         self.per_step = global_batch // parts
         self.batches = samples // global_batch * parts
         self.epoch = self.start = 0
+        self.sampler = self  # Lightning sets the epoch of a batch sampler's sampler, not of the batch sampler
 
-    def set_epoch(self, epoch: int) -> None:  # Lightning calls it before every epoch
+    def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def order(self) -> torch.Tensor:
+        """The epoch's samples, in the order that all processes share."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(self.samples, generator=generator).tolist()
-        piece = self.per_step // self.world
+        drawn = torch.randperm(self.samples, generator=generator)[: -(-self.samples // self.repeats)]
+        return drawn.repeat_interleave(self.repeats)[: self.samples]
+
+    def positions(self, batch: int) -> range:
+        """Where in the order this process's share of a batch stands."""
+        return range(batch * self.per_step + self.rank, (batch + 1) * self.per_step, self.world)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self.order().tolist()
         for batch in range(self.start, self.batches):
-            first = batch * self.per_step + self.rank * piece
-            yield [(order[p], derive_seed(self.seed, self.epoch, p)) for p in range(first, first + piece)]
+            yield [(order[p], derive_seed(self.seed, self.epoch, p)) for p in self.positions(batch)]
 
 
 class ResumableLoader(DataLoader):
@@ -91,6 +180,41 @@ class ResumableLoader(DataLoader):
 
     def state_dict(self) -> dict[str, int]:
         return {"given": self.given % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume_at = state["given"]
+
+
+class StreamLoader:
+    """Batches of one process out of a stream, as many as an epoch has.
+
+    A run that resumes in mid-epoch takes the epoch's remaining number of batches from the stream's beginning: samples
+    of the part before are repeated and others left out in that one epoch.
+    """
+
+    def __init__(self, stream: IterableDataset, batches: int, batch_size: int, **loading) -> None:
+        self.stream, self.batches, self.given, self._resume_at = stream, batches, 0, 0
+        self._loader = DataLoader(stream, batch_size=batch_size, drop_last=True, **loading)
+        self.sampler = self  # where Lightning sets the epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.stream.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self):
+        self.given, self._resume_at = self._resume_at, 0
+        while self.given < self.batches:
+            before = self.given
+            for batch in itertools.islice(self._loader, self.batches - self.given):
+                self.given += 1
+                yield batch
+            if self.given == before:
+                raise InputError("the stream gives no full batch; lower data.batch_size or data.num_workers")
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given % self.batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume_at = state["given"]

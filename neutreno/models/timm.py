@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from neutreno.checkpoints import load_weights, pretrained_timm_model
 from neutreno.errors import InputError
+from neutreno.models.transformer import Block
 
 
 class TimmModel(nn.Module):
@@ -98,6 +99,7 @@ def timm_model(
     pretrained: bool = False,
     weights: str | None = None,
     attention: Any = None,
+    block: Any = None,
     **kwargs,
 ) -> TimmModel:
     """The timm model ``name``, a tag such as ``.augreg_in21k`` included; its attention is timm's own.
@@ -106,14 +108,16 @@ def timm_model(
         img_size: side of its images in pixels; None: what it was made for.
         pretrained: take timm's weights from its cache, or download them.
         weights: or load these, strictly: a checkpoint file, a run folder, or another timm name.
-        attention: refused, so that nobody believes to have exchanged it.
+        attention, block: refused unless plain, so that nobody believes to have exchanged them.
         kwargs: of ``timm.create_model``; None leaves timm's default.
 
     Raises:
         InputError: no such model, it cannot be built so, or its weights do not fit or cannot be had.
     """
-    if attention:
-        raise InputError("model=timm keeps its own attention; leave attention=… out, or choose model=deit or model=vit")
+    if attention or getattr(block, "func", block) not in (None, Block):
+        raise InputError(
+            "model=timm keeps its own attention and blocks; leave attention=… and block=… out, or choose model=deit"
+        )
     made_for = _pretrained_cfg(name)
     if pretrained and weights is None and made_for.num_classes != num_classes:
         raise InputError(

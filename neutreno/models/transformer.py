@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
@@ -37,10 +38,34 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), drop=proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
+    def attention_sublayer(self, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What is added to x first, and this layer's values; a variant of the block overrides it."""
+        return self.attn(self.norm1(x), v0)
+
     def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        out, v = self.attn(self.norm1(x), v0)
+        out, v = self.attention_sublayer(x, v0)
         x = x + self.drop_path(out)
         return x + self.drop_path(self.mlp(self.norm2(x))), v
+
+
+class FeatScaleBlock(Block):
+    """FeatScale: reweigh the direct-current and high-frequency parts of the attention sublayer's output x.
+
+    ``DC = mean of x over tokens, HC = x − DC, out = x + λ₁ ⊙ DC + λ₂ ⊙ HC`` with learned λ₁, λ₂ (C,) that start at 0,
+    so the block starts as the plain one. The mean runs over all tokens, so it is no block for causal models. (Wang et
+    al., "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis", ICLR 2022. Their DeiT code
+    adds the scaled parts twice; this follows the paper's formula.)
+    """
+
+    def __init__(self, dim: int, *args, **kwargs) -> None:
+        super().__init__(dim, *args, **kwargs)
+        self.featscale_dc = nn.Parameter(torch.zeros(dim))
+        self.featscale_hc = nn.Parameter(torch.zeros(dim))
+
+    def attention_sublayer(self, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
+        out, v = super().attention_sublayer(x, v0)
+        dc = out.mean(dim=1, keepdim=True)
+        return out + self.featscale_dc * dc + self.featscale_hc * (out - dc), v
 
 
 class Trunk(nn.ModuleList):
@@ -48,11 +73,13 @@ class Trunk(nn.ModuleList):
 
     timm passes one tensor through an ``nn.Sequential``, where V_0 cannot travel; that is why the trunk is ours. Being a
     list itself, it adds nothing to timm's names (``blocks.0.attn.qkv.weight``). Stochastic depth grows linearly with
-    depth up to ``drop_path_rate``, as in DeiT.
+    depth up to ``drop_path_rate``, as in DeiT. ``block`` is the blocks' constructor, called with ``kwargs``.
     """
 
-    def __init__(self, depth: int, drop_path_rate: float = 0.0, **block) -> None:
-        super().__init__(Block(**block, drop_path=rate) for rate in calculate_drop_path_rates(drop_path_rate, depth))
+    def __init__(
+        self, depth: int, drop_path_rate: float = 0.0, block: Callable[..., nn.Module] = Block, **kwargs
+    ) -> None:
+        super().__init__(block(**kwargs, drop_path=rate) for rate in calculate_drop_path_rates(drop_path_rate, depth))
 
     def forward(self, x: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """Tokens (B, N, C) → tokens after the last block; appends x and every block's output to ``hidden`` if given."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.checkpoints import load_weights
 from neutreno.errors import InputError, check_number
-from neutreno.models.transformer import Trunk
+from neutreno.models.transformer import Block, Trunk
 
 SIZES = {
     # For small images, as deep as tiny. timm's 0.02 is made for base's width: 0.02 √(768 / 64) gives activations as
@@ -37,6 +37,7 @@ class VisionTransformer(nn.Module):
 
     Args:
         attention: constructor of the attention, e.g. ``functools.partial(NeutrenoAttention, lam=0.6)``.
+        block: constructor of the blocks; :class:`neutreno.models.transformer.FeatScaleBlock` is one.
         distilled: add DeiT's distillation token and head. At evaluation the two heads are averaged; in training the
             pair of logits is returned once ``distilled_training`` is set, as in timm.
 
@@ -64,6 +65,7 @@ class VisionTransformer(nn.Module):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         attention: Callable[..., nn.Module] = SoftmaxAttention,
+        block: Callable[..., nn.Module] = Block,
         distilled: bool = False,
         norm_eps: float = 1e-6,
         init_std: float = 0.02,
@@ -88,6 +90,7 @@ class VisionTransformer(nn.Module):
         self.blocks = Trunk(
             depth,
             drop_path_rate,
+            block=block,
             dim=embed_dim,
             num_heads=num_heads,
             attention=attention,
@@ -158,10 +161,11 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
-def vit(size: str = "tiny", weights: str | None = None, **kwargs) -> VisionTransformer:
+def vit(size: str = "tiny", weights: str | None = None, new_head: bool = False, **kwargs) -> VisionTransformer:
     """A ViT/DeiT of one of :data:`SIZES`; ``kwargs`` that are not None override anything.
 
-    ``weights`` is loaded strictly: a checkpoint file, a run folder, or the name of a pretrained timm model.
+    ``weights`` is loaded strictly: a checkpoint file, a run folder, or the name of a pretrained timm model; with
+    ``new_head`` all but its classifier.
 
     Raises:
         InputError: no such size; the weights cannot be read or do not fit.
@@ -170,7 +174,7 @@ def vit(size: str = "tiny", weights: str | None = None, **kwargs) -> VisionTrans
         raise InputError(f"model.size={size} is not known; there are: {', '.join(SIZES)}")
     model = VisionTransformer(**{**SIZES[size], **{k: v for k, v in kwargs.items() if v is not None}})
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, new_head)
     return model
 
 

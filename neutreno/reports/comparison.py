@@ -58,7 +58,7 @@ def load_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
             raise InputError(f"the same run is given twice, under two names: {names}")
     settings = [runs[0][0] for runs in found.values()]
     shown = {"attention.lam", "recipe.lam"}  # λ̃ stands in the base label
-    shown |= {"attention._target_", "model.size", "data._target_", *_consequences(settings)}
+    shown |= {"attention._target_", "block._target_", "model.size", "data._target_", *_consequences(settings)}
     differing = [k for k in sorted(set().union(*settings)) if len({str(s.get(k)) for s in settings}) > 1]
     groups = []
     for runs in found.values():
@@ -77,11 +77,13 @@ def _consequences(settings: list[dict[str, Any]]) -> set[str]:
 
 def _base_label(s: dict[str, Any]) -> str:
     lam = "" if s["lam"] is None else f" λ̃={s['lam']:g}"
-    return f"{s['data']} {s['model']}-{s['size']} {s['attention']}{lam}"
+    block = "" if s["block"] == "plain" else f" + {s['block']}"
+    return f"{s['data']} {s['model']}-{s['size']} {s['attention']}{lam}{block}"
 
 
 def _order(s: dict[str, Any]) -> tuple:
-    return (s["data"], s["model"], str(s["size"]), s["attention"] != "softmax", s["attention"], s["lam"] or 0.0)
+    block = s["block"] != "plain"
+    return (s["data"], s["model"], str(s["size"]), block, s["attention"] != "softmax", s["attention"], s["lam"] or 0.0)
 
 
 def comparison_table(groups: Sequence[Group], metrics: Sequence[str] | None = None) -> pd.DataFrame:

@@ -19,6 +19,8 @@ def _table(rows: list, headers: list[str]) -> str:
 def _figures(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in sorted(evaluation["metrics"].items(), key=lambda item: item[0].endswith("loss")):
         yield name, f"{value:.4f}" if name.endswith("loss") else f"{value:.2f} %"
+    if evaluation["corrupt_images"]:
+        yield "corrupt images left out, see evaluation_corrupt_images.txt", str(evaluation["corrupt_images"])
     for name, found in evaluation["robustness"].items():
         if name == "imagenet_c":
             yield "ImageNet-C mean corruption error (AlexNet 100)", f"{found['mce']:.2f}"

@@ -6,6 +6,7 @@ import time
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from neutreno.errors import InputError, check_number
+from neutreno.parallel import shard
 
 
 class Task(LightningModule):
@@ -22,6 +24,8 @@ class Task(LightningModule):
         model: the network.
         opt, lr, weight_decay, opt_args: timm's optimizer by name; norms, biases, position embedding and class token
             are not decayed. ``lr`` is the peak.
+        lr_batch, batch_size: if given, ``lr`` is meant for a global batch of ``lr_batch`` samples and grows in
+            proportion to the global ``batch_size`` (Goyal et al., 2017; DeiT).
         warmup_epochs, warmup_lr, min_lr, lr_per: timm's cosine schedule with linear warm-up, moved on per ``step`` or
             per ``epoch`` (DeiT's way: there epochs 0 and 1 both run at ``warmup_lr``).
         ema_decay: keep an exponential average of the weights per step, evaluated beside the raw weights; None: do not.
@@ -41,6 +45,8 @@ class Task(LightningModule):
         min_lr: float = 1e-5,
         lr_per: str = "step",
         ema_decay: float | None = None,
+        lr_batch: int | None = None,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if lr_per not in ("step", "epoch"):
@@ -50,6 +56,9 @@ class Task(LightningModule):
             check_number(f"task.{name}", value)
         if ema_decay is not None:
             check_number("task.ema_decay", ema_decay, most=1)
+        if lr_batch is not None:
+            check_number("task.lr_batch", lr_batch, 1)
+            lr = lr * batch_size / lr_batch
         self.model = model
         self.opt = {"opt": opt, "lr": lr, "weight_decay": weight_decay, **(opt_args or {})}
         try:  # on one parameter, so that a wrong name is found before a run begins
@@ -83,6 +92,10 @@ class Task(LightningModule):
         """
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **metrics}, step=self.global_step)
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self)
 
     def configure_optimizers(self) -> dict:
         optimizer = create_optimizer_v2(self.model, **self.opt)

@@ -74,6 +74,8 @@ class Classification(Task):
         return F.cross_entropy(self.model(images), targets)
 
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+        if not batch:  # no image of it could be read
+            return
         images, labels = batch
         for name, network in self.networks.items():
             logits = network(images).float()

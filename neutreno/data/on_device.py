@@ -1,0 +1,105 @@
+"""Small data sets that live on the training device as one tensor and are augmented there, batch by batch.
+
+One process that decodes and augments image by image starves a GPU: a DeiT of a few million parameters trains on tens of
+thousands of 32-pixel images per second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from neutreno.data.loading import AugmentedDataset, CorruptLog, TrainBatchSampler, collate_readable, derive_seed
+
+
+def load_images(
+    samples: Sequence, side: int, device: torch.device, corrupt: CorruptLog | None = None, num_workers: int = 0
+) -> tuple[Tensor, Tensor]:
+    """All readable samples as uint8 (N, C, side, side) and their labels (N,), on ``device``."""
+    prepare = v2.Compose([v2.PILToTensor(), v2.Resize((side, side), antialias=True)])
+    loader = DataLoader(
+        AugmentedDataset(samples, prepare, corrupt), 1000, num_workers=num_workers, collate_fn=collate_readable
+    )
+    batches = [batch for batch in loader if len(batch)]
+    return torch.cat([x for x, _ in batches]).to(device), torch.cat([y for _, y in batches]).to(device)
+
+
+def crop_and_flip(images: Tensor, draws: Tensor, padding: int) -> Tensor:
+    """Pad by zeros, crop at random, flip half of the images (N, C, S, S), each by its own draws (3, N) in [0, 1).
+
+    By indexing, because torchvision's transforms draw once for a whole batch.
+    """
+    side = images.shape[-1]
+    top, left = (draws[:2] * (2 * padding + 1)).long()
+    rows = top[:, None] + torch.arange(side, device=images.device)
+    columns = left[:, None] + torch.arange(side, device=images.device)
+    columns = torch.where(draws[2, :, None] < 0.5, columns.flip(1), columns)
+    padded = F.pad(images, [padding] * 4)
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class DeviceLoader:
+    """Batches of one process out of images on the device; the same batches on any number of processes.
+
+    Order and augmentation are functions of (seed, epoch, position in the epoch's order), as everywhere here.
+
+    Args:
+        images, labels: of :func:`load_images`.
+        normalize: uint8 images → what the model sees.
+        sampler: of the training batches; None evaluates: every ``world``-th sample from ``rank`` on, in order.
+        padding: of the random crop.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        normalize: v2.Transform,
+        sampler: TrainBatchSampler | None = None,
+        padding: int = 0,
+        batch_size: int = 0,
+        world: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self.images, self.labels, self.normalize, self.padding = images, labels, normalize, padding
+        self.training = sampler is not None
+        if self.training:
+            self.sampler = sampler  # where Lightning sets the epoch; it takes a loader with a sampler for PyTorch's
+        self._shares = [] if self.training else torch.arange(rank, len(images), world).split(batch_size)
+        self.given = self._resume_at = 0
+
+    def __len__(self) -> int:
+        return len(self.sampler) if self.training else len(self._shares)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._train() if self.training else self._evaluate()
+
+    def _evaluate(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for share in self._shares:
+            share = share.to(self.images.device)
+            yield self.normalize(self.images[share]), self.labels[share]
+
+    def _train(self) -> Iterator[tuple[Tensor, Tensor]]:
+        sampler, device = self.sampler, self.images.device
+        self.given, self._resume_at = self._resume_at, 0
+        order = sampler.order().to(device)
+        generator = torch.Generator().manual_seed(derive_seed(sampler.seed, sampler.epoch, 1))
+        draws = torch.rand(3, len(order), generator=generator).to(device)
+        for batch in range(self.given, len(sampler)):
+            positions = slice(*(lambda r: (r.start, r.stop, r.step))(sampler.positions(batch)))
+            chosen = order[positions]
+            images = crop_and_flip(self.images[chosen], draws[:, positions], self.padding)
+            self.given += 1
+            yield self.normalize(images), self.labels[chosen]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given % max(1, len(self))}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume_at = state["given"]

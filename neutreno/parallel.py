@@ -1,0 +1,111 @@
+"""One command on one device, on several, and on several machines: what Lightning's strategies leave to us."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from neutreno.errors import InputError
+from neutreno.models.transformer import Block
+
+
+def shard(task: LightningModule) -> None:
+    """Spread the weights of every network of ``task`` over all processes, block by block (FSDP2).
+
+    FSDP2 keeps names and shapes, where FSDP1 flattens: so weight decay, the average of the weights and checkpoints are
+    those of an unsharded run. The average is sharded alike, because it is updated shard by shard.
+    """
+    mesh = init_device_mesh(task.trainer.strategy.root_device.type, (task.trainer.world_size,))
+    for network in task.networks.values():
+        if isinstance(network, FSDPModule):  # Lightning asks before every fit, validate and test
+            continue
+        for module in network.modules():
+            if isinstance(module, Block):
+                fully_shard(module, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+        register_fsdp_forward_method(network, "hidden_states")
+
+
+@contextmanager
+def gathered(*networks: nn.Module) -> Iterator[None]:
+    """Within it every process holds the whole weights and may run a network as often as it likes; all must enter.
+
+    A forward pass of a sharded network is a collective act: a process with one batch more than the others would wait
+    for them forever. Does nothing to networks that are not sharded.
+    """
+    sharded = [network for network in networks if isinstance(network, FSDPModule)]
+    for network in sharded:
+        network.set_reshard_after_forward(False)
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+    try:
+        yield
+    finally:
+        for network in sharded:
+            for module in network.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+            network.set_reshard_after_forward(True)
+            network.set_reshard_after_forward(False, recurse=False)  # torch's own choice for the outermost module
+
+
+class GatherForEvaluation(Callback):
+    """Keeps sharded networks whole while they are evaluated: the processes' shares may differ by a batch."""
+
+    def _enter(self, trainer: Trainer, task: LightningModule) -> None:
+        self._gathered = gathered(*task.networks.values())
+        self._gathered.__enter__()
+
+    def _leave(self, trainer: Trainer, task: LightningModule) -> None:
+        self._gathered.__exit__(None, None, None)
+
+    on_validation_start = on_test_start = _enter
+    on_validation_end = on_test_end = _leave
+
+
+def check_accelerator(accelerator: str) -> None:
+    """Refuse a GPU where there is none.
+
+    Raises:
+        InputError: says what to do instead.
+    """
+    if accelerator in ("gpu", "cuda") and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise InputError(
+            f"trainer.accelerator={accelerator}, but PyTorch finds no GPU here: run on a machine that has one, or on "
+            "the CPU with trainer=default (trainer.accelerator=cpu keeps the rest of this trainer)"
+        )
+
+
+def slurm_environment() -> SLURMEnvironment:
+    """Ranks from ``srun``; without Lightning's requeueing, whose checkpoints lie elsewhere than ours and know no data.
+
+    Raises:
+        InputError: srun did not start this process.
+    """
+    if "SLURM_NTASKS" not in os.environ:
+        raise InputError(
+            "trainer=slurm is for processes that srun starts (see scripts/slurm/train.sbatch); "
+            "elsewhere take trainer=gpu or trainer=ddp"
+        )
+    return SLURMEnvironment(auto_requeue=False)
+
+
+def describe(trainer: Trainer, data: LightningDataModule) -> dict[str, int | str]:
+    """How a run's global batch was shared out, for its record."""
+    parts = trainer.accumulate_grad_batches
+    return {
+        "processes": trainer.world_size,
+        "machines": trainer.num_nodes,
+        "strategy": type(trainer.strategy).__name__,
+        "accumulate_grad_batches": parts,
+        "device_batch": data.batch_size // (trainer.world_size * parts),
+    }

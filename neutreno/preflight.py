@@ -1,0 +1,260 @@
+"""What a run will cost, measured on a few of its own steps: ``python train.py … preflight=true``."""
+
+from __future__ import annotations
+
+import copy
+import math
+import resource
+import time
+from typing import Any
+
+import hydra
+import torch
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from omegaconf import DictConfig
+from scipy import stats
+from timm.optim import create_optimizer_v2
+from torch.utils._pytree import tree_map
+
+from neutreno.callbacks.exact_resume import ExactResume
+from neutreno.errors import InputError, check_number
+from neutreno.parallel import GatherForEvaluation, describe
+
+WARMUP_STEPS = 3  # besides emptying what the workers have loaded ahead
+MEASURED_S = 20.0
+VALIDATION_BATCHES = 8
+SPARE_MEMORY = 0.1  # of a GPU: gradient buckets of several processes, fragments
+
+
+def seeds_needed(difference: float, sd: float, alpha: float = 0.05, power: float = 0.8) -> int:
+    """Seeds per row at which a two-sided two-sample t test finds a true ``difference`` with probability ``power``.
+
+    Both in units of the metric; ``sd`` is that between seeds, the same in both rows. By the noncentral t distribution
+    with 2n − 2 degrees of freedom and noncentrality d √(n/2), d = difference / sd (Cohen, 1988).
+
+    Raises:
+        InputError: not two positive numbers.
+    """
+    for name, value in {"expected.difference": difference, "expected.sd": sd}.items():
+        check_number(name, value)
+        if value == 0:
+            raise InputError(f"{name}=0: no number of seeds shows that; give a positive number")
+
+    def reached(n: int) -> float:
+        shift, freedom = difference / sd * math.sqrt(n / 2), 2 * n - 2
+        critical = stats.t.ppf(1 - alpha / 2, freedom)
+        return stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
+
+    most = 2
+    while reached(most) < power:
+        most *= 2
+    least = most // 2
+    while most - least > 1:  # the power grows with n
+        middle = (least + most) // 2
+        least, most = (least, middle) if reached(middle) >= power else (middle, most)
+    return max(most, 2)
+
+
+def largest_batch(task: LightningModule, sample: Any, trainer: Trainer, most: int) -> tuple[int, bool]:
+    """How many samples one device can train on at once: (a power of two up to ``most``, whether the next one failed).
+
+    Doubles a batch of copies of ``sample`` (a batch of one) until memory ends: forward, backward and optimizer step of
+    a copy of ``task`` in the trainer's precision, not sharded, not compiled.
+
+    Raises:
+        InputError: not even two samples fit.
+    """
+    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_per_process_memory_fraction(1 - SPARE_MEMORY, device)
+    trial = precision.convert_module(copy.deepcopy(task)).to(device).train()
+    optimizer = create_optimizer_v2(trial.model, **trial.opt)
+    fits, size, failed = 0, 2, False  # mixup needs an even batch
+    while size <= most and not failed:
+        try:
+            batch = tree_map(lambda x: x.repeat(size, *[1] * (x.ndim - 1)).to(device), sample)  # noqa: B023
+            with precision.train_step_context():
+                loss = trial.loss(precision.convert_input(batch))
+            loss.backward()
+            optimizer.step()
+            fits, size = size, 2 * size
+        except torch.OutOfMemoryError:
+            failed = True
+        batch = loss = None
+        optimizer.zero_grad()
+    del trial, optimizer
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    if failed and not fits:
+        raise InputError(f"{device} has no memory for two samples at once; take a smaller model or trainer=fsdp")
+    return fits, failed
+
+
+class DeviceBatch(Callback):
+    """Where ``data.device_batch`` is "auto" on GPUs, measures what fits and sets the accumulated batches accordingly.
+
+    Here, because all processes must agree, and only now can they talk to each other.
+
+    Args:
+        always: measure for the report, whatever ``data.device_batch`` is, and as far as memory goes.
+    """
+
+    def __init__(self, always: bool = False) -> None:
+        self.always = always
+        self.fits: tuple[int, bool] | None = None
+
+    def setup(self, trainer: Trainer, task: LightningModule, stage: str) -> None:
+        data, device = trainer.datamodule, trainer.strategy.root_device
+        auto = data.device_batch == "auto"
+        if stage != "fit" or device.type != "cuda" or not (auto or self.always):
+            return
+        loader = data.train_dataloader()
+        share = data.batch_size // trainer.world_size
+        sample = tree_map(lambda x: x[:1], next(iter(loader)))
+        fits, failed = largest_batch(task, sample, trainer, len(data.splits["train"]) if self.always else share)
+        fits = int(trainer.strategy.reduce(torch.tensor(fits, device=device), reduce_op="min"))
+        self.fits = fits, failed
+        if auto:  # a share between two powers of two was not tried as a whole
+            fits = fits if failed else share
+            trainer.accumulate_grad_batches = data.accumulated_batches(
+                trainer.world_size, trainer.accumulate_grad_batches, fits
+            )
+
+
+class Clock(Callback):
+    """Times steps with all that belongs to them, and apart from that the model's part; stops the run when it knows."""
+
+    def __init__(self) -> None:
+        self.steps = self.batches = 0
+        self.model_s = self.total_s = 0.0
+        self._since: float | None = None
+        self._validation: list[float] = []
+
+    def _now(self, trainer: Trainer) -> float:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
+        loader, parts = trainer.train_dataloader, trainer.accumulate_grad_batches
+        ahead = getattr(loader, "num_workers", 0) * (getattr(loader, "prefetch_factor", 0) or 0)
+        most = trainer.max_epochs * trainer.datamodule.steps_per_epoch
+        self._warm = min(WARMUP_STEPS + math.ceil(ahead / parts), most - 1)
+
+    def on_train_batch_start(self, trainer: Trainer, task: LightningModule, batch, batch_idx: int) -> None:
+        self._began = self._now(trainer)
+        if self._since is None and trainer.global_step == 0 == self._warm:
+            self._since = self._began
+
+    def on_train_batch_end(self, trainer: Trainer, task: LightningModule, outputs, batch, batch_idx: int) -> None:
+        now = self._now(trainer)
+        if self._since is not None:
+            self.batches += 1
+            self.model_s += now - self._began
+            self.total_s, self.steps = now - self._since, trainer.global_step - self._warm
+        elif trainer.global_step == self._warm:
+            self._since = now
+        enough = self.steps and self.total_s > MEASURED_S and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(bool(enough), all=False)
+
+    def on_validation_start(self, trainer: Trainer, task: LightningModule) -> None:
+        self._validation = [self._now(trainer)]
+
+    def on_validation_batch_end(self, trainer: Trainer, task: LightningModule, *args, **kwargs) -> None:
+        self._validation.append(self._now(trainer))
+
+    @property
+    def validation_batch_s(self) -> float:
+        first = min(1, len(self._validation) - 2)  # the first batch waits for the workers to start
+        return (self._validation[-1] - self._validation[first]) / (len(self._validation) - 1 - first)
+
+
+def preflight(config: DictConfig, task: LightningModule, data: LightningDataModule) -> None:
+    """Train a few steps without keeping anything, and print what the whole run of ``config`` will take.
+
+    Raises:
+        InputError: the run's settings allow no step.
+    """
+    clock, device_batch = Clock(), DeviceBatch(always=True)
+    trainer = hydra.utils.instantiate(
+        config.trainer,
+        callbacks=[device_batch, ExactResume(config.seed), GatherForEvaluation(), clock],
+        logger=False,
+        plugins=hydra.utils.instantiate(config.trainer.plugins),
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        _convert_="all",
+    )
+    parts = trainer.accumulate_grad_batches
+    trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, parts)
+    trainer.fit(task, data)
+    memory = _memory(trainer.strategy.root_device)
+    shared = describe(trainer, data)
+    loader = data.val_dataloader()
+    limit = config.trainer.limit_val_batches
+    batches = (
+        len(loader) if limit is None else min(len(loader), limit) if isinstance(limit, int) else len(loader) * limit
+    )
+    trainer.limit_val_batches = max(1, min(VALIDATION_BATCHES, int(batches)))
+    trainer.validate(task, data, verbose=False)
+    if not trainer.is_global_zero:
+        return
+
+    step_s, model_s = clock.total_s / clock.steps, clock.model_s / clock.steps
+    waiting = 1 - model_s / step_s
+    validation_s = clock.validation_batch_s * batches
+    validations = trainer.max_epochs // (trainer.check_val_every_n_epoch or 1) + 2  # last and best at the end
+    hours = (trainer.max_epochs * data.steps_per_epoch * step_s + validations * validation_s) / 3600
+    parameters = sum(p.numel() for p in task.model.parameters())
+    lines = {
+        "parameters": f"{parameters:,}",
+        "devices": f"{shared['processes']} x {trainer.strategy.root_device.type} on {shared['machines']} machine(s), "
+        f"{shared['device_batch']} samples at once on each, {shared['accumulate_grad_batches']} accumulated for the "
+        f"global batch of {data.batch_size}",
+        "memory per device": memory,
+        "training": f"{data.batch_size / step_s:,.1f} images/s with loading, {data.batch_size / model_s:,.1f} images/s "
+        f"the model's step alone ({clock.steps} steps of {step_s:.3g} s)",
+        "bottleneck": f"{'loading' if waiting > 0.1 else 'computing'}: {100 * waiting:.0f} % of a step waits for data"
+        + (f"; more data.num_workers (now {data.num_workers}) or faster storage help" if waiting > 0.1 else ""),
+        "validation": f"{validation_s:.3g} s each, estimated from {trainer.limit_val_batches} of {batches} batches",
+        "whole run": f"{hours:.3g} hours for {trainer.max_epochs} epochs of {data.steps_per_epoch} steps, "
+        f"{validations} validations included (start, probe and checkpoints are not)",
+        "largest device batch": _largest(device_batch.fits),
+        "seeds per row": _seeds(config.expected, hours),
+    }
+    print(f"preflight of {config.name}")
+    for name, text in lines.items():
+        print(f"  {name:21} {text}")
+
+
+def _memory(device: torch.device) -> str:
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return (
+            f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB allocated at most, of {total / 2**30:.1f} GiB"
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
+    return f"{peak / 2**20:.2f} GiB peak RSS of this process, libraries included"
+
+
+def _largest(fits: tuple[int, bool] | None) -> str:
+    if fits is None:
+        return "not measured: on a CPU memory is bounded by RAM"
+    size, failed = fits
+    return f"{size}" + (f"; {2 * size} did not fit" if failed else " and perhaps more: no larger batch was tried")
+
+
+def _seeds(expected: DictConfig, hours: float) -> str:
+    if expected.difference is None or expected.sd is None:
+        return "unknown: the recipe expects no difference; give expected.difference and expected.sd"
+    n = seeds_needed(expected.difference, expected.sd)
+    return (
+        f"{n} to find a difference of {expected.difference:g} at a sd between seeds of {expected.sd:g} (two-sided "
+        f"t test, α 0.05, power 0.8): {n * hours:.3g} hours a row"
+    )

@@ -27,7 +27,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
 
     from neutreno import console, results
     from neutreno.callbacks.probe import curve_rows, measure_similarity
-    from neutreno.cost import measure_cost
+    from neutreno.cost import check_settings, measure_cost
     from neutreno.evaluation import (
         evaluate_crops,
         evaluate_run,
@@ -43,6 +43,8 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     from neutreno.runs import RunFolder, build
 
     console.quiet(rank_zero_only.rank)
+    if config.cost is not None:
+        check_settings(**config.cost)
     run = None if config.run is None else RunFolder(config.run)
     if run is not None:
         settings, make = run_settings(run, config, typed), build

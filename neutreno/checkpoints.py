@@ -68,12 +68,14 @@ def state_dict_of(content: dict[str, Any], ema: bool = False) -> dict[str, Tenso
     return content
 
 
-def load_weights(model: nn.Module, source: str | Path, new_head: bool = False) -> None:
+def load_weights(
+    model: nn.Module, source: str | Path, new_head: bool = False, heads: tuple[str, ...] = ("head.", "head_dist.")
+) -> None:
     """Load ``source`` into ``model``, strictly: every parameter must be there, and no other.
 
     ``source`` is a run folder (its last checkpoint), a checkpoint file (``.ckpt``, ``.pth``, ``.safetensors``), or else
     the name of a timm model whose pretrained weights timm finds in its cache or downloads. ``new_head`` leaves out its
-    classifier, so that the model keeps a fresh one: for data of other classes.
+    classifier (what begins with one of ``heads``), so that the model keeps a fresh one: for data of other classes.
 
     Raises:
         InputError: names the parameters that are missing, unexpected or of another shape.
@@ -86,9 +88,9 @@ def load_weights(model: nn.Module, source: str | Path, new_head: bool = False) -
     else:
         weights = _timm_weights(str(source))
     if isinstance(weights, dict):
-        own = {k: v for k, v in model.state_dict().items() if k.startswith(_HEADS)}
+        own = {k: v for k, v in model.state_dict().items() if k.startswith(heads)}
         if new_head:
-            weights = {k: v for k, v in weights.items() if not k.startswith(_HEADS)} | own
+            weights = {k: v for k, v in weights.items() if not k.startswith(heads)} | own
         elif any(k in weights and len(weights[k]) != len(v) for k, v in own.items()):
             name = next(k for k, v in own.items() if len(weights.get(k, v)) != len(v))
             raise InputError(
@@ -96,9 +98,6 @@ def load_weights(model: nn.Module, source: str | Path, new_head: bool = False) -
                 "model.new_head=true keeps the rest and starts a fresh head"
             )
     load_strictly(model, weights, source)
-
-
-_HEADS = ("head.", "head_dist.")
 
 
 def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:

@@ -42,6 +42,16 @@ def images_per_second(model: nn.Module, images: Tensor, seconds: float) -> float
     return len(images) / statistics.median(passes[WARM_UP:])
 
 
+def check_settings(batch_size: int, seconds: float) -> None:
+    """Refuse what :func:`measure_cost` cannot use, before a long evaluation comes to it.
+
+    Raises:
+        InputError: the batch size or the seconds are no such numbers.
+    """
+    check_number("cost.batch_size", batch_size, 1, integer=True)
+    check_number("cost.seconds", seconds)
+
+
 def measure_cost(model: nn.Module, shape: tuple[int, int, int], batch_size: int = 32, seconds: float = 5) -> dict:
     """Cost of ``model`` on images of ``shape`` (C, H, W), in evaluation mode, on the device where it lies.
 
@@ -53,11 +63,7 @@ def measure_cost(model: nn.Module, shape: tuple[int, int, int], batch_size: int 
         ``parameters``, ``multiply_adds`` (of one image), ``image_size``, ``images_per_s``, ``batch_size``, ``device``,
         ``peak_cuda_memory_mib`` (None on the CPU), ``process_peak_rss_mib``.
 
-    Raises:
-        InputError: the batch size or the seconds are no such numbers.
     """
-    check_number("cost.batch_size", batch_size, 1, integer=True)
-    check_number("cost.seconds", seconds)
     model.eval()
     device = next(model.parameters()).device
     images = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -76,6 +76,8 @@ def model_settings(config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
         raise InputError(
             "nothing trained to evaluate: give a run folder, model.weights=FILE, or model=timm model.name=…; see --help"
         )
+    if config.model.get("new_head"):
+        raise InputError("model.new_head=true leaves the head untrained: train it first, then evaluate that run")
     config.task.ema_decay = None  # there is no average of the weights
     return OmegaConf.to_container(config, resolve=True)
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from neutreno import cost
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
-from neutreno.cost import images_per_second, measure_cost, multiply_adds
+from neutreno.cost import check_settings, images_per_second, measure_cost, multiply_adds
 from neutreno.errors import InputError
 from neutreno.models.vit import vit
 
@@ -66,4 +66,4 @@ def test_peak_memory_on_cuda_holds_weights_and_activations():
 @pytest.mark.parametrize("wrong, words", [({"batch_size": 0}, "cost.batch_size=0"), ({"seconds": -1}, "cost.seconds")])
 def test_settings_that_measure_nothing(wrong, words):
     with pytest.raises(InputError, match=words):
-        measure_cost(nn.Linear(1, 1), (1, 1, 1), **wrong)
+        check_settings(**{"batch_size": 1, "seconds": 1, **wrong})

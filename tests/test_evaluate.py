@@ -135,6 +135,7 @@ BAD_INPUT = {
         ["model=timm", "model.name=test_vit", "data=imagenet", "data.num_classes=5"],
         ["trained for 1000 classes, not for 5"],
     ),
+    "an untrained head": (["model=deit", "model.weights=x.pth", "model.new_head=true"], ["leaves the head untrained"]),
     "weights are nowhere": (["model=deit", "model.weights=nowhere.pth"], ["nowhere.pth"]),
     "unknown key": (["imagenet_d=x"], ["imagenet_d"]),
 }

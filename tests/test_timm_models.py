@@ -133,9 +133,10 @@ def test_images_are_made_as_timm_says():
         ({"name": "test_vit", "img_size": 8}, r"images of shape \(3, 8, 8\)"),
         ({"name": "vgg11", "drop_path_rate": 0.1}, "model.name=vgg11 so: .*drop_path_rate"),
         ({"name": "test_vit", "attention": nn.Linear}, "keeps its own attention"),
+        ({"name": "test_vit", "block": nn.Linear}, "keeps its own attention and blocks"),
         ({"name": "test_vit", "pretrained": True, "num_classes": 2}, "trained for 1000 classes, not for 2"),
     ],
-    ids=["name", "near", "tag", "size", "argument", "attention", "classes"],
+    ids=["name", "near", "tag", "size", "argument", "attention", "block", "classes"],
 )
 def test_what_cannot_be_built_is_said_in_a_line(arguments, words):
     with pytest.raises(InputError, match=words) as caught:
@@ -143,10 +144,23 @@ def test_what_cannot_be_built_is_said_in_a_line(arguments, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name, head", [("test_vit", "head"), ("test_resnet", "fc"), ("test_convnext", "head.fc")])
+def test_weights_of_other_classes_are_refused_unless_a_new_head_is_asked_for(tmp_path, name, head):
+    seven = timm.create_model(name, num_classes=7)
+    file = str(tmp_path / "seven.pth")
+    torch.save(seven.state_dict(), file)
+    with pytest.raises(InputError, match=r"7 classes, the model has 5; model\.new_head=true"):
+        timm_model(name, num_classes=5, weights=file)
+    net = timm_model(name, num_classes=5, weights=file, new_head=True).net
+    assert net.get_submodule(head).weight.shape[0] == 5
+    kept = {k for k, v in net.state_dict().items() if k in seven.state_dict() and torch.equal(v, seven.state_dict()[k])}
+    assert kept == {k for k in net.state_dict() if not k.startswith(f"{head}.")}
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
-    torch.save(timm.create_model("test_vit", num_classes=7).state_dict(), tmp_path / "seven.pth")
-    with pytest.raises(InputError, match=r"head\.weight \(7, 64\) ≠ \(5, 64\)"):
-        timm_model("test_vit", num_classes=5, weights=str(tmp_path / "seven.pth"))
+    torch.save(timm.create_model("test_vit2").state_dict(), tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"do not fit the model: .*unexpected: reg_token"):
+        timm_model("test_vit", weights=str(tmp_path / "other.pth"))
 
 
 @pytest.mark.slow

@@ -98,6 +98,7 @@ def timm_model(
     img_size: int | None = None,
     pretrained: bool = False,
     weights: str | None = None,
+    new_head: bool = False,
     attention: Any = None,
     block: Any = None,
     **kwargs,
@@ -108,6 +109,7 @@ def timm_model(
         img_size: side of its images in pixels; None: what it was made for.
         pretrained: take timm's weights from its cache, or download them.
         weights: or load these, strictly: a checkpoint file, a run folder, or another timm name.
+        new_head: leave out their classifier, for data of other classes.
         attention, block: refused unless plain, so that nobody believes to have exchanged them.
         kwargs: of ``timm.create_model``; None leaves timm's default.
 
@@ -119,10 +121,10 @@ def timm_model(
             "model=timm keeps its own attention and blocks; leave attention=… and block=… out, or choose model=deit"
         )
     made_for = _pretrained_cfg(name)
-    if pretrained and weights is None and made_for.num_classes != num_classes:
+    if pretrained and weights is None and made_for.num_classes != num_classes and not new_head:
         raise InputError(
-            f"model.name={name} was trained for {made_for.num_classes} classes, not for {num_classes}: "
-            "choose other data, or model.pretrained=false"
+            f"model.name={name} was trained for {made_for.num_classes} classes, not for {num_classes}; "
+            "model.new_head=true keeps the rest and starts a fresh head"
         )
     side = img_size or made_for.input_size[-1]
     kwargs |= {"num_classes": num_classes, "in_chans": in_chans}
@@ -138,7 +140,8 @@ def timm_model(
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise InputError(f"timm cannot build model.name={name} so: {' '.join(str(error).split())}") from error
     if weights is not None:
-        load_weights(net, weights)
+        heads = made_for.classifier if isinstance(made_for.classifier, tuple | list) else [made_for.classifier]
+        load_weights(net, weights, new_head, tuple(f"{head}." for head in heads))
     return TimmModel(net, (in_chans, side, side))
 
 

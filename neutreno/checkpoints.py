@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import warnings
 from pathlib import Path
@@ -145,6 +146,7 @@ def pretrained_timm_model(name: str, **kwargs) -> nn.Module:
     """
     import timm
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it warns of every attempt
     try:
         return timm.create_model(name, pretrained=True, **kwargs)
     except (TypeError, AssertionError):  # of the arguments, not of the weights

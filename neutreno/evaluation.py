@@ -85,7 +85,8 @@ def evaluation_name(settings: dict[str, Any], choices: dict[str, str]) -> str:
     model = settings["model"]
     parts = [choices["data"], "_".join(filter(None, [family(choices), model.get("size") or model.get("name")]))]
     parts += [choices["attention"]] if choices["attention"] != "own" else []
-    parts.append(Path(model["weights"]).stem if model["weights"] is not None else "pretrained")
+    weights = "pretrained" if model["weights"] is None else Path(model["weights"]).name
+    parts.append(re.sub(r"\.(ckpt|pth|pt|bin|safetensors)$", "", weights))
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
 
 

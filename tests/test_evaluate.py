@@ -1,0 +1,198 @@
+"""evaluate.py on weights that come from no run, and beside a run; on runs alone see test_train.py."""
+
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, TINY, assert_one_line_error, run_forked, run_script
+from timm.data import create_transform
+
+from neutreno.models.vit import VisionTransformer
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished tiny run."""
+    cwd = tmp_path_factory.mktemp("finished")
+    done = run_forked("train.py", *TINY, "trainer.max_epochs=1", "name=tiny", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "outputs" / "tiny"
+
+
+def on_folders(root, *more):
+    small = ["data.num_classes=2", "data.batch_size=4", "data.num_workers=0", "probe.num_samples=2"]
+    return ["data=imagenet", f"data.root={root}", *small, *more]
+
+
+def save_test_vit(folder, **kwargs):
+    torch.manual_seed(0)
+    net = timm.create_model("test_vit", num_classes=2, **kwargs).eval()
+    torch.save(net.state_dict(), folder / "weights.pth")
+    return net
+
+
+@torch.no_grad()
+def plain_loss(net, root, **transform):
+    """Cross entropy over ``root/val`` with timm's own evaluation transform."""
+    from torchvision.datasets import ImageFolder
+
+    images = ImageFolder(str(root / "val"), create_transform(**transform, is_training=False))
+    x, y = zip(*images, strict=True)
+    return F.cross_entropy(net(torch.stack(x)), torch.tensor(y)).item()
+
+
+def test_a_timm_name_with_local_weights_is_evaluated_as_timm_would(image_folders, tmp_path):
+    """Both crops and the model's own, its own normalisation and size; curve, cost, one JSON, one page, one figure."""
+    net = save_test_vit(tmp_path)
+    arguments = on_folders(image_folders, "cost.batch_size=2", "cost.seconds=0")
+    done = run_forked(
+        "evaluate.py", "model=timm", "model.name=test_vit", "model.weights=weights.pth", *arguments, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "outputs" / "evaluations" / "imagenet-timm_test_vit-weights"
+    assert {p.name for p in folder.iterdir()} == {"evaluation.json", "evaluation.md", "evaluation.png"}
+    found = json.loads((folder / "evaluation.json").read_text())
+    own = timm.data.resolve_model_data_config(net)
+    assert own["crop_pct"] == 0.95 and own["mean"] == (0.5, 0.5, 0.5) and own["input_size"] == (3, 160, 160)
+    for split, crop_pct in {"val": 0.875, "val_crop0.9": 0.9, "val_crop0.95": 0.95}.items():
+        expected = plain_loss(net, image_folders, **{**own, "crop_pct": crop_pct})
+        assert found["metrics"][f"{split}/loss"] == pytest.approx(expected, rel=1e-4)
+    assert found["settings"]["data"]["mean"] == [0.5] * 3 and found["settings"]["crop_pcts"] == [0.9, 0.95]
+    assert found["cost"]["parameters"] == sum(p.numel() for p in net.parameters())
+    assert found["cost"]["image_size"] == [3, 160, 160] and found["cost"]["precision"] == "32-true"
+    assert [r["layer"] for r in found["oversmoothing"] if r["tokens"] == "patch"] == list(range(7))
+    assert found["versions"]["timm"] and found["hardware"]["cpu"]
+    page = (folder / "evaluation.md").read_text()
+    assert page in done.stdout and "val_crop0.9/top1" in page and "multiply-adds of an image, 3 x 160 x 160" in page
+
+
+def test_what_is_typed_wins_over_what_timm_says(image_folders, tmp_path):
+    net = save_test_vit(tmp_path, img_size=32)
+    mean = [0.1, 0.2, 0.3]
+    typed = ["data.img_size=32", "data.mean=[0.1,0.2,0.3]", "data.crop_pct=1.0", "crop_pcts=[]", "cost=null", "name=x"]
+    arguments = ["model=timm", "model.name=test_vit", "model.weights=weights.pth", *on_folders(image_folders, *typed)]
+    done = run_forked("evaluate.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
+    own = timm.data.resolve_model_data_config(net)
+    expected = plain_loss(net, image_folders, **{**own, "mean": mean, "input_size": (3, 32, 32), "crop_pct": 1.0})
+    assert found["metrics"].keys() == {"val/top1", "val/loss"} and found["cost"] is None
+    assert found["metrics"]["val/loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_released_deit_file_is_evaluated(image_folders, tmp_path):
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+    net = VisionTransformer(img_size=32, patch_size=16, num_classes=2, **sizes).eval()
+    torch.save({"model": net.state_dict(), "epoch": 299}, tmp_path / "deit_release.pth")
+    arguments = on_folders(
+        image_folders, "data.img_size=32", "cost=null", *(f"model.{k}={v}" for k, v in sizes.items())
+    )
+    done = run_forked("evaluate.py", "model=deit", "model.weights=deit_release.pth", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "outputs/evaluations/imagenet-deit_tiny-softmax-deit_release"
+    found = json.loads((folder / "evaluation.json").read_text())
+    common = {"input_size": (3, 32, 32), "interpolation": "bicubic", "crop_pct": 0.875}  # and ImageNet's mean and std
+    assert found["metrics"]["val/loss"] == pytest.approx(plain_loss(net, image_folders, **common), rel=1e-4)
+    assert found["metrics"].keys() == {f"{s}/{m}" for s in ("val", "val_crop0.9") for m in ("top1", "loss")}
+
+
+def test_beside_a_run_what_is_typed_wins_and_name_keeps_it_apart(finished, tmp_path):
+    typed = ["data.eval_batch_size=7", "probe.num_samples=3", "trainer.limit_val_batches=2", "cost=null", "name=apart"]
+    before = sorted(finished.iterdir())
+    done = run_forked("evaluate.py", str(finished), *typed, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(finished.iterdir()) == before
+    found = json.loads((tmp_path / "outputs/evaluations/apart/evaluation.json").read_text())
+    assert found["settings"]["data"]["eval_batch_size"] == 7 and found["settings"]["limit_val_batches"] == 2
+    assert found["settings"]["model"]["depth"] == 2 and {r["samples"] for r in found["oversmoothing"]} == {3}
+    assert (found["metrics"]["val/top1"] * 14 / 100) % 1 == pytest.approx(0, abs=1e-4)  # two batches of seven
+
+
+def test_a_run_keeps_its_data_keys_where_another_data_set_is_the_default(finished, image_folders, tmp_path):
+    """``data.root`` is no key of the digits, which evaluate.py composes by default."""
+    small = ["model.depth=1", "model.embed_dim=16", "model.num_heads=1", "data.img_size=32", "trainer.max_epochs=1"]
+    done = run_forked("train.py", *on_folders(image_folders, *small, "task.ema_decay=null", "name=x"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    image_folders.rename(tmp_path / "moved")
+    run = tmp_path / "outputs" / "x"
+    assert_one_line_error(run_forked("evaluate.py", "outputs/x", cwd=tmp_path), str(image_folders))
+    done = run_forked("evaluate.py", "outputs/x", "data.root=moved", "cost=null", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result, again = (json.loads((run / f).read_text())["metrics"] for f in ("result.json", "evaluation.json"))
+    assert result.items() <= again.items() and "val_crop0.9/top1" in again
+
+
+BAD_INPUT = {
+    "nothing": ([], ["nothing trained", "run folder", "model.weights=FILE"]),
+    "no weights": (["model=deit", "data=imagenet"], ["nothing trained"]),
+    "no name": (["model=timm"], ["model.name has no value"]),
+    "unknown name": (["model=timm", "model.name=deit_tiny_patch16_24"], ["near: deit_tiny_patch16_224"]),
+    "not pretrained": (["model=timm", "model.name=test_vit", "model.pretrained=false"], ["nothing trained"]),
+    "other classes": (
+        ["model=timm", "model.name=test_vit", "data=imagenet", "data.num_classes=5"],
+        ["trained for 1000 classes, not for 5"],
+    ),
+    "weights are nowhere": (["model=deit", "model.weights=nowhere.pth"], ["nowhere.pth"]),
+    "unknown key": (["imagenet_d=x"], ["imagenet_d"]),
+}
+
+
+@pytest.mark.parametrize("arguments, words", BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_gets_one_clear_line_and_leaves_no_folder(arguments, words, tmp_path):
+    assert_one_line_error(run_forked("evaluate.py", *arguments, cwd=tmp_path), *words)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_pretrained_weights_that_are_not_to_be_had(tmp_path):
+    def empty_cache():  # its place is read at import
+        import huggingface_hub.constants
+
+        huggingface_hub.constants.HF_HUB_CACHE = str(tmp_path / "cache")
+
+    arguments = ["model=timm", "model.name=deit_tiny_patch16_224", "data=imagenet"]
+    done = run_forked("evaluate.py", *arguments, cwd=tmp_path, setup=empty_cache)
+    assert_one_line_error(done, "no pretrained weights of deit_tiny_patch16_224", "local file")
+
+
+BESIDE_A_RUN = {
+    "model": (["model=deit"], ["model=… is settled by"]),
+    "data set": (["data=cifar10"], ["data=… is settled by"]),
+    "weights": (["model.weights=x.pth"], ["model.weights=… is settled by"]),
+    "key of the data": (["data.crop_pct=0.9"], ["no key 'data.crop_pct'"]),
+    "crop": (["crop_pcts=[0.9]"], ["no data.crop_pct"]),
+    "classes": (["imagenet_a=anywhere"], ["imagenet_a needs a model of ImageNet's 1,000 classes; this one has 10"]),
+    "cost": (["cost.batch_size=0"], ["cost.batch_size=0"]),
+    "name": (["name=../x"], ["name=../x"]),
+}
+
+
+@pytest.mark.parametrize("arguments, words", BESIDE_A_RUN.values(), ids=BESIDE_A_RUN.keys())
+def test_what_cannot_be_said_of_a_run_gets_one_clear_line(finished, arguments, words, tmp_path):
+    assert_one_line_error(run_forked("evaluate.py", str(finished), *arguments, cwd=tmp_path), *words)
+    assert not (finished / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("planted", ["{_target_: os.mkdir, path: ran}", "'${oc.env:HOME}'", "[{_target_: os.getcwd}]"])
+def test_a_run_folder_cannot_reach_the_trainer_with_other_code(finished, tmp_path, planted):
+    shutil.copytree(finished, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("precision: 32-true", f"precision: {planted}"))
+    assert planted in config.read_text()
+    assert_one_line_error(run_forked("evaluate.py", "run", cwd=tmp_path), "trainer.precision", "refused")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_help_shows_the_spellings_and_the_keys():
+    done = run_script("evaluate.py", "--help", cwd=ROOT)
+    assert done.returncode == 0
+    for words in (
+        "evaluate.py outputs/RUN",
+        "model=timm model.name=",
+        "imagenet_c=FOLDER",
+        "crop_pcts:",
+        "deit_neutreno",
+    ):
+        assert words in done.stdout

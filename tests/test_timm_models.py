@@ -1,0 +1,172 @@
+import json
+
+import pytest
+import timm
+import torch
+from conftest import assert_one_line_error, run_forked
+from torch import nn
+
+from neutreno.callbacks.probe import curve_rows, measure_similarity
+from neutreno.checkpoints import load_weights
+from neutreno.errors import InputError
+from neutreno.models.timm import TimmModel, data_settings, timm_model
+from neutreno.models.vit import vit
+
+SWIN = {"name": "swin_tiny_patch4_window7_224", "img_size": 64, "embed_dim": 16, "depths": (1, 1, 1, 1)}
+SWIN |= {"num_heads": (1, 1, 2, 2), "window_size": 4}
+
+
+class Probed(nn.Module):
+    """What the probe asks of a task."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.hidden_states = model, model.hidden_states
+
+
+def test_hidden_states_of_deit_tiny_are_those_of_our_model_with_the_same_weights(tmp_path):
+    torch.save({"model": timm.create_model("deit_tiny_patch16_224").state_dict()}, tmp_path / "deit.pth")
+    theirs = timm_model("deit_tiny_patch16_224", weights=str(tmp_path / "deit.pth")).eval()
+    ours = vit("tiny", weights=str(tmp_path / "deit.pth")).eval()
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        pairs = zip(theirs.hidden_states(images), ours.hidden_states(images), strict=True)
+        for layer, (a, b) in enumerate(pairs):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4, msg=lambda m, layer=layer: f"layer {layer}: {m}")
+        torch.testing.assert_close(theirs(images), ours(images), rtol=0, atol=1e-5)
+    assert theirs.num_prefix_tokens == ours.num_prefix_tokens == 1
+
+
+def test_reading_tokens_leaves_the_model_as_timm_made_it():
+    net = timm.create_model("test_vit").train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    model = TimmModel(net, (3, 160, 160))
+    assert net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    model.eval().hidden_states(torch.randn(1, 3, 160, 160))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_layers_are_the_embedding_and_every_block():
+    model = timm_model("test_vit", img_size=32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    hidden = model.hidden_states(images)
+    assert len(hidden) == 1 + len(model.net.blocks) and {h.shape for h in hidden} == {(2, 5, 64)}
+    x = model.net._pos_embed(model.net.patch_embed(images))
+    for h, block in zip(hidden, [nn.Identity(), *model.net.blocks], strict=True):
+        x = block(x)
+        torch.testing.assert_close(h, x)
+
+
+@pytest.mark.parametrize(
+    "model, prefix, patches",
+    [
+        ({"name": "deit_tiny_distilled_patch16_224", "img_size": 32, "depth": 2}, 2, 4),  # class and distillation token
+        ({"name": "vit_base_patch16_gap_224", "img_size": 32, "depth": 1, "embed_dim": 12, "num_heads": 2}, 0, 4),
+        ({"name": "cait_xxs24_224", "img_size": 32, "depth": 2}, 0, 4),  # its class token joins after the blocks
+        ({"name": "mixer_s32_224", "img_size": 64}, 0, 4),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_class_and_distillation_tokens_are_told_from_patches(model, prefix, patches):
+    side, model = model["img_size"], timm_model(**model).eval()
+    assert model.num_prefix_tokens == prefix
+    assert {h.shape[1] for h in model.hidden_states(torch.randn(1, 3, side, side))} == {prefix + patches}
+
+
+@pytest.mark.parametrize(
+    "model, stages",
+    [
+        ({"name": "test_convnext", "img_size": 64}, 4),
+        (SWIN, 4),
+        ({"name": "test_resnet", "img_size": 64}, 5),
+    ],
+    ids=["convnext", "swin", "resnet"],
+)
+def test_stages_of_a_hierarchical_model_have_a_curve(model, stages):
+    model = timm_model(**model, num_classes=2)
+    rows = curve_rows(measure_similarity(Probed(model), torch.randn(3, 3, 64, 64)), 3)
+    assert len(rows) == 2 * stages and model.layers == "stage"
+    assert all(-1 <= row["mean"] <= 1 for row in rows)  # no NaN either
+    maps = model.eval().net.forward_intermediates(torch.zeros(1, 3, 64, 64), intermediates_only=True)
+    tokens = model.hidden_states(torch.zeros(1, 3, 64, 64))
+    assert torch.equal(tokens[0][0, 3], maps[0][0, :, 0, 3])  # a token is the channels of a position
+
+
+def test_our_own_models_by_timms_name_keep_their_tokens():
+    model = timm_model("deit_tiny_neutreno_patch16_224").eval()
+    images = torch.randn(1, 3, 224, 224)
+    for a, b in zip(model.hidden_states(images), model.net.hidden_states(images), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_timms_choice_of_what_is_not_decayed_passes_through():
+    from timm.optim import create_optimizer_v2
+
+    def decayed(model):
+        groups = create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.1).param_groups
+        chosen = {id(p) for g in groups if g["weight_decay"] > 0 for p in g["params"]}
+        return {name for name, p in model.named_parameters() if id(p) in chosen}
+
+    model = timm_model("test_vit")
+    assert "net.pos_embed" in dict(model.named_parameters())
+    assert decayed(model) == {f"net.{name}" for name in decayed(model.net)}
+
+
+def test_images_are_made_as_timm_says():
+    assert data_settings("vit_tiny_patch16_224")["mean"] == [0.5, 0.5, 0.5]
+    assert data_settings("deit_tiny_patch16_224") == {
+        "img_size": 224,
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+    assert data_settings("vit_base_patch16_384")["img_size"] == 384
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"name": "no_such_model"}, "model.name=no_such_model is no model of timm"),
+        ({"name": "deit_tiny_patch16_24"}, "near: deit_tiny_patch16_224"),
+        ({"name": "deit_tiny_patch16_224.nope"}, "Invalid pretrained tag"),
+        ({"name": "test_vit", "img_size": 8}, r"images of shape \(3, 8, 8\)"),
+        ({"name": "vgg11", "drop_path_rate": 0.1}, "model.name=vgg11 so: .*drop_path_rate"),
+        ({"name": "test_vit", "attention": nn.Linear}, "keeps its own attention"),
+        ({"name": "test_vit", "pretrained": True, "num_classes": 2}, "trained for 1000 classes, not for 2"),
+    ],
+    ids=["name", "near", "tag", "size", "argument", "attention", "classes"],
+)
+def test_what_cannot_be_built_is_said_in_a_line(arguments, words):
+    with pytest.raises(InputError, match=words) as caught:
+        timm_model(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    torch.save(timm.create_model("test_vit", num_classes=7).state_dict(), tmp_path / "seven.pth")
+    with pytest.raises(InputError, match=r"head\.weight \(7, 64\) ≠ \(5, 64\)"):
+        timm_model("test_vit", num_classes=5, weights=str(tmp_path / "seven.pth"))
+
+
+@pytest.mark.slow
+def test_a_timm_model_trains_by_name_and_its_run_has_timms_names(image_folders, tmp_path):
+    small = ["data=imagenet", f"data.root={image_folders}", "data.num_classes=2", "data.img_size=32"]
+    small += ["data.batch_size=4", "data.num_workers=0", "trainer.max_epochs=1", "probe.num_samples=2", "name=x"]
+    done = run_forked("train.py", "model=timm", "model.name=test_vit", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs" / "x"
+    result = json.loads((run / "result.json").read_text())
+    assert result["settings"]["size"] == "test_vit" and result["settings"]["attention"] == "own"
+    assert len(result["oversmoothing"]["last"]) == 7
+    net = timm.create_model("test_vit", num_classes=2, img_size=32)
+    load_weights(net, run)
+    done = run_forked("evaluate.py", str(run), "cost=null", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((run / "evaluation.json").read_text())["metrics"]
+    assert result["metrics"].items() <= again.items()
+
+
+def test_another_attention_for_a_timm_model_is_refused(tmp_path):
+    done = run_forked("train.py", "model=timm", "model.name=test_vit", "attention=neutreno", cwd=tmp_path)
+    assert_one_line_error(done, "model=timm keeps its own attention")

@@ -82,8 +82,10 @@ def test_released_names_fit_strictly():
 
 
 def test_weights_of_another_shape_are_named(tmp_path):
-    torch.save(VisionTransformer(**{**SMALL, "num_classes": 7}).state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(InputError, match=r"head\.weight \(7, 24\) ≠ \(5, 24\), head\.bias"):
+    torch.save(VisionTransformer(**SMALL, mlp_ratio=2.0).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(
+        InputError, match=r"blocks\.0\.mlp\.fc1\.weight \(48, 24\) ≠ \(96, 24\), blocks\.0\.mlp\.fc1\.bias"
+    ):
         load_weights(VisionTransformer(**SMALL), tmp_path / "weights.pth")
 
 

@@ -39,21 +39,22 @@ def test_two_processes_count_no_sample_twice(image_folders, tmp_path):
     assert run_forked("evaluate.py", "outputs/x", cwd=tmp_path).returncode == 0
     result, again = (json.loads((tmp_path / "outputs/x" / f).read_text()) for f in ("result.json", "evaluation.json"))
     assert result["metrics"]["val/top1"] % 20 == pytest.approx(0)
-    assert result["metrics"] == pytest.approx(again["metrics"], rel=1e-5)
+    again = {name: value for name, value in again["metrics"].items() if "crop0.9" not in name}
+    assert result["metrics"] == pytest.approx(again, rel=1e-5)
 
 
 def test_a_sweep_makes_a_run_folder_each_and_compare_compares_them(tmp_path):
     arguments = [*TINY, "trainer.max_epochs=1"]
-    sweep = ["-m", "attention.lam=0,0.2,0.4,0.6", "seed=0,1"]
+    sweep = ["-m", "attention.lam=0,0.6", "seed=0,1"]
     done = run_script("train.py", *sweep, *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     runs = sorted(p for p in (tmp_path / "outputs").iterdir() if p.name != ".sweeps")
-    assert len(runs) == 8 and all(json.loads((r / "result.json").read_text())["status"] == "finished" for r in runs)
+    assert len(runs) == 4 and all(json.loads((r / "result.json").read_text())["status"] == "finished" for r in runs)
     assert not any(set("=,") & set(r.name) for r in runs)
     compared = run_forked("scripts/compare.py", *map(str, runs), cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
     cells = [[c.strip() for c in line.split("|")[1:3]] for line in compared.stdout.splitlines() if line.startswith("|")]
-    assert cells[2:] == [[f"digits deit-mini neutreno λ̃={lam}", "2"] for lam in ("0", "0.2", "0.4", "0.6")]
+    assert cells[2:] == [[f"digits deit-mini neutreno λ̃={lam}", "2"] for lam in ("0", "0.6")]
 
 
 def test_a_failing_run_does_not_end_the_sweep(tmp_path):

@@ -137,9 +137,9 @@ def further_crops(data: LightningDataModule, crop_pcts: Sequence[float], asked: 
     Raises:
         InputError: the data set knows no crops, or a number is not in (0, 1].
     """
-    own = getattr(data, "crop_pct", None)
+    own = None if getattr(data, "on_device", False) else getattr(data, "crop_pct", None)
     if asked and own is None and crop_pcts:
-        raise InputError("crop_pcts: this data set has no data.crop_pct; leave crop_pcts out")
+        raise InputError("crop_pcts: this data set has no data.crop_pct, or lies on the device; leave crop_pcts out")
     for crop_pct in crop_pcts:
         check_number("crop_pcts", crop_pct, 0.01, 1)
     if own is None or (own == 1 and not asked):  # CIFAR's small images are not cropped

@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from conftest import ROOT, TINY, assert_one_line_error, run_forked, run_script
 from timm.data import create_transform
 
+from neutreno.data.classification import ImageClassification
+from neutreno.errors import InputError
+from neutreno.evaluation import further_crops
 from neutreno.models.vit import VisionTransformer
+
+NORM = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,8 @@ def test_a_timm_name_with_local_weights_is_evaluated_as_timm_would(image_folders
     assert [r["layer"] for r in found["oversmoothing"] if r["tokens"] == "patch"] == list(range(7))
     assert found["versions"]["timm"] and found["hardware"]["cpu"]
     page = (folder / "evaluation.md").read_text()
-    assert page in done.stdout and "val_crop0.9/top1" in page and "multiply-adds of an image, 3 x 160 x 160" in page
+    assert page in done.stdout and "Weights: weights.pth" in page and "val_crop0.9/top1" in page
+    assert "multiply-adds of an image, 3 x 160 x 160" in page
 
 
 def test_what_is_typed_wins_over_what_timm_says(image_folders, tmp_path):
@@ -111,6 +117,7 @@ def test_beside_a_run_what_is_typed_wins_and_name_keeps_it_apart(finished, tmp_p
     assert (found["metrics"]["val/top1"] * 14 / 100) % 1 == pytest.approx(0, abs=1e-4)  # two batches of seven
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_data_keys_where_another_data_set_is_the_default(finished, image_folders, tmp_path):
     """``data.root`` is no key of the digits, which evaluate.py composes by default."""
     small = ["model.depth=1", "model.embed_dim=16", "model.num_heads=1", "data.img_size=32", "trainer.max_epochs=1"]
@@ -156,6 +163,19 @@ def test_pretrained_weights_that_are_not_to_be_had(tmp_path):
     arguments = ["model=timm", "model.name=deit_tiny_patch16_224", "data=imagenet"]
     done = run_forked("evaluate.py", *arguments, cwd=tmp_path, setup=empty_cache)
     assert_one_line_error(done, "no pretrained weights of deit_tiny_patch16_224", "local file")
+
+
+def test_further_crops_are_those_that_change_the_images():
+    def data(**settings):
+        return ImageClassification(root=None, img_size=8, in_chans=3, num_classes=2, **NORM, **settings)
+
+    assert further_crops(data(crop_pct=0.875), [0.9, 0.875, 0.9, 1.0], asked=False) == [0.9, 1.0]
+    assert further_crops(data(crop_pct=1.0), [0.9], asked=False) == []  # CIFAR's
+    assert further_crops(data(crop_pct=1.0), [0.9], asked=True) == [0.9]
+    on_device = data(crop_pct=1.0, on_device=True, crop_padding=1)  # crops there no further
+    assert further_crops(on_device, [0.9], asked=False) == []
+    with pytest.raises(InputError, match="lies on the device"):
+        further_crops(on_device, [0.9], asked=True)
 
 
 BESIDE_A_RUN = {

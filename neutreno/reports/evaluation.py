@@ -47,7 +47,9 @@ def _figures(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def render(evaluation: dict[str, Any]) -> str:
     """``evaluation.json`` for people: the figures, ImageNet-C by corruption, similarity of tokens by layer."""
-    parts = [f"# {evaluation['name']}", _table(list(_figures(evaluation)), ["figure", "value"])]
+    settings = evaluation["settings"]
+    source = settings["run"] or settings["model"]["weights"] or f"timm's {settings['model']['name']}"
+    parts = [f"# {evaluation['name']}", f"Weights: {source}", _table(list(_figures(evaluation)), ["figure", "value"])]
     if corruptions := evaluation["robustness"].get("imagenet_c"):
         rows = [
             [name, *(f"{e:.2f}" for e in by_severity.values()), f"{corruptions['normalised'][name]:.2f}"]

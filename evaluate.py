@@ -60,7 +60,9 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     data.setup("validate")  # training images are not needed
     target.path.mkdir(parents=True, exist_ok=True)
     if hasattr(data, "note_corrupt"):
-        data.note_corrupt(target.path / "evaluation_corrupt_images.txt")
+        corrupt = target.path / "evaluation_corrupt_images.txt"
+        rank_zero_only(corrupt.unlink)(missing_ok=True)  # of an earlier evaluation
+        data.note_corrupt(corrupt)
     trainer = hydra.utils.instantiate(
         settings["trainer"],
         logger=False,

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+from neutreno.checkpoints import load_strictly, read_checkpoint
 from neutreno.errors import InputError
 from neutreno.models.transformer import Block
 
@@ -32,6 +37,31 @@ def shard(task: LightningModule) -> None:
                 fully_shard(module, mesh=mesh)
         fully_shard(network, mesh=mesh)
         register_fsdp_forward_method(network, "hidden_states")
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 whose checkpoints are whole, written and read as those of every other strategy.
+
+    Lightning's own reader takes the optimizer's numbering of parameters for the model's, so it gives a checkpoint of
+    one device's run the wrong moments.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(save_distributed_checkpoint=False)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        checkpoint = read_checkpoint(checkpoint_path)
+        load_strictly(self.model, checkpoint["state_dict"], checkpoint_path)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            groups, name_of = [], {}
+            for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+                name_of |= {i: names[p] for i, p in zip(group["params"], own["params"], strict=True)}
+                groups.append({**group, "params": [name_of[i] for i in group["params"]]})
+            state = {name_of[i]: moments for i, moments in saved["state"].items()}
+            named = {"state": state, "param_groups": groups}
+            set_optimizer_state_dict(self.model, optimizer, named, options=StateDictOptions(full_state_dict=True))
+        return checkpoint
 
 
 @contextmanager

@@ -87,6 +87,7 @@ def largest_batch(task: LightningModule, sample: Any, trainer: Trainer, most: in
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.reset_peak_memory_stats(device)
     if failed and not fits:
         raise InputError(f"{device} has no memory for two samples at once; take a smaller model or trainer=fsdp")
     return fits, failed

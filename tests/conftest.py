@@ -170,9 +170,12 @@ def image_parquet(tmp_path: Path) -> Path:
 
 
 def run_ranks(
-    processes: int, *arguments: str, cwd: Path, slurm: bool = False
+    processes: int, *arguments: str, cwd: Path, slurm: bool = False, leader: Callable[[], None] = lambda: None
 ) -> list[subprocess.CompletedProcess[str]]:
-    """``train.py`` on several processes as torchrun, or SLURM's srun, starts them; forked, so without their imports."""
+    """``train.py`` on several processes as torchrun, or SLURM's srun, starts them; forked, so without their imports.
+
+    ``leader`` is called in the first of them before it starts.
+    """
     from lightning.pytorch.utilities import rank_zero_only
 
     with socket.socket() as free:
@@ -181,17 +184,17 @@ def run_ranks(
 
     def start(rank: int) -> Forked:
         def setup() -> None:
-            names = (
-                ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
-                if slurm
-                else ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-            )
-            more = {"SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_JOB_ID": "1"} if slurm else {"GROUP_RANK": "0"}
-            if not slurm:
-                more["TORCHELASTIC_RUN_ID"] = "none"
-            values = [str(rank), str(rank), str(processes), str(processes)]
-            os.environ.update(dict(zip(names, values, strict=True)), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **more)
+            if slurm:
+                ranks, sizes = ("SLURM_PROCID", "SLURM_LOCALID"), ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
+                more = {"SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_JOB_ID": "1"}
+            else:
+                ranks, sizes = ("RANK", "LOCAL_RANK"), ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+                more = {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+            more |= {name: str(rank) for name in ranks} | {name: str(processes) for name in sizes}
+            os.environ.update(more, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
             rank_zero_only.rank = rank  # Lightning reads the environment on import
+            if rank == 0:
+                leader()
 
         return Forked("train.py", *arguments, cwd=cwd, setup=setup)
 

@@ -10,15 +10,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class Checkpoint(ModelCheckpoint):
-    """Corrections: a run folder may be moved, no checkpoint is taken on an epoch's last batch, no best one unvalidated.
+    """Corrections: a run folder may be moved; no checkpoint within a step, on an epoch's last batch, or unvalidated best.
 
     Lightning forgets the best score when the folder's path has changed, and would then overwrite the best weights with
     worse ones. And a run that resumes from a checkpoint of the last batch skips the validation that was to follow; the
-    checkpoint of the epoch's end comes a moment later anyway.
+    checkpoint of the epoch's end comes a moment later anyway. After a resume it would save again between two accumulated
+    batches, without the gradients of the first.
     """
 
     def on_train_batch_end(self, trainer: Trainer, task: LightningModule, outputs, batch, batch_idx: int) -> None:
-        if batch_idx + 1 < trainer.num_training_batches:
+        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if between_steps and batch_idx + 1 < trainer.num_training_batches:
             super().on_train_batch_end(trainer, task, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:

@@ -6,7 +6,6 @@ import time
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from neutreno.errors import InputError, check_number
-from neutreno.parallel import shard
+from neutreno.parallel import ShardedStrategy, shard
 
 
 class Task(LightningModule):
@@ -94,7 +93,7 @@ class Task(LightningModule):
             logger.log_metrics({"epoch": self.current_epoch, **metrics}, step=self.global_step)
 
     def configure_model(self) -> None:
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+        if isinstance(self.trainer.strategy, ShardedStrategy):
             shard(self)
 
     def configure_optimizers(self) -> dict:

@@ -37,12 +37,14 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
         model_settings,
         run_settings,
     )
+    from neutreno.parallel import check_accelerator
     from neutreno.reports.evaluation import render
     from neutreno.reports.figures import LAYERS, plot_similarity
     from neutreno.robustness import check_folders, evaluate_folders
     from neutreno.runs import RunFolder, build
 
     console.quiet(rank_zero_only.rank)
+    check_accelerator(config.trainer.accelerator)
     if config.cost is not None:
         check_settings(**config.cost)
     run = None if config.run is None else RunFolder(config.run)
@@ -59,10 +61,9 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     crop_pcts = further_crops(data, settings["crop_pcts"], "crop_pcts" in typed)
     data.setup("validate")  # training images are not needed
     target.path.mkdir(parents=True, exist_ok=True)
-    if hasattr(data, "note_corrupt"):
-        corrupt = target.path / "evaluation_corrupt_images.txt"
-        rank_zero_only(corrupt.unlink)(missing_ok=True)  # of an earlier evaluation
-        data.note_corrupt(corrupt)
+    corrupt = target.path / "evaluation_corrupt_images.txt"
+    rank_zero_only(corrupt.unlink)(missing_ok=True)  # of an earlier evaluation
+    data.note_corrupt(corrupt)
     trainer = hydra.utils.instantiate(
         settings["trainer"],
         logger=False,
@@ -126,10 +127,12 @@ def prepare(arguments: list[str]) -> list[str]:
     ``data.KEY=…`` → ``++data.KEY=…``: it is the run's key, which the data set composed here may not have.
     """
 
-    def is_run(argument: str) -> bool:
+    def is_run(i: int, argument: str) -> bool:
+        if i and arguments[i - 1].startswith("-") and "=" not in arguments[i - 1]:  # the value of --cfg and the like
+            return False
         return argument.startswith("run=") or (argument[:1] != "-" and ("=" not in argument or os.path.isdir(argument)))
 
-    run = next((i for i, argument in enumerate(arguments) if is_run(argument)), None)
+    run = next((i for i, argument in enumerate(arguments) if is_run(i, argument)), None)
     if run is None:
         return arguments
     prepared = [f"++{a}" if a.startswith("data.") else a for a in arguments]

@@ -71,12 +71,14 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     check_number("seed", config.seed, 0, integer=True)
     check_number("trainer.max_epochs", config.trainer.max_epochs, 1, integer=True)
     check_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps, 1, integer=True)
+    check_number("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches, 1, integer=True)
     check_number("progress.line_every_s", config.progress.line_every_s)
     if config.checkpoint.every_n_steps is not None:
         check_number("checkpoint.every_n_steps", config.checkpoint.every_n_steps, 1, integer=True)
     for key in ("resume", "compile", "preflight"):
         if not isinstance(config[key], bool):
             raise InputError(f"{key}={config[key]} is neither true nor false")
+    plugins = hydra.utils.instantiate(config.trainer.plugins)  # SLURM's says first that srun is missing
     check_accelerator(config.trainer.accelerator)
     config.name = config.name or default_name(config, choices, overrides)
     settings = OmegaConf.to_container(config, resolve=True)
@@ -123,7 +125,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         config.trainer,
         callbacks=callbacks,
         logger=loggers,
-        plugins=[AtomicCheckpointIO(), *hydra.utils.instantiate(config.trainer.plugins)],
+        plugins=[AtomicCheckpointIO(), *plugins],
         default_root_dir=run.path,
         use_distributed_sampler=False,  # ours share out without counting a sample twice
         enable_model_summary=False,
@@ -136,8 +138,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     if leader:  # only now, when all could be built
         run.create(settings, config.resume)
         console.log_to(run.path / "train.log")
-    if hasattr(data, "note_corrupt"):
-        data.note_corrupt(run.path / "corrupt_images.txt")
+    data.note_corrupt(run.path / "corrupt_images.txt")
     result = {
         "name": config.name,
         "status": "running",

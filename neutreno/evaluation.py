@@ -72,6 +72,8 @@ def model_settings(config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
             config.data.update({k: v for k, v in made_for.items() if f"data.{k}" not in typed})
             if "crop_pcts" not in typed:
                 config.crop_pcts = [*config.crop_pcts, own_crop]
+    if config.model.get("new_head"):
+        raise InputError("model.new_head=true: a fresh head has learned nothing; train it first, or leave that out")
     if config.model.weights is None and not config.model.get("pretrained"):
         raise InputError(
             "nothing trained to evaluate: give a run folder, model.weights=FILE, or model=timm model.name=…; see --help"
@@ -87,7 +89,8 @@ def evaluation_name(settings: dict[str, Any], choices: dict[str, str]) -> str:
     model = settings["model"]
     parts = [choices["data"], "_".join(filter(None, [family(choices), model.get("size") or model.get("name")]))]
     parts += [choices["attention"]] if choices["attention"] != "own" else []
-    weights = "pretrained" if model["weights"] is None else Path(model["weights"]).name
+    file = Path(model["weights"] or "pretrained")
+    weights = file.parents[1].name if file.parent.name == "checkpoints" else file.name  # of a run: its name
     parts.append(re.sub(r"\.(ckpt|pth|pt|bin|safetensors)$", "", weights))
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
 
@@ -140,6 +143,8 @@ def further_crops(data: LightningDataModule, crop_pcts: Sequence[float], asked: 
     own = None if getattr(data, "on_device", False) else getattr(data, "crop_pct", None)
     if asked and own is None and crop_pcts:
         raise InputError("crop_pcts: this data set has no data.crop_pct, or lies on the device; leave crop_pcts out")
+    if not isinstance(crop_pcts, Sequence) or isinstance(crop_pcts, str):
+        raise InputError(f"crop_pcts={crop_pcts} is no list; write crop_pcts=[{crop_pcts}]")
     for crop_pct in crop_pcts:
         check_number("crop_pcts", crop_pct, 0.01, 1)
     if own is None or (own == 1 and not asked):  # CIFAR's small images are not cropped

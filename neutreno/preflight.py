@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import resource
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -78,7 +80,7 @@ def largest_batch(task: LightningModule, sample: Any, trainer: Trainer, most: in
                 loss = trial.loss(precision.convert_input(batch))
             loss.backward()
             optimizer.step()
-            fits, size = size, 2 * size
+            fits, size = size, min(2 * size, max(most, size + 1))  # the share itself comes last
         except torch.OutOfMemoryError:
             failed = True
         batch = loss = None
@@ -116,9 +118,8 @@ class DeviceBatch(Callback):
         sample = tree_map(lambda x: x[:1], next(iter(loader)))
         fits, failed = largest_batch(task, sample, trainer, len(data.splits["train"]) if self.always else share)
         fits = int(trainer.strategy.reduce(torch.tensor(fits, device=device), reduce_op="min"))
-        self.fits = fits, failed
-        if auto:  # a share between two powers of two was not tried as a whole
-            fits = fits if failed else share
+        self.fits = fits, trainer.strategy.reduce_boolean_decision(failed, all=False)
+        if auto:
             trainer.accumulate_grad_batches = data.accumulated_batches(
                 trainer.world_size, trainer.accumulate_grad_batches, fits
             )
@@ -194,13 +195,15 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
     )
     parts = trainer.accumulate_grad_batches
     trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, parts)
-    trainer.fit(task, data)
+    with tempfile.TemporaryDirectory() as folder:
+        data.note_corrupt(Path(folder) / "corrupt_images.txt")
+        trainer.fit(task, data)
     memory = _memory(trainer.strategy.root_device)
     shared = describe(trainer, data)
-    loader = data.val_dataloader()
+    val_batches = math.ceil(len(data.splits["val"]) / (trainer.world_size * data.eval_batch_size))
     limit = config.trainer.limit_val_batches
     batches = (
-        len(loader) if limit is None else min(len(loader), limit) if isinstance(limit, int) else len(loader) * limit
+        val_batches if limit is None else min(val_batches, limit) if isinstance(limit, int) else val_batches * limit
     )
     trainer.limit_val_batches = max(1, min(VALIDATION_BATCHES, int(batches)))
     trainer.validate(task, data, verbose=False)

@@ -131,6 +131,7 @@ def evaluate_folder(
     """Metrics of an ImageNet model on ``folder/WNID/IMAGE``, the answer being one of the folder's classes."""
     images = FolderImages(Path(folder))
     indices = [wnids().index(name) for name in images.classes]
+    data.corrupt.limit += int(data.max_corrupt * len(images))
     samples = AugmentedDataset(images, transform, data.corrupt)
     loader = DataLoader(
         samples,

@@ -30,7 +30,7 @@ BUILDABLE = {
 
 # Where and how a run is executed, not what it is: free to change on resume, absent from its name.
 _EXECUTION = re.compile(
-    r"(name|resume|output_dir|logger(\..*)?|(progress|checkpoint)\..*|data\.(root|num_workers|eval_batch_size)"
+    r"(name|resume|output_dir|trainer|logger(\..*)?|(progress|checkpoint)\..*|data\.(root|num_workers|eval_batch_size)"
     r"|data\.device_batch|compile|preflight|expected\..*"
     r"|trainer\.(accelerator|devices|num_nodes|(strategy|plugins)(\..*)?|inference_mode|enable_.*))$"
 )
@@ -145,7 +145,7 @@ class RunFolder:
 
         try:
             content = yaml.safe_load(self.config_file.read_text())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"{self.path} is not a run folder: it holds no config.yaml") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{self.config_file} is not readable YAML") from error

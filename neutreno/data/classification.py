@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from neutreno.data.images import Stream, Subset, open_reader, open_split
 from neutreno.data.loading import (
     AugmentedDataset,
     CorruptLog,
+    CorruptSample,
     ResumableLoader,
     ShareSampler,
     StreamLoader,
@@ -111,7 +113,7 @@ class ClassificationData(LightningDataModule):
             raise InputError(f"data.batch_size={self.batch_size} is larger than the training set of {samples}")
         try:
             self.train_transform(), self.eval_transform()
-        except (ValueError, TypeError, AssertionError, RuntimeError) as error:
+        except (ValueError, TypeError, AssertionError, RuntimeError, KeyError) as error:
             raise InputError(f"the transforms cannot be built from these data settings: {error}") from error
 
     def accumulated_batches(self, world: int, parts: int = 1, fits: int | None = None) -> int:
@@ -134,7 +136,8 @@ class ClassificationData(LightningDataModule):
                 f"trainer.accumulate_grad_batches={parts} leaves {share} samples at once on a device, "
                 f"data.device_batch={device_batch} allows fewer; set only one of them"
             )
-        return next(n for n in range(2, share + 1) if share % n == 0 and share // n <= device_batch)
+        fitting = [n for n in range(2, share + 1) if share % n == 0 and share // n <= device_batch]
+        return next((n for n in fitting if share // n % 2 == 0), fitting[0])  # mixup needs even batches
 
     @property
     def has_test(self) -> bool:
@@ -247,7 +250,7 @@ class ImageClassification(ClassificationData):
         root: folder of the data set; with ``reader``, where it keeps or looks for its files.
         reader: timm's name of a data set: ``hfds/HUB_ID`` (Hugging Face), ``hfids/HUB_ID`` (the same, streamed),
             ``torch/cifar10`` (torchvision), ``wds/…`` (WebDataset), ``tfds/…``.
-        splits: the reader's names of the splits; null: there is none.
+        splits: the reader's names of the splits; null: there is none (test: null also leaves ``root``'s unread).
         samples: how many a stream's splits hold, where its library does not know.
         reader_args: further arguments of timm's ``create_dataset`` (``input_key``, ``target_key``, …).
         download: let the reader download (torchvision does so only then).
@@ -255,7 +258,8 @@ class ImageClassification(ClassificationData):
         train_samples: train on a fixed stratified subset of so many images; null: on all.
         val_fraction: share of the training set to validate on, split off by a fixed stratified draw, when the data set
             brings no validation split of its own; then its test split is used once at the end.
-        on_device: keep all images on the training device and augment there (random crop and flip alone).
+        on_device: keep all images on the training device and augment there (random crop and flip alone), if they have
+            ``img_size`` already.
         mean, std: normalisation per channel; released ViT weights expect 0.5, DeiT's the values of ImageNet.
         crop_pct: evaluation resizes to img_size / crop_pct and crops the centre.
         augment: arguments of timm's ``create_transform`` in training.
@@ -301,11 +305,24 @@ class ImageClassification(ClassificationData):
             "mean": tuple(mean),
             "std": tuple(std),
         }
-        if on_device and (any(self.augment.values()) or crop_padding is None or crop_pct != 1):
+        self._check_settings()
+        other = {k: v for k, v in self.augment.items() if (v != 0.5 if k == "hflip" else v)}
+        if on_device and (other or crop_padding is None or crop_pct != 1):
             raise InputError(
                 "data.on_device=true crops with data.crop_padding and flips, no more: set data.on_device=false for "
                 "data.augment or data.crop_pct"
             )
+
+    def _check_settings(self) -> None:
+        check_number("data.crop_pct", self.crop_pct, 0.01, 1)
+        check_number("data.val_fraction", self.val_fraction, 0, 0.99)
+        if self.crop_padding is not None:
+            check_number("data.crop_padding", self.crop_padding, 0, integer=True)
+        for name in ("mean", "std"):
+            if len(self.common[name]) != self.in_chans:
+                raise InputError(f"data.{name} has {len(self.common[name])} values for {self.in_chans} channels")
+        if isinstance(self.classes, str):
+            raise InputError(f"data.classes={self.classes} is no list; write data.classes=[{self.classes}]")
 
     @property
     def streams(self) -> bool:
@@ -320,6 +337,8 @@ class ImageClassification(ClassificationData):
                 raise InputError("data.splits.train is not set: name the reader's training split")
         if self.streams:
             return self._check_streams(splits)
+        if splits["test"] is not None and splits["test"].labels.max() < 0:  # ImageNet's public test split
+            splits["test"] = None
         splits = {name: images and self._choose_classes(images) for name, images in splits.items()}
         if splits["val"] is None:
             splits["train"], splits["val"] = self._split_off(splits["train"], "val_fraction", self.val_fraction)
@@ -328,7 +347,16 @@ class ImageClassification(ClassificationData):
             check_number("data.train_samples", self.train_samples, 1, len(splits["train"]), integer=True)
             if self.train_samples < len(splits["train"]):
                 _, splits["train"] = self._split_off(splits["train"], "train_samples", self.train_samples)
+        if self.on_device:  # other sizes are resized one by one, as the transforms do
+            self.on_device = self._first_size(splits["val"]) == (self.img_size, self.img_size)
         return splits
+
+    @staticmethod
+    def _first_size(images: Sequence) -> tuple[int, int] | None:
+        for i in range(len(images)):
+            with contextlib.suppress(CorruptSample):
+                return images[i][0].size
+        return None
 
     def _read_root(self) -> dict[str, Sequence | None]:
         if self.root is None:
@@ -336,10 +364,10 @@ class ImageClassification(ClassificationData):
         if not Path(self.root).is_dir():
             raise InputError(f"data.root={self.root} is not a folder; give the folder of the data set")
         splits = {name: open_split(self.root, name, self.mode) for name in ("train", "val")}
-        try:
-            splits["test"] = open_split(self.root, "test", self.mode)
-        except InputError:  # ImageNet's test images lie in one folder, without labels
-            splits["test"] = None
+        splits["test"] = None
+        if self.reader_splits.get("test", "test") is not None:
+            with contextlib.suppress(InputError):  # ImageNet's test images lie in one folder, without labels
+                splits["test"] = open_split(self.root, "test", self.mode)
         if splits["train"] is None and (self.trains or splits["val"] is None):
             raise InputError(f"no training data in data.root={self.root}: expected train/CLASS/IMAGE or train*.parquet")
         return splits
@@ -389,6 +417,8 @@ class ImageClassification(ClassificationData):
         first = "train" if splits["train"] is not None else "val"
         classes = splits[first].classes
         for name, images in splits.items():
+            if images is not None and not len(images):
+                raise InputError(f"{where}: {name} holds no image of the classes asked for")
             if images is not None and images.classes != classes:
                 differ = sorted(set(images.classes) ^ set(classes))[:3]
                 raise InputError(f"{where}: {name} and {first} differ in their classes ({', '.join(differ)}, …)")
@@ -448,7 +478,8 @@ class ImageClassification(ClassificationData):
         """A split on the training device, read once."""
         if split not in self._held:
             device = self.trainer.strategy.root_device
-            self._held[split] = load_images(self.splits[split], self.img_size, device, self.corrupt, self.num_workers)
+            samples, training = self.splits[split], split == "train"
+            self._held[split] = load_images(samples, device, self.corrupt, self.num_workers, training)
         return self._held[split]
 
     def _normalize(self) -> Callable:

@@ -39,7 +39,7 @@ class FolderImages:
     def __init__(self, folder: Path, mode: str = "RGB") -> None:
         self._mode = mode
         try:
-            self._files = ImageFolder(str(folder), loader=lambda path: path)
+            self._files = ImageFolder(str(folder), loader=str)  # a function that workers can be given
         except FileNotFoundError as error:  # torchvision's word for no class folder, and for one without an image
             if not any(p.is_dir() for p in folder.iterdir()):
                 raise InputError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE files") from error
@@ -140,11 +140,20 @@ class Stream(IterableDataset):
         if worker is not None:
             dataset.set_loader_cfg(num_workers=worker.num_workers)
         dataset.set_epoch(self.epoch)
-        for i, (image, label) in enumerate(dataset):
+        for i, (image, label) in enumerate(self._readable(dataset)):
             if not 0 <= label < self._classes:
                 raise InputError(f"the stream holds the label {label}; data.num_classes={self._classes}")
             seed_everything(derive_seed(self._seed, self.epoch, self._rank, worker.id if worker else 0, i))
             yield self._transform(image), int(label)
+
+    def _readable(self, dataset) -> Iterator[tuple[Image.Image, int]]:
+        try:
+            yield from dataset
+        except (OSError, SyntaxError) as error:  # Pillow's; the library decodes, and its iterator ends with it
+            raise InputError(
+                f"the stream holds a corrupt image ({error}), which only data read by index can skip: use class "
+                "folders, parquet at data.root, or hfds/…"
+            ) from error
 
 
 class Subset:
@@ -174,8 +183,14 @@ def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", **kw
 
     if not name.startswith(("torch/", "hfds/", "hfids/", "tfds/", "wds/")):
         raise InputError(f"data.reader={name} is not one of timm's: torch/…, hfds/…, hfids/…, tfds/… or wds/…")
+    if name.startswith("torch/") and root is None:
+        raise InputError(f"data.reader={name} needs data.root=FOLDER, where torchvision keeps its files")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces every retry
     try:
+        if name.startswith(("hfds/", "hfids/")):
+            import datasets
+
+            datasets.disable_progress_bars()
         dataset = create_dataset(name, root=root, split=split, input_img_mode=mode, **kwargs)
         return dataset if isinstance(dataset, IterableDataset) else ReaderImages(dataset, name, mode)
     except Exception as error:  # timm, datasets, huggingface_hub, torchvision, webdataset: each raises its own kinds

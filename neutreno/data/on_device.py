@@ -18,13 +18,15 @@ from neutreno.data.loading import AugmentedDataset, CorruptLog, TrainBatchSample
 
 
 def load_images(
-    samples: Sequence, side: int, device: torch.device, corrupt: CorruptLog | None = None, num_workers: int = 0
+    samples: Sequence, device: torch.device, corrupt: CorruptLog | None, num_workers: int, replace: bool
 ) -> tuple[Tensor, Tensor]:
-    """All readable samples as uint8 (N, C, side, side) and their labels (N,), on ``device``."""
-    prepare = v2.Compose([v2.PILToTensor(), v2.Resize((side, side), antialias=True)])
-    loader = DataLoader(
-        AugmentedDataset(samples, prepare, corrupt), 1000, num_workers=num_workers, collate_fn=collate_readable
-    )
+    """All samples, images of one size, as uint8 (N, C, S, S) and their labels (N,), on ``device``.
+
+    Another sample takes a corrupt one's place, always the same one, if ``replace`` (in training), else it is left out.
+    """
+    data = AugmentedDataset(samples, v2.PILToTensor(), corrupt)
+    keys = [(i, i) if replace else i for i in range(len(samples))]
+    loader = DataLoader(data, 1000, sampler=keys, num_workers=num_workers, collate_fn=collate_readable)
     batches = [batch for batch in loader if len(batch)]
     return torch.cat([x for x, _ in batches]).to(device), torch.cat([y for _, y in batches]).to(device)
 

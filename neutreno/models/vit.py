@@ -40,7 +40,6 @@ class VisionTransformer(nn.Module):
         block: constructor of the blocks; :class:`neutreno.models.transformer.FeatScaleBlock` is one.
         distilled: add DeiT's distillation token and head. At evaluation the two heads are averaged; in training the
             pair of logits is returned once ``distilled_training`` is set, as in timm.
-
         init_std, pos_std: of the linear layers' weights and of the position embedding at the start (truncated
             normal; 0.02 in timm).
 

@@ -57,6 +57,7 @@ class Task(LightningModule):
             check_number("task.ema_decay", ema_decay, most=1)
         if lr_batch is not None:
             check_number("task.lr_batch", lr_batch, 1)
+            check_number("task.batch_size", batch_size, 1)
             lr = lr * batch_size / lr_batch
         self.model = model
         self.opt = {"opt": opt, "lr": lr, "weight_decay": weight_decay, **(opt_args or {})}

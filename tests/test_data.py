@@ -164,3 +164,8 @@ def test_parquet_of_other_columns(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "train.parquet")
     with pytest.raises(InputError, match="expected columns 'image' and 'label', found text"):
         images(tmp_path)
+
+
+def test_an_unknown_interpolation_is_said(image_folders):
+    with pytest.raises(InputError, match="transforms cannot be built"):
+        images(image_folders, interpolation="foo")

@@ -82,6 +82,28 @@ def test_evaluates_on_the_same_pixels_as_image_by_image(image_folders):
     assert torch.equal(batches[0][1], batches[1][1])
 
 
+def test_a_corrupt_training_image_is_replaced_so_that_an_epoch_keeps_its_length(image_folders, tmp_path):
+    common = {"root": str(image_folders), "img_size": 12, "in_chans": 3, "num_classes": 2, "batch_size": 4}
+    common |= {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_pct": 1.0, "crop_padding": 2, "max_corrupt": 0.2}
+    (image_folders / "train/cat/0.png").write_bytes(b"")
+    (image_folders / "val/cat/0.png").write_bytes(b"")
+    data = ImageClassification(**common, on_device=True)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=strategy, accumulate_grad_batches=1)
+    data.setup()
+    data.note_corrupt(tmp_path / "corrupt.txt")
+    assert len(list(data.train_dataloader())) == 3
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 3
+    assert len(data.corrupt.read()) == 2
+
+
+def test_images_of_another_size_are_resized_one_by_one_instead(image_folders):
+    common = {"root": str(image_folders), "img_size": 16, "in_chans": 3, "num_classes": 2, "batch_size": 4}
+    data = ImageClassification(**common, mean=[0.5] * 3, std=[0.2] * 3, crop_pct=1.0, crop_padding=2, on_device=True)
+    data.setup()
+    assert not data.on_device
+
+
 def test_augmentation_that_needs_single_images_is_refused():
     common = {"root": "x", "img_size": 12, "in_chans": 3, "num_classes": 2, "mean": [0.5] * 3, "std": [0.5] * 3}
     with pytest.raises(InputError, match=r"data\.on_device=false"):

@@ -187,6 +187,40 @@ def test_chosen_classes_keep_their_images_and_are_renumbered(image_folders):
         opened(root=str(image_folders), classes=["cat", "cow"])
 
 
+def test_classes_of_the_hubs_imagenet_are_named_by_synset(tmp_path):
+    """There classes carry names in words, and the test split no labels."""
+    from timm.data import ImageNetInfo
+
+    words, image = [f"class in words {i}" for i in range(1000)], encode(make_image(0))
+    for split, labels in (("train", list(range(1000)) * 2), ("validation", range(1000)), ("test", [-1] * 5)):
+        labels = list(labels)
+        write_parquet(tmp_path / f"data/{split}-00000-of-00001.parquet", [image] * len(labels), labels, words)
+    chosen = [ImageNetInfo().label_names()[i] for i in (7, 3)]
+    data = opened(root=str(tmp_path), classes=chosen)
+    assert {k: v and len(v) for k, v in data.splits.items()} == {"train": 4, "val": 2, "test": None}
+    assert data.splits["train"].classes == chosen and sorted(data.splits["train"].labels) == [0, 0, 1, 1]
+
+
+def test_a_corrupt_image_ends_a_stream_in_a_line(hub_folder, tmp_path):
+    images = [encode(make_image(i), "JPEG") for i in range(9)] + [encode(make_image(9), "JPEG")[:200]]
+    write_parquet(hub_folder / "data/train-00000-of-00004.parquet", images, [0, 1] * 5, ["cat", "dog"])
+    data = opened(reader=f"hfids/{hub_folder}", **STREAM)
+    with pytest.raises(InputError, match="the stream holds a corrupt image"):
+        list(data.train_dataloader())
+
+
+@pytest.mark.slow
+def test_a_stream_is_preflown_and_trained(hub_folder, tmp_path):
+    samples = ["data.samples.train=40", "data.samples.val=6", "data.num_workers=0", "data.repeats=1"]
+    small = ["data.num_classes=2", "data.img_size=32", "data.batch_size=4", "name=x", "trainer.max_epochs=2"]
+    arguments = [*TINY, "data=imagenet", f"data.reader=hfids/{hub_folder}", *samples, *small]
+    done = run_forked("train.py", *arguments, "preflight=true", cwd=tmp_path)
+    assert done.returncode == 0 and "images/s" in done.stdout and not (tmp_path / "outputs").exists(), done.stderr
+    done = run_forked("train.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "outputs/x/result.json").read_text())["steps"] == 20
+
+
 def test_train_samples_are_a_fixed_stratified_subset(image_parquet):
     first, second = (opened(root=str(image_parquet), train_samples=10, val_fraction=0.2, seed=s) for s in (0, 1))
     assert np.bincount(first.splits["train"].labels).tolist() == [5, 5] and len(first.splits["val"]) == 4

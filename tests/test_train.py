@@ -126,7 +126,8 @@ def test_adaptation_starts_from_softmax_weights():
         proxy = f"experiment=proxy/deit_{size}_softmax"
         choices = {"model": "deit", "data": "imagenet", "attention": "softmax", "block": "plain"}
         config = composed(f"experiment=proxy/deit_{size}_neutreno_adaptation", "seed=3")
-        started = default_name(composed(proxy, "seed=3"), choices, [proxy, "seed=3"])
+        arguments = [proxy, "seed=3", "trainer=gpu", "data.root=x"]
+        started = default_name(composed(*arguments), choices, arguments)
         assert config.model.weights == f"outputs/{started}"
 
 
@@ -349,6 +350,15 @@ def test_help_imports_nothing_slow():
 
 
 BAD_INPUT = {
+    "no accumulation": (["trainer.accumulate_grad_batches=0"], ["trainer.accumulate_grad_batches=0"]),
+    "negative padding": (["data=cifar10", "data.crop_padding=-3"], ["data.crop_padding=-3"]),
+    "mean of two channels": (["data=cifar10", "data.mean=[0.5,0.5]"], ["data.mean has 2 values for 3 channels"]),
+    "no crop": (["data=imagenet", "data.crop_pct=0"], ["data.crop_pct=0"]),
+    "a class as a word": (["data=imagenet", "data.classes=n01440764"], ["data.classes=[n01440764]"]),
+    "torchvision without a folder": (["data=cifar10", "data.reader=torch/cifar10"], ["data.root=FOLDER"]),
+    "rate for a batch of nobody": (["+task.lr_batch=512"], ["task.batch_size"]),
+    "slurm without srun": (["trainer=slurm"], ["scripts/slurm/train.sbatch"]),
+    "no GPU": (["trainer=gpu"], ["finds no GPU", "trainer=default"]),
     "unknown key": (["attention.lamm=0.2"], ["attention.lamm", "--help"]),
     "unknown group": (["modle=deit"], ["modle"]),
     "unknown option": (["model=resnet"], ["model=resnet", "deit_neutreno"]),

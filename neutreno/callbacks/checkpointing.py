@@ -10,12 +10,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class Checkpoint(ModelCheckpoint):
-    """Three corrections: a run folder may be moved, and no checkpoint is taken within a step or on an epoch's last batch.
+    """Three corrections: a run folder may be moved; no checkpoint is taken within a step, nor on an epoch's last batch.
 
     Lightning forgets the best score when the folder's path has changed, and would then overwrite the best weights with
     worse ones. And a run that resumes from a checkpoint of the last batch skips the validation that was to follow; the
-    checkpoint of the epoch's end comes a moment later anyway. After a resume it would save again between two accumulated
-    batches, without the gradients of the first.
+    checkpoint of the epoch's end comes a moment later anyway. After a resume Lightning would save again between two
+    accumulated batches, without the gradients of the first.
     """
 
     def on_train_batch_end(self, trainer: Trainer, task: LightningModule, outputs, batch, batch_idx: int) -> None:

@@ -57,11 +57,11 @@ def seeds_needed(difference: float, sd: float, alpha: float = 0.05, power: float
     return max(most, 2)
 
 
-def largest_batch(task: LightningModule, sample: Any, trainer: Trainer, most: int) -> tuple[int, bool]:
-    """How many samples one device can train on at once: (a power of two up to ``most``, whether the next one failed).
+def largest_batch(task: LightningModule, sample: Any, trainer: Trainer, most: int) -> tuple[int, int | None]:
+    """How many samples one device can train on at once, and the number that was too much (None: none up to ``most``).
 
     Doubles a batch of copies of ``sample`` (a batch of one) until memory ends: forward, backward and optimizer step of
-    a copy of ``task`` in the trainer's precision, not sharded, not compiled.
+    a copy of ``task`` in the trainer's precision, neither sharded nor compiled.
 
     Raises:
         InputError: not even two samples fit.
@@ -72,17 +72,18 @@ def largest_batch(task: LightningModule, sample: Any, trainer: Trainer, most: in
         torch.cuda.set_per_process_memory_fraction(1 - SPARE_MEMORY, device)
     trial = precision.convert_module(copy.deepcopy(task)).to(device).train()
     optimizer = create_optimizer_v2(trial.model, **trial.opt)
-    fits, size, failed = 0, 2, False  # mixup needs an even batch
-    while size <= most and not failed:
+    fits, too_much = 0, None
+    while fits < most and too_much is None:
+        size = min(max(2, 2 * fits), most)  # mixup needs an even batch
         try:
             batch = tree_map(lambda x: x.repeat(size, *[1] * (x.ndim - 1)).to(device), sample)  # noqa: B023
             with precision.train_step_context():
                 loss = trial.loss(precision.convert_input(batch))
             loss.backward()
             optimizer.step()
-            fits, size = size, min(2 * size, max(most, size + 1))  # the share itself comes last
+            fits = size
         except torch.OutOfMemoryError:
-            failed = True
+            too_much = size
         batch = loss = None
         optimizer.zero_grad()
     del trial, optimizer
@@ -90,9 +91,9 @@ def largest_batch(task: LightningModule, sample: Any, trainer: Trainer, most: in
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1.0, device)
         torch.cuda.reset_peak_memory_stats(device)
-    if failed and not fits:
+    if not fits:
         raise InputError(f"{device} has no memory for two samples at once; take a smaller model or trainer=fsdp")
-    return fits, failed
+    return fits, too_much
 
 
 class DeviceBatch(Callback):
@@ -106,7 +107,7 @@ class DeviceBatch(Callback):
 
     def __init__(self, always: bool = False) -> None:
         self.always = always
-        self.fits: tuple[int, bool] | None = None
+        self.fits: tuple[int, int | None] | None = None
 
     def setup(self, trainer: Trainer, task: LightningModule, stage: str) -> None:
         data, device = trainer.datamodule, trainer.strategy.root_device
@@ -114,15 +115,14 @@ class DeviceBatch(Callback):
         if stage != "fit" or device.type != "cuda" or not (auto or self.always):
             return
         loader = data.train_dataloader()
-        share = data.batch_size // trainer.world_size
         sample = tree_map(lambda x: x[:1], next(iter(loader)))
-        fits, failed = largest_batch(task, sample, trainer, len(data.splits["train"]) if self.always else share)
-        fits = int(trainer.strategy.reduce(torch.tensor(fits, device=device), reduce_op="min"))
-        self.fits = fits, trainer.strategy.reduce_boolean_decision(failed, all=False)
+        most = len(data.splits["train"]) // 2 * 2 if self.always else data.batch_size // trainer.world_size
+        fits, too_much = largest_batch(task, sample, trainer, most)
+        fits = int(trainer.strategy.reduce(torch.full((), fits, device=device), reduce_op="min"))
+        self.fits = fits, too_much
         if auto:
-            trainer.accumulate_grad_batches = data.accumulated_batches(
-                trainer.world_size, trainer.accumulate_grad_batches, fits
-            )
+            parts = trainer.accumulate_grad_batches
+            trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, parts, fits)
 
 
 class Clock(Callback):
@@ -195,9 +195,9 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
     )
     parts = trainer.accumulate_grad_batches
     trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, parts)
-    with tempfile.TemporaryDirectory() as folder:
-        data.note_corrupt(Path(folder) / "corrupt_images.txt")
-        trainer.fit(task, data)
+    scratch = tempfile.TemporaryDirectory()  # removed when this function ends
+    data.note_corrupt(Path(scratch.name) / "corrupt_images.txt")
+    trainer.fit(task, data)
     memory = _memory(trainer.strategy.root_device)
     shared = describe(trainer, data)
     val_batches = math.ceil(len(data.splits["val"]) / (trainer.world_size * data.eval_batch_size))
@@ -228,7 +228,7 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
         + (f"; more data.num_workers (now {data.num_workers}) or faster storage help" if waiting > 0.1 else ""),
         "validation": f"{validation_s:.3g} s each, estimated from {trainer.limit_val_batches} of {batches} batches",
         "whole run": f"{hours:.3g} hours for {trainer.max_epochs} epochs of {data.steps_per_epoch} steps, "
-        f"{validations} validations included (start, probe and checkpoints are not)",
+        f"{validations} validations included (start, probe, checkpoints and the test split are not)",
         "largest device batch": _largest(device_batch.fits),
         "seeds per row": _seeds(config.expected, hours),
     }
@@ -247,11 +247,11 @@ def _memory(device: torch.device) -> str:
     return f"{peak / 2**20:.2f} GiB peak RSS of this process, libraries included"
 
 
-def _largest(fits: tuple[int, bool] | None) -> str:
+def _largest(fits: tuple[int, int | None] | None) -> str:
     if fits is None:
         return "not measured: on a CPU memory is bounded by RAM"
-    size, failed = fits
-    return f"{size}" + (f"; {2 * size} did not fit" if failed else " and perhaps more: no larger batch was tried")
+    size, too_much = fits
+    return f"{size}; {f'{too_much} did not fit' if too_much else 'more was not tried'}"
 
 
 def _seeds(expected: DictConfig, hours: float) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -193,6 +194,7 @@ def run_ranks(
             more |= {name: str(rank) for name in ranks} | {name: str(processes) for name in sizes}
             os.environ.update(more, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
             rank_zero_only.rank = rank  # Lightning reads the environment on import
+            signal.alarm(150)  # processes that wait for each other must not hold the tests forever
             if rank == 0:
                 leader()
 

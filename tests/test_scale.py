@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, TINY, assert_one_line_error, make_image, run_forked, run_ranks
+from conftest import ROOT, TINY, assert_one_line_error, make_image, run_forked, run_ranks, run_script
 from test_resume import dies_after
 from timm.optim import create_optimizer_v2
 
@@ -31,34 +31,36 @@ FIXED = [
 CPU_PAIR = ["trainer.accelerator=cpu", "trainer.devices=2"]
 
 
-def checkpoint(cwd):
-    return torch.load(cwd / "outputs/x/checkpoints/last.ckpt", weights_only=True)
+def checkpoint(run):
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
 
 
-def result(cwd):
-    return json.loads((cwd / "outputs/x/result.json").read_text())
+def result(run):
+    return json.loads((run / "result.json").read_text())
 
 
-def run(cwd, *arguments, **kwargs):
+def train(cwd, *arguments, **kwargs):
+    """The folder of a run."""
     done = run_forked("train.py", *FIXED, *arguments, cwd=cwd, **kwargs)
     assert done.returncode == 0, done.stderr
+    return cwd / "outputs/x"
 
 
-def run_pair(cwd, *arguments, **kwargs):
-    for done in run_ranks(2, *FIXED, *CPU_PAIR, *arguments, cwd=cwd, **kwargs):
+def train_on_two(cwd, *arguments):
+    for done in run_ranks(2, *FIXED, *CPU_PAIR, *arguments, cwd=cwd):
         assert done.returncode == 0 and not done.stderr, done.stderr
+    return cwd / "outputs/x"
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     """The folder of the same run on one process, by precision."""
-    folders = {}
+    runs = {}
 
     def get(precision):
-        if precision not in folders:
-            folders[precision] = tmp_path_factory.mktemp(precision)
-            run(folders[precision], f"trainer.precision={precision}")
-        return folders[precision]
+        if precision not in runs:
+            runs[precision] = train(tmp_path_factory.mktemp(precision), f"trainer.precision={precision}")
+        return runs[precision]
 
     return get
 
@@ -79,13 +81,13 @@ def weights(state):
 TOLERANCE = {"64-true": 1e-13, "32-true": 1e-5}  # relative, of every tensor; seen: 1e-15, 1e-6
 
 
-def assert_same_run(cwd, whole, precision="32-true"):
-    ours, theirs = weights(checkpoint(cwd)), weights(checkpoint(whole))
+def assert_same_run(run, whole, precision="32-true"):
+    ours, theirs = weights(checkpoint(run)), weights(checkpoint(whole))
     assert ours.keys() == theirs.keys()
     for name in ours:
         error = (ours[name] - theirs[name]).norm() / theirs[name].norm()
         assert error < TOLERANCE[precision], (name, error)
-    ours, theirs = result(cwd)["metrics"], result(whole)["metrics"]
+    ours, theirs = result(run)["metrics"], result(whole)["metrics"]
     assert ours.keys() == theirs.keys()
     for name in ours:
         if name.endswith("loss"):
@@ -97,23 +99,22 @@ def assert_same_run(cwd, whole, precision="32-true"):
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     """The folder of that run on two processes that share the weights (FSDP)."""
-    folder = tmp_path_factory.mktemp("sharded")
-    run_pair(folder, "trainer=fsdp", "trainer.precision=32-true", "data.device_batch=60")
-    return folder
+    arguments = ["trainer=fsdp", "trainer.precision=32-true", "data.device_batch=60"]
+    return train_on_two(tmp_path_factory.mktemp("sharded"), *arguments)
 
 
-def assert_shared_out(cwd, processes, parts):
-    shared = result(cwd)["devices"]
+def assert_shared_out(run, processes, parts):
+    shared = result(run)["devices"]
     assert (shared["processes"], shared["accumulate_grad_batches"]) == (processes, parts)
     assert shared["device_batch"] * processes * parts == 300
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision, device_batch, parts", [("64-true", "60", 3), ("32-true", "null", 1)])
-def test_two_processes_end_as_one(one_process, tmp_path, precision, device_batch, parts):
-    run_pair(tmp_path, "trainer=ddp", f"trainer.precision={precision}", f"data.device_batch={device_batch}")
-    assert_same_run(tmp_path, one_process(precision), precision)
-    assert_shared_out(tmp_path, 2, parts)
+def test_two_processes_end_as_one(one_process, tmp_path):
+    """With accumulation, in float64; test_processes.py has float32 without it."""
+    run = train_on_two(tmp_path, "trainer=ddp", "trainer.precision=64-true", "data.device_batch=60")
+    assert_same_run(run, one_process("64-true"), "64-true")
+    assert_shared_out(run, 2, 3)
 
 
 @pytest.mark.slow
@@ -127,8 +128,8 @@ def test_two_sharded_processes_end_as_one(one_process, sharded):
 
 @pytest.mark.slow
 def test_evaluate_reads_what_a_sharded_run_wrote(sharded):
-    assert run_forked("evaluate.py", "outputs/x", "trainer.accelerator=cpu", cwd=sharded).returncode == 0
-    again = json.loads((sharded / "outputs/x/evaluation.json").read_text())["metrics"]
+    assert run_forked("evaluate.py", str(sharded), "trainer.accelerator=cpu", cwd=sharded).returncode == 0
+    again = json.loads((sharded / "evaluation.json").read_text())["metrics"]
     assert result(sharded)["metrics"] == pytest.approx(again, rel=1e-5)
 
 
@@ -146,9 +147,9 @@ def test_sharding_decays_the_same_parameters(sharded):
 
 @pytest.mark.slow
 def test_accumulated_batches_end_as_one(one_process, tmp_path):
-    run(tmp_path, "trainer.precision=64-true", "data.device_batch=40")
-    assert_same_run(tmp_path, one_process("64-true"), "64-true")
-    assert_shared_out(tmp_path, 1, 10)
+    run = train(tmp_path, "trainer.precision=64-true", "data.device_batch=40")
+    assert_same_run(run, one_process("64-true"), "64-true")
+    assert_shared_out(run, 1, 10)
 
 
 @pytest.mark.slow
@@ -163,8 +164,9 @@ def test_an_odd_validation_set_is_counted_exactly(image_folders, tmp_path, train
         assert done.returncode == 0, done.stderr
     assert run_forked("evaluate.py", "outputs/x", cwd=tmp_path).returncode == 0
     again = json.loads((tmp_path / "outputs/x/evaluation.json").read_text())["metrics"]
-    assert result(tmp_path)["metrics"]["val/top1"] % 20 == pytest.approx(0)
-    assert result(tmp_path)["metrics"] == pytest.approx(again, rel=1e-5)
+    metrics = result(tmp_path / "outputs/x")["metrics"]
+    assert metrics["val/top1"] % 20 == pytest.approx(0)
+    assert metrics == pytest.approx(again, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -172,25 +174,23 @@ def test_a_run_moves_from_one_device_to_sharded_and_back(one_process, tmp_path):
     """Killed within an epoch, twice; the optimizer's moments must find their parameters both ways."""
     save = "checkpoint.every_n_steps=3"
     died = run_forked("train.py", *FIXED, save, cwd=tmp_path, setup=dies_after(1))
-    assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path)["global_step"] == 3
+    assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 3
     sharded = ["trainer=fsdp", "trainer.precision=32-true", "resume=true"]
     died = run_ranks(2, *FIXED, *CPU_PAIR, *sharded, save, cwd=tmp_path, leader=dies_after(3))
-    assert died[0].returncode == -signal.SIGKILL and checkpoint(tmp_path)["global_step"] == 6
-    run(tmp_path, "resume=true", save)
-    assert_same_run(tmp_path, one_process("32-true"))
+    assert died[0].returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 6
+    assert_same_run(train(tmp_path, "resume=true", save), one_process("32-true"))
 
 
 @pytest.mark.slow
 def test_another_number_of_accumulated_batches_may_go_on_at_an_epochs_end_only(one_process, tmp_path):
     save, half = "checkpoint.every_n_steps=3", "data.device_batch=150"
     died = run_forked("train.py", *FIXED, save, half, cwd=tmp_path, setup=dies_after(1))
-    assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path)["global_step"] == 3
+    assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 3
     refused = run_forked("train.py", *FIXED, save, "resume=true", cwd=tmp_path)
     assert_one_line_error(refused, "2 accumulated batches", "not 1", half)
     died = run_forked("train.py", *FIXED, save, half, "resume=true", cwd=tmp_path, setup=dies_after(2))
-    assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path)["global_step"] == 4
-    run(tmp_path, save, "resume=true")
-    assert_same_run(tmp_path, one_process("32-true"))
+    assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 4
+    assert_same_run(train(tmp_path, save, "resume=true"), one_process("32-true"))
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ BAD = {
 
 @pytest.mark.parametrize("arguments, words", BAD.values(), ids=BAD.keys())
 def test_what_cannot_be_shared_out_is_said_in_a_line(arguments, words, tmp_path):
-    if arguments[0] in ("trainer=gpu", "trainer=ddp") and torch.cuda.is_available():
+    if arguments[0] in ("trainer=gpu", "trainer=ddp") and torch.cuda.device_count():
         pytest.skip("there is a GPU here")
     assert_one_line_error(run_forked("train.py", *arguments, cwd=tmp_path), *words)
     assert not (tmp_path / "outputs").exists()
@@ -257,6 +257,7 @@ def test_the_smallest_number_of_equal_parts_that_fit(device_batch, world, parts,
     assert data.accumulated_batches(world, parts) == expected
 
 
+@pytest.mark.slow
 def test_compiling_changes_neither_names_nor_the_average(one_process, tmp_path):
     def watch():
         def backend(graph, inputs):  # torch's own takes half a minute here and is not what is tested
@@ -272,7 +273,18 @@ def test_compiling_changes_neither_names_nor_the_average(one_process, tmp_path):
         plain_evaluate, Classification._evaluate = Classification._evaluate, evaluate
         torch.compile = partial(torch.compile, backend=backend)
 
-    run(tmp_path, "compile=true", setup=watch)
+    run = train(tmp_path, "compile=true", setup=watch)
     assert {"True", "False"} == set((tmp_path / "graphs").read_text().split())  # in training and in evaluation
     assert json.loads((tmp_path / "compiled.json").read_text()) == [True, False]  # raw weights, their average
-    assert_same_run(tmp_path, one_process("32-true"))
+    assert_same_run(run, one_process("32-true"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_two_gpus_end_near_one_cpu(one_process, tmp_path, trainer):
+    gpus = [f"trainer={trainer}", "trainer.accelerator=gpu", "trainer.devices=2", "trainer.precision=32-true"]
+    done = run_script("train.py", *FIXED, *gpus, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (result(run)["metrics"]["val/loss"] for run in (tmp_path / "outputs/x", one_process("32-true")))
+    assert ours == pytest.approx(theirs, rel=1e-3)

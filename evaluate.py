@@ -37,14 +37,14 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
         model_settings,
         run_settings,
     )
-    from neutreno.parallel import check_accelerator
+    from neutreno.parallel import check_trainer
     from neutreno.reports.evaluation import render
     from neutreno.reports.figures import LAYERS, plot_similarity
     from neutreno.robustness import check_folders, evaluate_folders
     from neutreno.runs import RunFolder, build
 
     console.quiet(rank_zero_only.rank)
-    check_accelerator(config.trainer.accelerator)
+    check_trainer(config)
     if config.cost is not None:
         check_settings(**config.cost)
     run = None if config.run is None else RunFolder(config.run)

@@ -62,7 +62,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     from neutreno.data.loading import derive_seed, seed_everything
     from neutreno.errors import InputError, check_number, explain
     from neutreno.evaluation import evaluate_run
-    from neutreno.parallel import GatherForEvaluation, check_accelerator, describe
+    from neutreno.parallel import GatherForEvaluation, check_trainer, describe
     from neutreno.preflight import DeviceBatch, preflight
     from neutreno.runs import RunFolder, default_name
 
@@ -79,7 +79,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         if not isinstance(config[key], bool):
             raise InputError(f"{key}={config[key]} is neither true nor false")
     plugins = hydra.utils.instantiate(config.trainer.plugins)  # SLURM's says first that srun is missing
-    check_accelerator(config.trainer.accelerator)
+    check_trainer(config)
     config.name = config.name or default_name(config, choices, overrides)
     settings = OmegaConf.to_container(config, resolve=True)
     run = RunFolder(config.output_dir, config.name)

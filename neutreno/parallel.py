@@ -12,6 +12,7 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
+from omegaconf import DictConfig
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -102,16 +103,25 @@ class GatherForEvaluation(Callback):
     on_validation_end = on_test_end = _leave
 
 
-def check_accelerator(accelerator: str) -> None:
-    """Refuse a GPU where there is none.
+def check_trainer(config: DictConfig) -> None:
+    """Refuse what Lightning refuses too late or at length: a GPU where there is none, settings that exclude each other.
 
     Raises:
         InputError: says what to do instead.
     """
+    accelerator, precision, strategy = (config.trainer[key] for key in ("accelerator", "precision", "strategy"))
     if accelerator in ("gpu", "cuda") and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
         raise InputError(
             f"trainer.accelerator={accelerator}, but PyTorch finds no GPU here: run on a machine that has one, or on "
             "the CPU with trainer=default (trainer.accelerator=cpu keeps the rest of this trainer)"
+        )
+    if isinstance(strategy, DictConfig) and precision not in ("bf16-mixed", "32-true"):
+        raise InputError(f"trainer=fsdp keeps its weights in float32: not trainer.precision={precision} but bf16-mixed")
+    fused = (config.task.get("opt_args") or {}).get("fused")
+    if fused and config.trainer.gradient_clip_val and str(precision).endswith("-mixed"):
+        raise InputError(
+            f"trainer.gradient_clip_val with trainer.precision={precision} needs task.opt_args.fused=false: "
+            "Lightning does not clip the gradients of a fused optimizer there"
         )
 
 

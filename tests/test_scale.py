@@ -225,6 +225,8 @@ BAD = {
     "device_batch is a word": (["data.device_batch=many"], ["data.device_batch='many'"]),
     "device_batch is zero": (["data.device_batch=0"], ["data.device_batch=0"]),
     "two numbers of parts": (["data.device_batch=8", "trainer.accumulate_grad_batches=2"], ["16 samples", "only one"]),
+    "sharding in half": (["trainer=fsdp", *CPU_PAIR, "trainer.precision=bf16-true"], ["bf16-true", "bf16-mixed"]),
+    "clipping and fused": (["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed"], ["fused=false"]),
     "compile is a word": (["compile=fast"], ["compile=fast"]),
 }
 

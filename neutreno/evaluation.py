@@ -72,8 +72,6 @@ def model_settings(config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
             config.data.update({k: v for k, v in made_for.items() if f"data.{k}" not in typed})
             if "crop_pcts" not in typed:
                 config.crop_pcts = [*config.crop_pcts, own_crop]
-    if config.model.get("new_head"):
-        raise InputError("model.new_head=true: a fresh head has learned nothing; train it first, or leave that out")
     if config.model.weights is None and not config.model.get("pretrained"):
         raise InputError(
             "nothing trained to evaluate: give a run folder, model.weights=FILE, or model=timm model.name=…; see --help"

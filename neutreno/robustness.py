@@ -131,7 +131,8 @@ def evaluate_folder(
     """Metrics of an ImageNet model on ``folder/WNID/IMAGE``, the answer being one of the folder's classes."""
     images = FolderImages(Path(folder))
     indices = [wnids().index(name) for name in images.classes]
-    data.corrupt.limit += int(data.max_corrupt * len(images))
+    if data.corrupt is not None:  # the share holds for every folder
+        data.corrupt.limit += int(data.max_corrupt * len(images))
     samples = AugmentedDataset(images, transform, data.corrupt)
     loader = DataLoader(
         samples,

@@ -92,7 +92,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
         "name": target.path.resolve().name,
         "metrics": metrics,
         "robustness": found,
-        "corrupt_images": len(data.corrupt.read()) if data.corrupt else 0,
+        "corrupt_images": len(data.corrupt.read()),
         "cost": cost,
         "layers": getattr(model, "layers", LAYERS),
         "oversmoothing": curve_rows(measure_similarity(task, inputs), len(inputs)),

@@ -98,7 +98,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     if config.compile:  # in place, so names stay; the average and hidden_states() are not compiled
         model.compile()
     if config.preflight:
-        return preflight(config, task, data)
+        return preflight(config, task, data, plugins)
 
     probe = OversmoothingProbe(run.path, **config.probe)
     timer = Timer(verbose=False)
@@ -172,7 +172,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         probe.write()
     record(
         status="finished",
-        corrupt_images=len(data.corrupt.read()) if data.corrupt else 0,
+        corrupt_images=len(data.corrupt.read()),
         metrics=metrics,
         oversmoothing={when: probe.curve(when) for when in ("initial", "last")},
         steps=trainer.global_step,

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import resource
-import statistics
 import sys
-import time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from neutreno.errors import check_number
-
-WARM_UP, LEAST, MOST = 2, 3, 50  # passes
 
 
 @torch.no_grad()
@@ -30,16 +27,10 @@ def multiply_adds(model: nn.Module, images: Tensor) -> int:
 
 @torch.no_grad()
 def images_per_second(model: nn.Module, images: Tensor, seconds: float) -> float:
-    """Median speed of a forward pass after a warm-up: of 50 passes, or as many (three at least) as ``seconds`` hold."""
-    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
-    passes: list[float] = []
-    while len(passes) < WARM_UP + LEAST or (len(passes) < WARM_UP + MOST and sum(passes[WARM_UP:]) < seconds):
-        wait()
-        start = time.perf_counter()
-        model(images)
-        wait()
-        passes.append(time.perf_counter() - start)
-    return len(images) / statistics.median(passes[WARM_UP:])
+    """Median speed of a forward pass over some ``seconds``, after a warm-up."""
+    call = {"model": model, "images": images}
+    timer = Timer("model(images)", globals=call, num_threads=torch.get_num_threads())
+    return len(images) / timer.blocked_autorange(min_run_time=seconds).median
 
 
 def check_settings(batch_size: int, seconds: float) -> None:

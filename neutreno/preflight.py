@@ -61,7 +61,8 @@ def largest_batch(task: LightningModule, sample: Any, trainer: Trainer, most: in
     """How many samples one device can train on at once, and the number that was too much (None: none up to ``most``).
 
     Doubles a batch of copies of ``sample`` (a batch of one) until memory ends: forward, backward and optimizer step of
-    a copy of ``task`` in the trainer's precision, neither sharded nor compiled.
+    a copy of ``task`` in the trainer's precision, neither sharded nor compiled. (Lightning's batch size finder refuses
+    distributed strategies, and sets a loader's batch, which here follows from the global one.)
 
     Raises:
         InputError: not even two samples fit.
@@ -173,7 +174,7 @@ class Clock(Callback):
         return (self._validation[-1] - self._validation[first]) / (len(self._validation) - 1 - first)
 
 
-def preflight(config: DictConfig, task: LightningModule, data: LightningDataModule) -> None:
+def preflight(config: DictConfig, task: LightningModule, data: LightningDataModule, plugins: list) -> None:
     """Train a few steps without keeping anything, and print what the whole run of ``config`` will take.
 
     Raises:
@@ -184,7 +185,7 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
         config.trainer,
         callbacks=[device_batch, ExactResume(config.seed), GatherForEvaluation(), clock],
         logger=False,
-        plugins=hydra.utils.instantiate(config.trainer.plugins),
+        plugins=plugins,
         limit_val_batches=0,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from neutreno.data.classification import ClassificationData
 from neutreno.data.images import FolderImages
-from neutreno.data.loading import AugmentedDataset, ShareSampler, collate_readable
+from neutreno.data.loading import AugmentedDataset, collate_readable
 from neutreno.errors import InputError
 from neutreno.evaluation import cropping
 from neutreno.tasks.classification import Classification
@@ -137,7 +138,7 @@ def evaluate_folder(
     loader = DataLoader(
         samples,
         batch_size=data.eval_batch_size,
-        sampler=ShareSampler(len(samples), trainer.world_size, trainer.global_rank),
+        sampler=UnrepeatedDistributedSampler(samples, trainer.world_size, trainer.global_rank, shuffle=False),
         num_workers=data.num_workers,
         collate_fn=collate_readable,
         pin_memory=torch.cuda.is_available(),

@@ -19,8 +19,8 @@ from neutreno.files import UNFINISHED, replacing
 BUILDABLE = {
     "neutreno.attention.NeutrenoAttention",
     "neutreno.attention.SoftmaxAttention",
-    "neutreno.data.classification.Digits",
     "neutreno.data.classification.ImageClassification",
+    "neutreno.data.digits.Digits",
     "neutreno.models.transformer.Block",
     "neutreno.models.transformer.FeatScaleBlock",
     "neutreno.models.vit.vit",

@@ -161,7 +161,7 @@ def bench_loop(repeats: int) -> list[tuple[str, str]]:
     from neutreno.callbacks.exact_resume import ExactResume
     from neutreno.callbacks.finite_loss import FiniteLoss
     from neutreno.callbacks.metrics_csv import MetricsCSV
-    from neutreno.data.classification import Digits
+    from neutreno.data.digits import Digits
     from neutreno.tasks.classification import Classification
 
     console.quiet(0)

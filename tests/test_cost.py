@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -43,10 +44,15 @@ def test_multiply_adds_of_a_convolution():
     assert multiply_adds(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 10, 10)) == 10 * 10 * 8 * 3 * 9
 
 
-def test_throughput_is_the_median_after_the_warm_up(monkeypatch):
-    clock = iter([0, 50, 50, 90, 90, 91, 91, 93, 93, 99])  # passes of 50 and 40 s, then of 1, 2 and 6
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
+def test_throughput_counts_images_of_the_median_pass(monkeypatch):
+    measured = SimpleNamespace(median=2.0)
+    monkeypatch.setattr(cost.Timer, "blocked_autorange", lambda timer, min_run_time: measured)
     assert images_per_second(nn.Identity(), torch.zeros(8, 1), seconds=5) == 8 / 2
+    monkeypatch.undo()
+    threads, grad = [], []
+    model = lambda x: (threads.append(torch.get_num_threads()), grad.append(torch.is_grad_enabled()))  # noqa: E731
+    assert images_per_second(model, torch.zeros(8, 1), seconds=0) > 0
+    assert set(threads) == {torch.get_num_threads()} and set(grad) == {False}  # the timer's own default is one thread
 
 
 def test_memory_of_the_cpu_is_named_what_it_is():

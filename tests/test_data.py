@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from conftest import encode, make_image, write_parquet
 
-from neutreno.data.classification import Digits, ImageClassification
+from neutreno.data.classification import ImageClassification
+from neutreno.data.digits import Digits
 from neutreno.data.images import open_split
 from neutreno.errors import InputError
 
@@ -169,3 +172,15 @@ def test_parquet_of_other_columns(tmp_path):
 def test_an_unknown_interpolation_is_said(image_folders):
     with pytest.raises(InputError, match="transforms cannot be built"):
         images(image_folders, interpolation="foo")
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_evaluation_counts_every_sample_once(world):
+    data, seen = digits(eval_batch_size=7), []
+    for rank in range(world):
+        data.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+        seen += [image for images, _ in data.val_dataloader() for image in images]
+    expected = torch.stack([data.eval_transform()(image) for image, _ in data.splits["val"]])
+    assert len(seen) == 270 and torch.equal(
+        torch.stack(seen).sum(0).round(decimals=2), expected.sum(0).round(decimals=2)
+    )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from neutreno.data.loading import AugmentedDataset, ResumableLoader, ShareSampler, TrainBatchSampler, derive_seed
+from neutreno.data.loading import AugmentedDataset, ResumableLoader, TrainBatchSampler, derive_seed
 
 
 def noisy(x):
@@ -75,9 +75,3 @@ def test_the_same_global_batches_on_any_number_of_processes(world, parts):
 def test_copies_of_a_sample_are_augmented_differently():
     data = AugmentedDataset([(0, 0)], noisy)
     assert not torch.equal(data[0, derive_seed(0, 0, 0)][0], data[0, derive_seed(0, 0, 1)][0])
-
-
-@pytest.mark.parametrize("world", [1, 2, 5])
-def test_evaluation_counts_every_sample_once(world):
-    shares = [list(ShareSampler(23, world, r)) for r in range(world)]
-    assert sorted(i for share in shares for i in share) == list(range(23))

@@ -7,7 +7,7 @@ from conftest import TINY, assert_one_line_error, run_forked
 
 from neutreno.data.classification import ImageClassification
 from neutreno.data.loading import TrainBatchSampler
-from neutreno.data.on_device import DeviceLoader, crop_and_flip
+from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, crop_and_flip
 from neutreno.errors import InputError
 
 
@@ -63,7 +63,7 @@ def test_a_resumed_loader_gives_the_rest_of_the_epoch():
 def test_evaluation_counts_every_sample_once(world):
     labels = torch.arange(23)
     share = {"batch_size": 4, "world": world}
-    shares = [DeviceLoader(torch.zeros(23, 1), labels, lambda x: x, **share, rank=r) for r in range(world)]
+    shares = [DeviceEvalLoader(torch.zeros(23, 1), labels, lambda x: x, **share, rank=r) for r in range(world)]
     assert sorted(int(y) for s in shares for _, ys in s for y in ys) == list(range(23))
     assert [len(s) for s in shares] == [sum(1 for _ in s) for s in shares]
 

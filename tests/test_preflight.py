@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 import neutreno.preflight
-from neutreno.data.classification import Digits
+from neutreno.data.digits import Digits
 from neutreno.errors import InputError
 from neutreno.preflight import DeviceBatch, largest_batch, seeds_needed
 from neutreno.tasks.classification import Classification
@@ -64,7 +64,7 @@ def virtual_time(load, step, validate):
             return slow
 
         neutreno.preflight.Clock._now = lambda self, trainer: now[0]
-        arrays = neutreno.data.classification._Arrays
+        arrays = neutreno.data.digits._Arrays
         arrays.__getitem__ = taking(load, arrays.__getitem__)
         Classification.training_step = taking(step, Classification.training_step)
         Classification.validation_step = taking(validate, Classification.validation_step)

@@ -13,7 +13,7 @@ from conftest import ROOT, TINY, assert_one_line_error, make_image, run_forked, 
 from test_resume import dies_after
 from timm.optim import create_optimizer_v2
 
-from neutreno.data.classification import Digits
+from neutreno.data.digits import Digits
 from neutreno.models.vit import vit
 from neutreno.tasks.classification import Classification
 

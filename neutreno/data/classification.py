@@ -1,4 +1,4 @@
-"""Data for image classification: the embedded digits, and images on disk."""
+"""Data for image classification: how splits are batched on every device, and images from disk or timm's readers."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from sklearn.model_selection import train_test_split
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from neutreno.data.images import Stream, Subset, open_reader, open_split
+from neutreno.data.images import Stream, open_reader, open_split
 from neutreno.data.loading import (
     AugmentedDataset,
     CorruptLog,
     CorruptSample,
     ResumableLoader,
-    ShareSampler,
     StreamLoader,
     TrainBatchSampler,
     collate_readable,
 )
-from neutreno.data.on_device import DeviceLoader, load_images
+from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, load_images
+from neutreno.data.splits import check_splits, choose_classes, split_off
 from neutreno.errors import InputError, check_number
-
-SPLIT_SEED = 20230613  # fixes the split for every run, whatever its seed
 
 
 class ClassificationData(LightningDataModule):
@@ -153,13 +151,15 @@ class ClassificationData(LightningDataModule):
             return max(1, int(steps * limit))
         return steps if limit is None else max(1, min(steps, limit // self.trainer.accumulate_grad_batches))
 
-    def train_dataloader(self) -> DataLoader:
+    def _train_sampler(self) -> TrainBatchSampler:
         parts, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
-        sampler = TrainBatchSampler(
+        return TrainBatchSampler(
             len(self.splits["train"]), self.batch_size, self.seed, parts, world, self.trainer.global_rank, self.repeats
         )
+
+    def train_dataloader(self) -> DataLoader:
         images = AugmentedDataset(self.splits["train"], self.train_transform(), self.corrupt)
-        return ResumableLoader(images, batch_sampler=sampler, **self._loading())
+        return ResumableLoader(images, batch_sampler=self._train_sampler(), **self._loading())
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")
@@ -175,7 +175,8 @@ class ClassificationData(LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         data = AugmentedDataset(self.splits[split], self.eval_transform(), self.corrupt)
-        sampler = ShareSampler(len(data), self.trainer.world_size, self.trainer.global_rank)
+        share = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
+        sampler = UnrepeatedDistributedSampler(data, **share, shuffle=False)  # no sample counted twice
         loading = {"collate_fn": collate_readable, **self._loading()}
         return DataLoader(data, batch_size=self.eval_batch_size, sampler=sampler, **loading)
 
@@ -185,62 +186,6 @@ class ClassificationData(LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
-
-
-class _Arrays(Sequence):
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self.images = torch.from_numpy(images).float()
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.images[index], int(self.labels[index])
-
-
-class Digits(ClassificationData):
-    """scikit-learn's 1,797 handwritten digits of 8 × 8 pixels (UCI's optical recognition test set), shipped with it.
-
-    A fixed stratified split: 1,257 to train, 270 to validate, 270 to test once at the end.
-
-    Args:
-        rotate: largest rotation in training, in degrees; translate: largest shift, as a share of the image;
-            scale: largest change of size, as a share.
-    """
-
-    def __init__(self, rotate: float = 0.0, translate: float = 0.0, scale: float = 0.0, **kwargs) -> None:
-        super().__init__(**kwargs)
-        if (self.img_size, self.in_chans, self.num_classes) != (8, 1, 10):
-            raise InputError(
-                "the digits have 8 x 8 pixels, one channel and ten classes: leave those data settings alone"
-            )
-        for name, value in {"rotate": rotate, "translate": translate, "scale": scale}.items():
-            check_number(f"data.{name}", value, most=180 if name == "rotate" else 0.99)
-        self.augment = {
-            "degrees": rotate,
-            "translate": (translate, translate) if translate else None,
-            "scale": (1 - scale, 1 + scale) if scale else None,
-        }
-
-    def read(self) -> dict[str, Sequence]:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images = (digits.images / 16)[:, None]
-        fixed = {"random_state": SPLIT_SEED, "test_size": 270}
-        rest, test = train_test_split(np.arange(len(images)), stratify=digits.target, **fixed)
-        train, val = train_test_split(rest, stratify=digits.target[rest], **fixed)
-        return {k: _Arrays(images[i], digits.target[i]) for k, i in {"train": train, "val": val, "test": test}.items()}
-
-    def eval_transform(self) -> Callable:
-        return v2.Normalize([0.305], [0.376])  # of the training split
-
-    def train_transform(self) -> Callable:
-        if not any(self.augment.values()):
-            return self.eval_transform()
-        affine = v2.RandomAffine(interpolation=v2.InterpolationMode.BILINEAR, **self.augment)
-        return v2.Compose([affine, self.eval_transform()])
 
 
 class ImageClassification(ClassificationData):
@@ -339,14 +284,15 @@ class ImageClassification(ClassificationData):
             return self._check_streams(splits)
         if splits["test"] is not None and splits["test"].labels.max() < 0:  # ImageNet's public test split
             splits["test"] = None
-        splits = {name: images and self._choose_classes(images) for name, images in splits.items()}
+        if self.classes is not None:
+            splits = {name: images and choose_classes(images, self.classes) for name, images in splits.items()}
         if splits["val"] is None:
-            splits["train"], splits["val"] = self._split_off(splits["train"], "val_fraction", self.val_fraction)
-        self._check_labels(splits)
+            splits["train"], splits["val"] = split_off(splits["train"], self.val_fraction, "data.val_fraction")
+        check_splits(splits, self.num_classes, self.root or self.reader)
         if self.train_samples is not None and splits["train"] is not None:
             check_number("data.train_samples", self.train_samples, 1, len(splits["train"]), integer=True)
             if self.train_samples < len(splits["train"]):
-                _, splits["train"] = self._split_off(splits["train"], "train_samples", self.train_samples)
+                _, splits["train"] = split_off(splits["train"], self.train_samples, "data.train_samples")
         if self.on_device:  # other sizes are resized one by one, as the transforms do
             self.on_device = self._first_size(splits["val"]) == (self.img_size, self.img_size)
         return splits
@@ -389,65 +335,16 @@ class ImageClassification(ClassificationData):
             raise InputError(f"data.reader={self.reader} is a stream: name its validation split, data.splits.val=NAME")
         return splits
 
-    def _choose_classes(self, images: Sequence) -> Sequence:
-        if self.classes is None:
-            return images
-        known = images.classes
-        if len(known) == 1000 and not set(self.classes) <= set(known):  # the hub's copy names classes in words
-            from timm.data import ImageNetInfo
-
-            known = images.classes = ImageNetInfo().label_names()
-        if unknown := [name for name in self.classes if name not in known]:
-            raise InputError(f"data.classes: the data set has no class {unknown[0]} ({len(unknown)} of them unknown)")
-        numbers = [known.index(name) for name in self.classes]
-        return Subset(images, np.flatnonzero(np.isin(images.labels, numbers)), self.classes)
-
-    def _split_off(self, images: Sequence, key: str, size: float) -> tuple[Subset, Subset]:
-        """(the rest, ``size`` of them), by a fixed stratified draw."""
-        try:
-            rest, taken = train_test_split(
-                np.arange(len(images)), stratify=images.labels, test_size=size, random_state=SPLIT_SEED
-            )
-        except ValueError as error:
-            raise InputError(f"{self.root or self.reader}: too few images for data.{key} ({error})") from error
-        return Subset(images, rest), Subset(images, taken)
-
-    def _check_labels(self, splits: dict[str, Sequence | None]) -> None:
-        where = self.root or self.reader
-        first = "train" if splits["train"] is not None else "val"
-        classes = splits[first].classes
-        for name, images in splits.items():
-            if images is not None and not len(images):
-                raise InputError(f"{where}: {name} holds no image of the classes asked for")
-            if images is not None and images.classes != classes:
-                differ = sorted(set(images.classes) ^ set(classes))[:3]
-                raise InputError(f"{where}: {name} and {first} differ in their classes ({', '.join(differ)}, …)")
-            if images is not None and (images.labels.min() < 0 or images.labels.max() >= len(classes)):
-                if name != "test":
-                    raise InputError(f"{where}: {name} has labels outside 0 … {len(classes) - 1}")
-                splits["test"] = None  # ImageNet's public test split carries the label -1
-        if missing := sorted(set(range(len(classes))) - set(splits[first].labels.tolist())):
-            raise InputError(f"{where}: {first} has no image of class {classes[missing[0]]}")
-        if len(classes) != self.num_classes:
-            raise InputError(
-                f"{where} holds {len(classes)} classes, data.num_classes={self.num_classes}; "
-                f"set data.num_classes={len(classes)}"
-            )
-
     def train_dataloader(self):
-        trainer = self.trainer
-        parts, world, rank = trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank
         if self.streams:
-            samples = len(self.splits["train"])
-            share = self.batch_size // (parts * world)
+            parts = self.trainer.accumulate_grad_batches
+            share = self.batch_size // (parts * self.trainer.world_size)
             stream = self._stream("train", self.train_transform(), batch_size=share)
-            return StreamLoader(stream, samples // self.batch_size * parts, share, num_workers=self.num_workers)
-        if not self.on_device:
-            return super().train_dataloader()
-        sampler = TrainBatchSampler(
-            len(self._images("train")[0]), self.batch_size, self.seed, parts, world, rank, self.repeats
-        )
-        return DeviceLoader(*self._images("train"), self._normalize(), sampler, self.crop_padding)
+            batches = len(self.splits["train"]) // self.batch_size * parts
+            return StreamLoader(stream, batches, share, num_workers=self.num_workers)
+        if self.on_device:
+            return DeviceLoader(*self._images("train"), self._normalize(), self._train_sampler(), self.crop_padding)
+        return super().train_dataloader()
 
     def _eval_loader(self, split: str):
         world, rank = self.trainer.world_size, self.trainer.global_rank
@@ -459,10 +356,9 @@ class ImageClassification(ClassificationData):
                 )
             stream = self._stream(split, self.eval_transform())
             return DataLoader(stream, batch_size=self.eval_batch_size, num_workers=min(self.num_workers, 1))
-        if not self.on_device:
-            return super()._eval_loader(split)
-        share = {"batch_size": self.eval_batch_size, "world": world, "rank": rank}
-        return DeviceLoader(*self._images(split), self._normalize(), **share)
+        if self.on_device:
+            return DeviceEvalLoader(*self._images(split), self._normalize(), self.eval_batch_size, world, rank)
+        return super()._eval_loader(split)
 
     def _stream(self, split: str, transform: Callable, **kwargs) -> Stream:
         rank = self.trainer.global_rank

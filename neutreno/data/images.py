@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 from torchvision.datasets import ImageFolder
 
-from neutreno.data.loading import CorruptSample, derive_seed, seed_everything
+from neutreno.data.loading import CorruptSample, derive_seed, seed_cpu
 from neutreno.errors import InputError
 
 SYNONYMS = {"val": ("val", "validation", "valid"), "train": ("train", "training"), "test": ("test",)}
@@ -143,7 +143,7 @@ class Stream(IterableDataset):
         for i, (image, label) in enumerate(self._readable(dataset)):
             if not 0 <= label < self._classes:
                 raise InputError(f"the stream holds the label {label}; data.num_classes={self._classes}")
-            seed_everything(derive_seed(self._seed, self.epoch, self._rank, worker.id if worker else 0, i))
+            seed_cpu(derive_seed(self._seed, self.epoch, self._rank, worker.id if worker else 0, i))
             yield self._transform(image), int(label)
 
     def _readable(self, dataset) -> Iterator[tuple[Image.Image, int]]:

@@ -23,10 +23,16 @@ def derive_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch (every device) in this process."""
+def seed_cpu(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch on the CPU in this process: all that a transform draws from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
+def seed_everything(seed: int) -> None:
+    """The same, and PyTorch on every device. Unlike Lightning's function of this name it takes 64 bits."""
+    seed_cpu(seed)
     torch.manual_seed(seed)
 
 
@@ -92,9 +98,7 @@ class AugmentedDataset(Dataset):
             draw, sample = np.random.default_rng(seed), self._read(key)
             while sample is None:
                 sample = self._read(int(draw.integers(len(self))))
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.default_generator.manual_seed(seed)
+            seed_cpu(seed)
         return None if sample is None else (self.transform(sample[0]), sample[1])
 
     def _read(self, index: int):
@@ -153,30 +157,29 @@ class TrainBatchSampler(Sampler):
         drawn = torch.randperm(self.samples, generator=generator)[: -(-self.samples // self.repeats)]
         return drawn.repeat_interleave(self.repeats)[: self.samples]
 
-    def positions(self, batch: int) -> range:
+    def positions(self, batch: int) -> slice:
         """Where in the order this process's share of a batch stands."""
-        return range(batch * self.per_step + self.rank, (batch + 1) * self.per_step, self.world)
+        return slice(batch * self.per_step + self.rank, (batch + 1) * self.per_step, self.world)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.order().tolist()
+        order, places = self.order().tolist(), range(self.samples)
         for batch in range(self.start, self.batches):
-            yield [(order[p], derive_seed(self.seed, self.epoch, p)) for p in self.positions(batch)]
+            yield [(order[p], derive_seed(self.seed, self.epoch, p)) for p in places[self.positions(batch)]]
 
 
-class ResumableLoader(DataLoader):
-    """A loader that starts where a checkpoint was taken, through Lightning's interface for stateful loaders."""
+class Resumable:
+    """Lightning's interface for loaders with a state: starts at the batch where a checkpoint was taken.
 
-    given = 0
+    ``__iter__`` of a subclass begins with :meth:`_begin`, counts in ``given``, and is a generator on purpose: on resume
+    Lightning asks for the iterator before it sets the epoch, and what started then would load the wrong one.
+    """
+
+    given = 0  # batches of this epoch that the training loop has got
     _resume_at = 0
 
-    def __iter__(self):
-        # A generator on purpose: on resume Lightning asks for the iterator before it sets the epoch, and workers
-        # that started then would load the wrong one.
-        self.given = self.batch_sampler.start = self._resume_at
-        self._resume_at = 0
-        for batch in super().__iter__():
-            self.given += 1
-            yield batch
+    def _begin(self) -> int:
+        self.given, self._resume_at = self._resume_at, 0
+        return self.given
 
     def state_dict(self) -> dict[str, int]:
         return {"given": self.given % len(self)}
@@ -185,7 +188,17 @@ class ResumableLoader(DataLoader):
         self._resume_at = state["given"]
 
 
-class StreamLoader:
+class ResumableLoader(Resumable, DataLoader):
+    """PyTorch's loader over a :class:`TrainBatchSampler`."""
+
+    def __iter__(self):
+        self.batch_sampler.start = self._begin()
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+
+
+class StreamLoader(Resumable):
     """Batches of one process out of a stream, as many as an epoch has.
 
     A run that resumes in mid-epoch takes the epoch's remaining number of batches from the stream's beginning: samples
@@ -193,7 +206,7 @@ class StreamLoader:
     """
 
     def __init__(self, stream: IterableDataset, batches: int, batch_size: int, **loading) -> None:
-        self.stream, self.batches, self.given, self._resume_at = stream, batches, 0, 0
+        self.stream, self.batches = stream, batches
         self._loader = DataLoader(stream, batch_size=batch_size, drop_last=True, **loading)
         self.sampler = self  # where Lightning sets the epoch
 
@@ -204,7 +217,7 @@ class StreamLoader:
         return self.batches
 
     def __iter__(self):
-        self.given, self._resume_at = self._resume_at, 0
+        self._begin()
         while self.given < self.batches:
             before = self.given
             for batch in itertools.islice(self._loader, self.batches - self.given):
@@ -212,22 +225,3 @@ class StreamLoader:
                 yield batch
             if self.given == before:
                 raise InputError("the stream gives no full batch; lower data.batch_size or data.num_workers")
-
-    def state_dict(self) -> dict[str, int]:
-        return {"given": self.given % self.batches}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume_at = state["given"]
-
-
-class ShareSampler(Sampler):
-    """Every ``world``-th sample: evaluation on several processes with no sample counted twice."""
-
-    def __init__(self, samples: int, world: int, rank: int) -> None:
-        self.indices = range(rank, samples, world)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)

@@ -6,7 +6,7 @@ thousands of 32-pixel images per second.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from neutreno.data.loading import AugmentedDataset, CorruptLog, TrainBatchSampler, collate_readable, derive_seed
+from neutreno.data.loading import (
+    AugmentedDataset,
+    CorruptLog,
+    Resumable,
+    TrainBatchSampler,
+    collate_readable,
+    derive_seed,
+)
 
 
 def load_images(
@@ -46,62 +53,53 @@ def crop_and_flip(images: Tensor, draws: Tensor, padding: int) -> Tensor:
     return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-class DeviceLoader:
-    """Batches of one process out of images on the device; the same batches on any number of processes.
+class DeviceLoader(Resumable):
+    """Training batches of one process out of images on the device; the same batches on any number of processes.
 
     Order and augmentation are functions of (seed, epoch, position in the epoch's order), as everywhere here.
 
     Args:
         images, labels: of :func:`load_images`.
         normalize: uint8 images → what the model sees.
-        sampler: of the training batches; None evaluates: every ``world``-th sample from ``rank`` on, in order.
+        sampler: which samples make a batch.
         padding: of the random crop.
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        normalize: v2.Transform,
-        sampler: TrainBatchSampler | None = None,
-        padding: int = 0,
-        batch_size: int = 0,
-        world: int = 1,
-        rank: int = 0,
+        self, images: Tensor, labels: Tensor, normalize: Callable, sampler: TrainBatchSampler, padding: int
     ) -> None:
         self.images, self.labels, self.normalize, self.padding = images, labels, normalize, padding
-        self.training = sampler is not None
-        if self.training:
-            self.sampler = sampler  # where Lightning sets the epoch; it takes a loader with a sampler for PyTorch's
-        self._shares = [] if self.training else torch.arange(rank, len(images), world).split(batch_size)
-        self.given = self._resume_at = 0
+        self.sampler = sampler  # where Lightning sets the epoch
 
     def __len__(self) -> int:
-        return len(self.sampler) if self.training else len(self._shares)
+        return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._train() if self.training else self._evaluate()
-
-    def _evaluate(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for share in self._shares:
-            share = share.to(self.images.device)
-            yield self.normalize(self.images[share]), self.labels[share]
-
-    def _train(self) -> Iterator[tuple[Tensor, Tensor]]:
-        sampler, device = self.sampler, self.images.device
-        self.given, self._resume_at = self._resume_at, 0
+        first, sampler, device = self._begin(), self.sampler, self.images.device
         order = sampler.order().to(device)
         generator = torch.Generator().manual_seed(derive_seed(sampler.seed, sampler.epoch, 1))
         draws = torch.rand(3, len(order), generator=generator).to(device)
-        for batch in range(self.given, len(sampler)):
-            positions = slice(*(lambda r: (r.start, r.stop, r.step))(sampler.positions(batch)))
+        for batch in range(first, len(sampler)):
+            positions = sampler.positions(batch)
             chosen = order[positions]
             images = crop_and_flip(self.images[chosen], draws[:, positions], self.padding)
             self.given += 1
             yield self.normalize(images), self.labels[chosen]
 
-    def state_dict(self) -> dict[str, int]:
-        return {"given": self.given % max(1, len(self))}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume_at = state["given"]
+class DeviceEvalLoader:
+    """Batches to evaluate: every ``world``-th image from ``rank`` on, in order. It has no ``sampler`` on purpose:
+    Lightning takes an evaluation loader that has one for PyTorch's."""
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, normalize: Callable, batch_size: int, world: int = 1, rank: int = 0
+    ) -> None:
+        self.images, self.labels = (x[rank::world].split(batch_size) for x in (images, labels))
+        self.normalize = normalize
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in zip(self.images, self.labels, strict=True):
+            yield self.normalize(images), labels

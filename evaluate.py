@@ -95,7 +95,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
         "corrupt_images": len(data.corrupt.read()),
         "cost": cost,
         "layers": getattr(model, "layers", LAYERS),
-        "oversmoothing": curve_rows(measure_similarity(task, inputs), len(inputs)),
+        "oversmoothing": curve_rows(measure_similarity(model, inputs), len(inputs)),
         "settings": {
             "run": None if run is None else str(run.path),
             **{key: settings[key] for key in ("data", "model")},

@@ -95,7 +95,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     model = hydra.utils.instantiate(config.model)
     task = hydra.utils.instantiate(config.task, model=model, _convert_="all")
     data.setup()
-    if config.compile:  # in place, so names stay; the average and hidden_states() are not compiled
+    if config.compile:  # in place, so names stay; the average and token_features() are not compiled
         model.compile()
     if config.preflight:
         return preflight(config, task, data, plugins)
@@ -113,7 +113,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         probe,
         timer,
         RunProgress(**config.progress),
-        Checkpoint(**every_epoch, filename="best", monitor=task.main_metric, mode="max"),
+        Checkpoint(**every_epoch, filename="best", monitor=task.main_metric, mode=task.main_metric_mode),
         Checkpoint(**every_epoch, filename="last"),
     ]
     if config.checkpoint.every_n_steps:
@@ -151,7 +151,8 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     record = rank_zero_only(lambda **more: results.write_json(run.result_file, result | more))
     record()
     if leader:
-        print(f"{config.name}: {result['parameters']:,} parameters, {len(data.splits['train']):,} training samples")
+        samples = f"{len(data.splits['train']):,} training {data.samples_are}"
+        print(f"{config.name}: {result['parameters']:,} parameters, {samples}")
     for logger in loggers[1:]:
         logger.log_hyperparams(settings)
     try:
@@ -174,7 +175,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         status="finished",
         corrupt_images=len(data.corrupt.read()),
         metrics=metrics,
-        oversmoothing={when: probe.curve(when) for when in ("initial", "last")},
+        oversmoothing=probe.curves(),
         steps=trainer.global_step,
         devices=describe(trainer, data),  # device_batch=auto is known only now
         wall_clock_s=round(timer.time_elapsed("train"), 1),

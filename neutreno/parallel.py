@@ -37,7 +37,7 @@ def shard(task: LightningModule) -> None:
             if isinstance(module, Block):
                 fully_shard(module, mesh=mesh)
         fully_shard(network, mesh=mesh)
-        register_fsdp_forward_method(network, "hidden_states")
+        register_fsdp_forward_method(network, "token_features")
 
 
 class ShardedStrategy(ModelParallelStrategy):

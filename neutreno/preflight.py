@@ -223,8 +223,9 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
         f"{shared['device_batch']} samples at once on each, {shared['accumulate_grad_batches']} accumulated for the "
         f"global batch of {data.batch_size}",
         "memory per device": memory,
-        "training": f"{data.batch_size / step_s:,.1f} images/s with loading, {data.batch_size / model_s:,.1f} images/s "
-        f"the model's step alone ({clock.steps} steps of {step_s:.3g} s)",
+        "training": f"{data.batch_size / step_s:,.1f} {data.samples_are}/s with loading, "
+        f"{data.batch_size / model_s:,.1f} {data.samples_are}/s the model's step alone "
+        f"({clock.steps} steps of {step_s:.3g} s)",
         "bottleneck": f"{'loading' if waiting > 0.1 else 'computing'}: {100 * waiting:.0f} % of a step waits for data"
         + (f"; more data.num_workers (now {data.num_workers}) or faster storage help" if waiting > 0.1 else ""),
         "validation": f"{validation_s:.3g} s each, estimated from {trainer.limit_val_batches} of {batches} batches",

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from neutreno.data.classification import ClassificationData
 from neutreno.data.images import FolderImages
-from neutreno.data.loading import AugmentedDataset, collate_readable
+from neutreno.data.loading import AugmentedDataset, OnImage, collate_readable
 from neutreno.errors import InputError
 from neutreno.evaluation import cropping
 from neutreno.tasks.classification import Classification
@@ -134,7 +134,7 @@ def evaluate_folder(
     indices = [wnids().index(name) for name in images.classes]
     if data.corrupt is not None:  # the share holds for every folder
         data.corrupt.limit += int(data.max_corrupt * len(images))
-    samples = AugmentedDataset(images, transform, data.corrupt)
+    samples = AugmentedDataset(images, OnImage(transform), data.corrupt)
     loader = DataLoader(
         samples,
         batch_size=data.eval_batch_size,

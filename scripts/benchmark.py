@@ -129,7 +129,6 @@ def bench_attention(repeats: int) -> list[tuple[str, str]]:
 
 
 def bench_probe(repeats: int) -> list[tuple[str, str]]:
-    from types import SimpleNamespace
 
     from neutreno.callbacks.probe import measure_similarity
 
@@ -144,10 +143,11 @@ def bench_probe(repeats: int) -> list[tuple[str, str]]:
     }  # fmt: skip
     for name, (model, shape, batch, steps) in cases.items():
         step = training_step(model, torch.randn(batch, *shape))
-        task, inputs = SimpleNamespace(model=model, hidden_states=model.hidden_states), torch.randn(128, *shape)
-        step(), measure_similarity(task, inputs)
+        inputs = torch.randn(128, *shape)
+        step(), measure_similarity(model, inputs)
         shares = [
-            seconds(lambda t=task, i=inputs: measure_similarity(t, i)) / (seconds(step) * steps) for _ in range(repeats)
+            seconds(lambda m=model, i=inputs: measure_similarity(m, i)) / (seconds(step) * steps)
+            for _ in range(repeats)
         ]
         rows.append((f"one probe as a share of an epoch of {name}", f"{100 * statistics.median(shares):.2f} %"))
     return rows

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from neutreno.data.loading import AugmentedDataset, ResumableLoader, TrainBatchSampler, derive_seed
+from neutreno.data.loading import AugmentedDataset, OnImage, ResumableLoader, TrainBatchSampler, derive_seed
 
 
 def noisy(x):
@@ -15,7 +15,7 @@ def noisy(x):
 def loader(start=0, epoch=0, workers=0, **sampler):
     samples = [(i, i) for i in range(23)]
     batches = TrainBatchSampler(len(samples), 6, seed=3, **sampler)
-    result = ResumableLoader(AugmentedDataset(samples, noisy), batch_sampler=batches, num_workers=workers)
+    result = ResumableLoader(AugmentedDataset(samples, OnImage(noisy)), batch_sampler=batches, num_workers=workers)
     result.load_state_dict({"given": start})
     batches.set_epoch(epoch)
     return result
@@ -73,5 +73,5 @@ def test_the_same_global_batches_on_any_number_of_processes(world, parts):
 
 
 def test_copies_of_a_sample_are_augmented_differently():
-    data = AugmentedDataset([(0, 0)], noisy)
+    data = AugmentedDataset([(0, 0)], OnImage(noisy))
     assert not torch.equal(data[0, derive_seed(0, 0, 0)][0], data[0, derive_seed(0, 0, 1)][0])

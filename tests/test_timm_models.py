@@ -16,14 +16,6 @@ SWIN = {"name": "swin_tiny_patch4_window7_224", "img_size": 64, "embed_dim": 16,
 SWIN |= {"num_heads": (1, 1, 2, 2), "window_size": 4}
 
 
-class Probed(nn.Module):
-    """What the probe asks of a task."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.hidden_states = model, model.hidden_states
-
-
 def test_hidden_states_of_deit_tiny_are_those_of_our_model_with_the_same_weights(tmp_path):
     torch.save({"model": timm.create_model("deit_tiny_patch16_224").state_dict()}, tmp_path / "deit.pth")
     theirs = timm_model("deit_tiny_patch16_224", weights=str(tmp_path / "deit.pth")).eval()
@@ -84,7 +76,7 @@ def test_class_and_distillation_tokens_are_told_from_patches(model, prefix, patc
 )
 def test_stages_of_a_hierarchical_model_have_a_curve(model, stages):
     model = timm_model(**model, num_classes=2)
-    rows = curve_rows(measure_similarity(Probed(model), torch.randn(3, 3, 64, 64)), 3)
+    rows = curve_rows(measure_similarity(model, torch.randn(3, 3, 64, 64)), 3)
     assert len(rows) == 2 * stages and model.layers == "stage"
     assert all(-1 <= row["mean"] <= 1 for row in rows)  # no NaN either
     maps = model.eval().net.forward_intermediates(torch.zeros(1, 3, 64, 64), intermediates_only=True)

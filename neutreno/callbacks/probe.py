@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import csv
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from neutreno.errors import check_number
 from neutreno.files import replacing
@@ -21,28 +22,22 @@ COLUMNS = ("step", "epoch", "when", "tokens", "layer", "mean", "sd", "samples")
 
 
 @torch.no_grad()
-def measure_similarity(
-    task: LightningModule, inputs: Tensor, batch_size: int = 64
-) -> dict[str, list[tuple[float, float]]]:
+def measure_similarity(model: nn.Module, inputs: Tensor, batch_size: int = 64) -> dict[str, list[tuple[float, float]]]:
     """Mean and standard deviation over samples of the tokens' cosine similarity, per layer (entry 0: the embedding).
 
-    In evaluation mode and float32. Keys: ``all`` tokens, and ``patch`` tokens only (without class and distillation
-    tokens).
+    In evaluation mode and float32. Keys: the kinds of tokens of ``model.token_features``.
     """
-    model, was_training = task.model, task.model.training
-    network = task
+    was_training = model.training
     if next(model.parameters()).dtype != torch.float32:
-        network = copy.deepcopy(task).float()
-        model = network.model
+        model = copy.deepcopy(model).float()
     model.eval()
     device = next(model.parameters()).device
     try:
         with torch.autocast(device.type, enabled=False):
-            samples: dict[str, list[Tensor]] = {"all": [], "patch": []}
+            samples = defaultdict(list)
             for part in inputs.split(batch_size):
-                hidden = network.hidden_states(part.to(device))
-                for tokens, skip in (("all", 0), ("patch", model.num_prefix_tokens)):
-                    samples[tokens].append(torch.stack([mean_cosine_similarity(h[:, skip:]) for h in hidden]).cpu())
+                for tokens, layers in model.token_features(part.to(device)).items():
+                    samples[tokens].append(torch.stack([mean_cosine_similarity(x) for x in layers]).cpu())
     finally:
         model.train(was_training)
     joined = {tokens: torch.cat(parts, dim=1) for tokens, parts in samples.items()}
@@ -64,10 +59,10 @@ def curve_rows(similarity: dict[str, list[tuple[float, float]]], samples: int, *
 class OversmoothingProbe(Callback):
     """Measures token similarity by layer on fixed validation samples: at initialisation, every n epochs, at the end.
 
-    Logs ``oversmoothing/cosine/layer_07`` (all tokens) and ``oversmoothing/cosine_patch/layer_07`` (without class
-    token; layer_00 is the embedding, layer_k the output of block k), and writes ``oversmoothing.csv`` and
-    ``oversmoothing.png`` into ``folder``. What was measured travels in the checkpoint, so a resumed run ends with the
-    same files.
+    Logs ``oversmoothing/cosine/layer_07`` (all tokens; layer_00 is the embedding, layer_k the output of block k) and
+    the model's other kinds of tokens, such as ``oversmoothing/cosine_patch/layer_07`` without class token, and writes
+    ``oversmoothing.csv`` and ``oversmoothing.png`` into ``folder``. What was measured travels in the checkpoint, so a
+    resumed run ends with the same files.
     """
 
     def __init__(self, folder: str | Path, every_n_epochs: int = 10, num_samples: int = 128) -> None:
@@ -90,6 +85,12 @@ class OversmoothingProbe(Callback):
         step = self.rows[0 if when == "initial" else -1]["step"]
         return [r["mean"] for r in self.rows if r["step"] == step and r["tokens"] == tokens]
 
+    def curves(self) -> dict[str, Any]:
+        """``{"initial": […], "last": […]}`` of all tokens, and the same for every other kind under its name."""
+        when = ("initial", "last")
+        others = {row["tokens"]: None for row in self.rows if row["tokens"] != "all"}
+        return {w: self.curve(w) for w in when} | {kind: {w: self.curve(w, kind) for w in when} for kind in others}
+
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
         if not self.rows:
             self._measure(trainer, task, "initial", 0)
@@ -107,7 +108,7 @@ class OversmoothingProbe(Callback):
             if self._inputs is None:
                 self._inputs = trainer.datamodule.probe_batch(self.num_samples)
             fixed = {"step": trainer.global_step, "epoch": done, "when": when}
-            rows = curve_rows(measure_similarity(task, self._inputs), len(self._inputs), **fixed)
+            rows = curve_rows(measure_similarity(task.model, self._inputs), len(self._inputs), **fixed)
         self.rows += rows
         metrics = {}
         for row in rows:

@@ -78,7 +78,7 @@ class CorruptLog:
 
 
 class AugmentedDataset(Dataset):
-    """Applies ``transform`` under a random state given with the index: ``dataset[index, sample_seed]``.
+    """Applies ``transform`` to a sample's parts, in a random state given with the index: ``dataset[index, seed]``.
 
     A corrupt sample is noted in ``corrupt``. In training another one, drawn with the same seed, takes its place; in
     evaluation it is None, which :func:`collate_readable` leaves out. Without ``corrupt`` its error is raised.
@@ -99,7 +99,7 @@ class AugmentedDataset(Dataset):
             while sample is None:
                 sample = self._read(int(draw.integers(len(self))))
             seed_cpu(seed)
-        return None if sample is None else (self.transform(sample[0]), sample[1])
+        return None if sample is None else self.transform(*sample)
 
     def _read(self, index: int):
         try:
@@ -109,6 +109,16 @@ class AugmentedDataset(Dataset):
                 raise
             self.corrupt.note(str(error))
             return None
+
+
+class OnImage:
+    """A transform of the image alone, as one of a sample: (image, label) → (``transform(image)``, label)."""
+
+    def __init__(self, transform: Callable) -> None:
+        self.transform = transform
+
+    def __call__(self, image, label: int):
+        return self.transform(image), label
 
 
 def collate_readable(samples: list):

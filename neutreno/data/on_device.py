@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from neutreno.data.loading import (
     AugmentedDataset,
     CorruptLog,
+    OnImage,
     Resumable,
     TrainBatchSampler,
     collate_readable,
@@ -31,7 +32,7 @@ def load_images(
 
     Another sample takes a corrupt one's place, always the same one, if ``replace`` (in training), else it is left out.
     """
-    data = AugmentedDataset(samples, v2.PILToTensor(), corrupt)
+    data = AugmentedDataset(samples, OnImage(v2.PILToTensor()), corrupt)
     keys = [(i, i) if replace else i for i in range(len(samples))]
     loader = DataLoader(data, 1000, sampler=keys, num_workers=num_workers, collate_fn=collate_readable)
     batches = [batch for batch in loader if len(batch)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neutreno.checkpoints import load_weights, pretrained_timm_model
 from neutreno.errors import InputError
-from neutreno.models.transformer import Block
+from neutreno.models.transformer import Block, kinds_of_tokens
 
 
 class TimmModel(nn.Module):
@@ -66,6 +66,10 @@ class TimmModel(nn.Module):
             stage.flatten(2).mT if stage.ndim == 4 else stage
             for stage in self.net.forward_intermediates(images, intermediates_only=True)
         ]
+
+    def token_features(self, images: Tensor) -> dict[str, list[Tensor]]:
+        """The same, by kind of tokens: ``all``, and ``patch`` without class and distillation tokens."""
+        return kinds_of_tokens(self.hidden_states(images), self.num_prefix_tokens)
 
     def _after_blocks(self, images: Tensor) -> list[Tensor] | None:
         """What enters the first block and leaves every block, or None if that is no sequence of equal tokens."""

@@ -68,6 +68,11 @@ class FeatScaleBlock(Block):
         return out + self.featscale_dc * dc + self.featscale_hc * (out - dc), v
 
 
+def kinds_of_tokens(hidden: list[Tensor], prefix: int) -> dict[str, list[Tensor]]:
+    """Token features by layer of all tokens, and of the patches' alone, without the ``prefix`` tokens before them."""
+    return {"all": hidden, "patch": [x[:, prefix:] for x in hidden]}
+
+
 class Trunk(nn.ModuleList):
     """A stack of blocks that hands the first block's values V_0 to all later ones.
 

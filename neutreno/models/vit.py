@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.checkpoints import load_weights
 from neutreno.errors import InputError, check_number
-from neutreno.models.transformer import Block, Trunk
+from neutreno.models.transformer import Block, Trunk, kinds_of_tokens
 
 SIZES = {
     # For small images, as deep as tiny. timm's 0.02 is made for base's width: 0.02 √(768 / 64) gives activations as
@@ -142,6 +142,10 @@ class VisionTransformer(nn.Module):
         hidden: list[Tensor] = []
         self.blocks(self._embed(images), hidden)
         return hidden
+
+    def token_features(self, images: Tensor) -> dict[str, list[Tensor]]:
+        """The same, by kind of tokens: ``all``, and ``patch`` without class and distillation tokens."""
+        return kinds_of_tokens(self.hidden_states(images), self.num_prefix_tokens)
 
     def forward_features(self, images: Tensor) -> Tensor:
         return self.norm(self.blocks(self._embed(images)))

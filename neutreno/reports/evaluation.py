@@ -7,6 +7,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from neutreno.reports.figures import KINDS, parts
+
 NAMES = {"imagenet_c": "ImageNet-C", "imagenet_a": "ImageNet-A", "imagenet_r": "ImageNet-R"}
 
 
@@ -18,7 +20,7 @@ def _table(rows: list, headers: list[str]) -> str:
 
 def _figures(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in sorted(evaluation["metrics"].items(), key=lambda item: item[0].endswith("loss")):
-        yield name, f"{value:.4f}" if name.endswith("loss") else f"{value:.2f} %"
+        yield name, f"{value:.4f}" if name.endswith("loss") else f"{value:.2f}" + " %" * (not name.endswith("ppl"))
     if evaluation["corrupt_images"]:
         yield "corrupt images left out, see evaluation_corrupt_images.txt", str(evaluation["corrupt_images"])
     for name, found in evaluation["robustness"].items():
@@ -49,18 +51,19 @@ def render(evaluation: dict[str, Any]) -> str:
     """``evaluation.json`` for people: the figures, ImageNet-C by corruption, similarity of tokens by layer."""
     settings = evaluation["settings"]
     source = settings["run"] or settings["model"]["weights"] or f"timm's {settings['model']['name']}"
-    parts = [f"# {evaluation['name']}", f"Weights: {source}", _table(list(_figures(evaluation)), ["figure", "value"])]
+    page = [f"# {evaluation['name']}", f"Weights: {source}", _table(list(_figures(evaluation)), ["figure", "value"])]
     if corruptions := evaluation["robustness"].get("imagenet_c"):
         rows = [
             [name, *(f"{e:.2f}" for e in by_severity.values()), f"{corruptions['normalised'][name]:.2f}"]
             for name, by_severity in corruptions["errors"].items()
         ]
         headers = ["ImageNet-C: error in %, severity", "1", "2", "3", "4", "5", "mean / AlexNet's"]
-        parts.append(_table(rows, headers))
-    curves = {
-        tokens: [f"{r['mean']:.4f} ± {r['sd']:.4f}" for r in evaluation["oversmoothing"] if r["tokens"] == tokens]
-        for tokens in ("all", "patch")
-    }
-    rows = [[str(layer), *similarity] for layer, similarity in enumerate(zip(*curves.values(), strict=True))]
-    parts.append(_table(rows, [evaluation["layers"], "similarity of all tokens", "without class token"]))
-    return "\n\n".join(parts) + "\n"
+        page.append(_table(rows, headers))
+    rows = evaluation["oversmoothing"]
+    of_network = parts(dict.fromkeys(row["tokens"] for row in rows))
+    for network, kinds in of_network.items():
+        curves = [[f"{r['mean']:.4f} ± {r['sd']:.4f}" for r in rows if r["tokens"] == kind] for kind in kinds]
+        layers = [[str(layer), *similarity] for layer, similarity in enumerate(zip(*curves, strict=True))]
+        first = evaluation["layers"] if len(of_network) == 1 else f"{network} {evaluation['layers']}"
+        page.append(_table(layers, [first, f"similarity of {KINDS[kinds[0]][1]}", *(KINDS[k][1] for k in kinds[1:])]))
+    return "\n\n".join(page) + "\n"

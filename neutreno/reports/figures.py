@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -29,18 +29,48 @@ GREY = "#888888"
 LAYERS = "layer (0 = embedding)"
 
 
-def _axes(title: str, xlabel: str = LAYERS):
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+KINDS = {  # of tokens: style of the line, what the legend says, part of the network
+    "all": ("-", "all tokens", "encoder"),
+    "patch": (":", "without class token", "encoder"),
+    "decoder": ("-", "all tokens", "decoder"),
+    "decoder_patch": (":", "without class embeddings", "decoder"),
+}
+
+
+def parts(kinds: Iterable[str]) -> dict[str, list[str]]:
+    """The kinds of tokens that were measured, by the part of the network whose layers they belong to."""
+    found: dict[str, list[str]] = {}
+    for kind in kinds:
+        found.setdefault(KINDS[kind][2], []).append(kind)
+    return found
+
+
+def _axes(title: str, xlabel: str = LAYERS, panels: Sequence[int] = (1,)):
+    """A figure of panels whose widths are in the ratio of ``panels``."""
+    figure, axes = plt.subplots(
+        ncols=len(panels),
+        figsize=(6.4 + 2.4 * (len(panels) - 1), 4.0),
+        sharey=True,
+        squeeze=False,
+        width_ratios=panels,
+        layout="constrained",
+    )
     title = title.replace("$", r"\$")  # no formula
-    axes.set(xlabel=xlabel, ylabel="cosine similarity between tokens", title=title)
-    return figure, axes
+    figure.suptitle(title, fontsize=STYLE["font.size"] * 1.2)
+    axes[0, 0].set_ylabel("cosine similarity between tokens")
+    for panel in axes[0]:
+        panel.set_xlabel(xlabel)
+    return figure, axes[0]
 
 
-def _finish(figure, axes, layers: int, path: Path) -> None:
+def _scale(axes, layers: int) -> None:
     axes.set_xticks(range(0, layers, max(1, (layers - 1) // 12)))
     low = axes.get_ylim()[0]
-    axes.set(xlim=(0, layers - 1), ylim=(min(0.0, low), 1.0))
+    axes.set(xlim=(0, max(layers - 1, 1)), ylim=(min(0.0, low), 1.0))
     axes.axhline(0, color="black", linewidth=0.6)
+
+
+def _save(figure, path: Path) -> None:
     kind = path.suffix.removeprefix(".")
     if kind not in figure.canvas.get_supported_filetypes():
         raise InputError(f"cannot draw {path}: name it .png, .pdf or .svg")
@@ -60,23 +90,31 @@ def plot_similarity(rows: list[dict], path: str | Path, title: str = "", xlabel:
             shown.append((last, f"after {last.epoch.iloc[0]} epochs", COLOURS[0]))
     else:
         shown = [(data, "trained", COLOURS[0])]
+    layers = parts(data.tokens.unique())
+    depths = [int(data[data.tokens.isin(kinds)].layer.max()) + 1 for kinds in layers.values()]
     with plt.rc_context(STYLE):
-        figure, axes = _axes(title, xlabel)
-        for part, label, colour in shown:
-            for tokens, style, what in (("all", "-", "all tokens"), ("patch", ":", "without class token")):
-                curve = part[part.tokens == tokens].sort_values("layer")
-                axes.plot(curve.layer, curve["mean"], style, color=colour, marker="o", ms=3, label=f"{label}, {what}")
-                if tokens == "all":
-                    low, high = curve["mean"] - curve.sd, curve["mean"] + curve.sd
-                    axes.fill_between(curve.layer, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.legend(loc="best", fontsize=8)
-        _finish(figure, axes, int(data.layer.max()) + 1, Path(path))
+        figure, axes = _axes(title, xlabel, [max(depth, 6) for depth in depths])
+        for panel, (network, kinds), depth in zip(axes, layers.items(), depths, strict=True):
+            for part, label, colour in shown:
+                for tokens in kinds:
+                    style, what, _ = KINDS[tokens]
+                    curve = part[part.tokens == tokens].sort_values("layer")
+                    name = f"{label}, {what}" if panel is axes[0] else what
+                    panel.plot(curve.layer, curve["mean"], style, color=colour, marker="o", ms=3, label=name)
+                    if tokens == kinds[0]:
+                        low, high = curve["mean"] - curve.sd, curve["mean"] + curve.sd
+                        panel.fill_between(curve.layer, low, high, color=colour, alpha=0.15, linewidth=0)
+            if len(axes) > 1:
+                panel.set_xlabel(f"{network} {xlabel}")
+            panel.legend(loc="best", fontsize=8)
+            _scale(panel, depth)
+        _save(figure, Path(path))
 
 
 def plot_comparison(groups: Sequence[tuple[str, np.ndarray]], path: str | Path, title: str = "") -> None:
     """Similarity by layer of several groups of runs: (label, curves (seeds, layers)); band = ± sd over seeds."""
     with plt.rc_context(STYLE):
-        figure, axes = _axes(title)
+        figure, (axes,) = _axes(title)
         for i, (label, curves) in enumerate(groups):
             mean, layers = curves.mean(0), np.arange(curves.shape[1])
             style = {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
@@ -85,4 +123,5 @@ def plot_comparison(groups: Sequence[tuple[str, np.ndarray]], path: str | Path, 
                 sd = curves.std(0, ddof=1)
                 axes.fill_between(layers, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
         axes.legend(loc="best", fontsize=8)
-        _finish(figure, axes, max(c.shape[1] for _, c in groups), Path(path))
+        _scale(axes, max(c.shape[1] for _, c in groups))
+        _save(figure, Path(path))

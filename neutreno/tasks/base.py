@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 from lightning import LightningModule
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -15,9 +17,13 @@ from torchmetrics import MeanMetric
 from neutreno.errors import InputError, check_number
 from neutreno.parallel import ShardedStrategy, shard
 
+SCHEDULES = {"cosine": CosineLRScheduler, "poly": partial(PolyLRScheduler, power=0.9)}
+
 
 class Task(LightningModule):
     """Trains ``model``. A subclass gives ``loss(batch)`` and the validation and test steps.
+
+    ``main_metric`` chooses the best epoch, the one where it is largest (``main_metric_mode`` "max") or smallest.
 
     Args:
         model: the network.
@@ -25,12 +31,14 @@ class Task(LightningModule):
             are not decayed. ``lr`` is the peak.
         lr_batch, batch_size: if given, ``lr`` is meant for a global batch of ``lr_batch`` samples and grows in
             proportion to the global ``batch_size`` (Goyal et al., 2017; DeiT).
-        warmup_epochs, warmup_lr, min_lr, lr_per: timm's cosine schedule with linear warm-up, moved on per ``step`` or
-            per ``epoch`` (DeiT's way: there epochs 0 and 1 both run at ``warmup_lr``).
+        schedule, warmup_epochs, warmup_lr, min_lr, lr_per: timm's schedule, ``cosine`` or ``poly`` (of power 0.9), with
+            linear warm-up, moved on per ``step`` or per ``epoch`` (DeiT's way: there epochs 0 and 1 both run at
+            ``warmup_lr``).
         ema_decay: keep an exponential average of the weights per step, evaluated beside the raw weights; None: do not.
     """
 
     main_metric: str
+    main_metric_mode = "max"
 
     def __init__(
         self,
@@ -39,6 +47,7 @@ class Task(LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 0.05,
         opt_args: dict | None = None,
+        schedule: str = "cosine",
         warmup_epochs: float = 5,
         warmup_lr: float = 1e-6,
         min_lr: float = 1e-5,
@@ -50,6 +59,8 @@ class Task(LightningModule):
         super().__init__()
         if lr_per not in ("step", "epoch"):
             raise InputError(f"task.lr_per={lr_per} is not known; it is step or epoch")
+        if schedule not in SCHEDULES:
+            raise InputError(f"task.schedule={schedule} is not known; there are: {', '.join(SCHEDULES)}")
         numbers = {"lr": lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
         for name, value in {**numbers, "warmup_lr": warmup_lr, "min_lr": min_lr}.items():
             check_number(f"task.{name}", value)
@@ -65,7 +76,8 @@ class Task(LightningModule):
             create_optimizer_v2([nn.Parameter(torch.zeros(1))], **self.opt)
         except Exception as error:  # each optimizer judges its arguments in its own way
             raise InputError(f"task.opt={opt} with task.opt_args={opt_args}: {error}") from error
-        self.warmup_epochs, self.warmup_lr, self.min_lr, self.lr_per = warmup_epochs, warmup_lr, min_lr, lr_per
+        self.schedule, self.lr_per = schedule, lr_per
+        self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
         self.ema = None
         if ema_decay is not None:
             self.ema = ModelEmaV3(model, decay=ema_decay).requires_grad_(False)
@@ -74,10 +86,6 @@ class Task(LightningModule):
 
     def loss(self, batch) -> Tensor:
         raise NotImplementedError
-
-    def hidden_states(self, batch) -> list[Tensor]:
-        """Token features (B, N, C) of a batch of inputs: entry 0 the embedding, entry k the output of block k."""
-        return self.model.hidden_states(batch)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -100,7 +108,7 @@ class Task(LightningModule):
     def configure_optimizers(self) -> dict:
         optimizer = create_optimizer_v2(self.model, **self.opt)
         per_epoch = self.trainer.datamodule.steps_per_epoch if self.lr_per == "step" else 1
-        schedule = CosineLRScheduler(
+        schedule = SCHEDULES[self.schedule](
             optimizer,
             t_initial=self.trainer.max_epochs * per_epoch,
             lr_min=self.min_lr,
@@ -110,7 +118,7 @@ class Task(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.lr_per}}
 
-    def lr_scheduler_step(self, scheduler: CosineLRScheduler, metric) -> None:
+    def lr_scheduler_step(self, scheduler: Scheduler, metric) -> None:
         if self.lr_per == "step":
             scheduler.step_update(self.global_step)
         else:

@@ -1,0 +1,172 @@
+"""What every data set shares: its splits, the global batch and how processes and devices share it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader
+
+from neutreno.data.loading import AugmentedDataset, CorruptLog, ResumableLoader, TrainBatchSampler, collate_readable
+from neutreno.errors import InputError, check_number
+
+
+class SplitData(LightningDataModule):
+    """Splits of samples and how they are batched. Subclasses say what the splits and transforms are.
+
+    Args:
+        batch_size: global, i.e. what the optimizer sees in one step over all processes and accumulated batches.
+        eval_batch_size: per process.
+        device_batch: at most so many samples at once on a device; the rest of its share is accumulated. None: its whole
+            share at once. "auto": as many as fit into a GPU's memory, on a CPU the whole share.
+        num_workers: loading processes per training process; 0 loads in the training process.
+        seed: of the order and the augmentation.
+        repeats: of repeated augmentation; 1 switches it off.
+        max_corrupt: a run skips, notes and counts corrupt samples up to this share of the training and validation
+            set, then stops.
+
+    ``corrupt`` is where they are noted (see :meth:`note_corrupt`); until it is set, the first one is an error.
+    """
+
+    samples_are = "samples"
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        repeats: int = 1,
+        max_corrupt: float = 0.001,
+        device_batch: int | str | None = None,
+    ) -> None:
+        super().__init__()
+        check_number("data.repeats", repeats, 1, integer=True)
+        check_number("data.max_corrupt", max_corrupt, most=0.5)
+        check_number("data.batch_size", batch_size, 1, integer=True)
+        check_number("data.eval_batch_size", eval_batch_size, 1, integer=True)
+        check_number("data.num_workers", num_workers, 0, integer=True)
+        if device_batch not in (None, "auto"):
+            check_number("data.device_batch", device_batch, 1, integer=True)
+        self.device_batch = device_batch
+        self.batch_size, self.eval_batch_size, self.num_workers, self.seed = (
+            batch_size,
+            eval_batch_size,
+            num_workers,
+            seed,
+        )
+        self.repeats, self.max_corrupt = repeats, max_corrupt
+        self.splits: dict[str, Sequence | None] = {}
+        self.corrupt: CorruptLog | None = None
+        self.trains = True
+
+    def note_corrupt(self, path: str | Path) -> None:
+        """From now on skip corrupt samples and name them in the file ``path``, up to ``max_corrupt`` of all."""
+        samples = sum(len(self.splits[name]) for name in ("train", "val") if self.splits[name] is not None)
+        self.corrupt = CorruptLog(path, int(self.max_corrupt * samples))
+
+    def read(self) -> dict[str, Sequence | None]:
+        """``{"train": …, "val": …, "test": … or None}``, each a sequence of samples.
+
+        Where ``self.trains`` is False, there may be no training split.
+        """
+        raise NotImplementedError
+
+    def train_transform(self) -> Callable:
+        """What makes a sample of the model's input, called with the sample's parts."""
+        raise NotImplementedError
+
+    def eval_transform(self) -> Callable:
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.splits:
+            self.trains = stage != "validate"
+            self.splits = self.read()
+        train = self.splits["train"]
+        if self.trains and self.batch_size > (samples := len(train)):
+            raise InputError(f"data.batch_size={self.batch_size} is larger than the training set of {samples}")
+        try:
+            self.train_transform(), self.eval_transform()
+        except (ValueError, TypeError, AssertionError, RuntimeError, KeyError) as error:
+            raise InputError(f"the transforms cannot be built from these data settings: {error}") from error
+
+    def accumulated_batches(self, world: int, parts: int = 1, fits: int | None = None) -> int:
+        """Into how many batches each of ``world`` processes cuts its share of the global batch: ``parts`` if more than
+        one, else as few equal ones as leave at most ``device_batch`` samples each (``fits`` where that is "auto").
+
+        Raises:
+            InputError: they cannot share it, or ``parts`` leaves more than that.
+        """
+        device_batch = fits if self.device_batch == "auto" else self.device_batch
+        share, rest = divmod(self.batch_size, world * parts)
+        if rest:
+            raise InputError(
+                f"data.batch_size={self.batch_size} is no multiple of {world} processes x {parts} accumulated batches"
+            )
+        if device_batch is None or share <= device_batch:
+            return parts
+        if parts > 1:
+            raise InputError(
+                f"trainer.accumulate_grad_batches={parts} leaves {share} samples at once on a device, "
+                f"data.device_batch={device_batch} allows fewer; set only one of them"
+            )
+        fitting = [n for n in range(2, share + 1) if share % n == 0 and share // n <= device_batch]
+        return next((n for n in fitting if share // n % 2 == 0), fitting[0])  # mixup needs even batches
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split apart from the validation split (ImageNet's labels end with the latter)."""
+        return self.splits.get("test") is not None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch."""
+        steps = len(self.splits["train"]) // self.batch_size
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        if isinstance(limit, float):
+            return max(1, int(steps * limit))
+        return steps if limit is None else max(1, min(steps, limit // self.trainer.accumulate_grad_batches))
+
+    def _dataset(self, split: str, transform: Callable) -> AugmentedDataset:
+        return AugmentedDataset(self.splits[split], transform, self.corrupt)
+
+    def _train_sampler(self) -> TrainBatchSampler:
+        parts, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        return TrainBatchSampler(
+            len(self.splits["train"]), self.batch_size, self.seed, parts, world, self.trainer.global_rank, self.repeats
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        data = self._dataset("train", self.train_transform())
+        return ResumableLoader(data, batch_sampler=self._train_sampler(), **self._loading())
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader("test")
+
+    def probe_batch(self, num_samples: int) -> torch.Tensor:
+        """Inputs (n, …) spread evenly over the validation set, the same for every run and seed."""
+        data = self._dataset("val", self.eval_transform())
+        indices = np.linspace(0, len(data) - 1, min(num_samples, len(data))).round().astype(int)
+        return collate_readable([data[int(i)] for i in indices])[0]
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        data = self._dataset(split, self.eval_transform())
+        share = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
+        sampler = UnrepeatedDistributedSampler(data, **share, shuffle=False)  # no sample counted twice
+        loading = {"collate_fn": collate_readable, **self._loading()}
+        return DataLoader(data, batch_size=self.eval_batch_size, sampler=sampler, **loading)
+
+    def _loading(self) -> dict:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

@@ -165,7 +165,10 @@ def test_result_says_what_was_run_where_and_what_came_out(finished):
     assert result["versions"]["torch"] and result["hardware"]["cpu"] and result["wall_clock_s"] > 0
     wanted = {f"{p}{s}/{m}" for p in ("", "ema/", "best/") for s in ("val", "test") for m in ("top1", "top5", "loss")}
     assert set(result["metrics"]) == wanted
-    assert {len(curve) for curve in result["oversmoothing"].values()} == {3}
+    curves = result["oversmoothing"]
+    patch = curves.pop("patch")
+    assert set(curves) == set(patch) == {"initial", "last"} and patch != curves
+    assert {len(curve) for curve in [*curves.values(), *patch.values()]} == {3}
 
 
 def test_metrics_csv_holds_learning_rate_throughput_and_every_epoch(finished):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from neutreno.errors import check_number
@@ -28,6 +28,9 @@ def multiply_adds(model: nn.Module, images: Tensor) -> int:
 @torch.no_grad()
 def images_per_second(model: nn.Module, images: Tensor, seconds: float) -> float:
     """Median speed of a forward pass over some ``seconds``, after a warm-up."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of a compiler without a GPU
+    from torch.utils.benchmark import Timer
+
     call = {"model": model, "images": images}
     timer = Timer("model(images)", globals=call, num_threads=torch.get_num_threads())
     return len(images) / timer.blocked_autorange(min_run_time=seconds).median

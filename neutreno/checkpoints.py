@@ -71,17 +71,12 @@ def state_dict_of(content: dict[str, Any], ema: bool = False) -> dict[str, Tenso
     return content
 
 
-def load_weights(
-    model: nn.Module, source: str | Path, new_head: bool = False, heads: tuple[str, ...] = ("head.", "head_dist.")
-) -> None:
-    """Load ``source`` into ``model``, strictly: every parameter must be there, and no other.
-
-    ``source`` is a run folder (its last checkpoint), a checkpoint file (``.ckpt``, ``.pth``, ``.safetensors``), or else
-    the name of a timm model whose pretrained weights timm finds in its cache or downloads. ``new_head`` leaves out its
-    classifier (what begins with one of ``heads``), so that the model keeps a fresh one: for data of other classes.
+def read_weights(source: str | Path) -> dict[str, Tensor]:
+    """Weights by name from a run folder (its last checkpoint), a checkpoint file (``.ckpt``, ``.pth``,
+    ``.safetensors``), or else a timm model of that name whose pretrained weights timm has in its cache or downloads.
 
     Raises:
-        InputError: names the parameters that are missing, unexpected or of another shape.
+        InputError: there are none.
     """
     path = Path(source)
     if path.is_dir():
@@ -90,16 +85,40 @@ def load_weights(
         weights = state_dict_of(read_checkpoint(path))
     else:
         weights = _timm_weights(str(source))
-    if isinstance(weights, dict):
-        own = {k: v for k, v in model.state_dict().items() if k.startswith(heads)}
-        if new_head:
-            weights = {k: v for k, v in weights.items() if not k.startswith(heads)} | own
-        elif any(k in weights and len(weights[k]) != len(v) for k, v in own.items()):
-            name = next(k for k, v in own.items() if len(weights.get(k, v)) != len(v))
-            raise InputError(
-                f"the weights of {source} are for {len(weights[name])} classes, the model has {len(own[name])}; "
-                "model.new_head=true keeps the rest and starts a fresh head"
-            )
+    return _by_name(weights, source)
+
+
+def _by_name(weights: Any, source: str | Path) -> dict[str, Tensor]:
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"{source} holds no weights by name")
+    return weights
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | Path,
+    new_head: bool = False,
+    heads: tuple[str, ...] = ("head.", "head_dist."),
+    unused: tuple[str, ...] = (),
+) -> None:
+    """Load ``source`` (see :func:`read_weights`) into ``model``, strictly: every parameter must be there, and no other.
+
+    ``new_head`` leaves out its classifier (what begins with one of ``heads``), so that the model keeps a fresh one: for
+    data of other classes. What begins with one of ``unused`` is left out where the model has no such thing.
+
+    Raises:
+        InputError: names the parameters that are missing, unexpected or of another shape.
+    """
+    weights = {k: v for k, v in read_weights(source).items() if not (unused and k.startswith(unused))}
+    own = {k: v for k, v in model.state_dict().items() if k.startswith(heads)}
+    if new_head:
+        weights = {k: v for k, v in weights.items() if not k.startswith(heads)} | own
+    elif any(k in weights and len(weights[k]) != len(v) for k, v in own.items()):
+        name = next(k for k, v in own.items() if len(weights.get(k, v)) != len(v))
+        raise InputError(
+            f"the weights of {source} are for {len(weights[name])} classes, the model has {len(own[name])}; "
+            "model.new_head=true keeps the rest and starts a fresh head"
+        )
     load_strictly(model, weights, source)
 
 
@@ -109,8 +128,7 @@ def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:
     Raises:
         InputError: parameters are missing, unexpected or of another shape; then nothing was loaded.
     """
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise InputError(f"{source} holds no weights by name")
+    weights = _by_name(weights, source)
     own = module.state_dict()
     shapes = [
         f"{k} {tuple(weights[k].shape)} ≠ {tuple(own[k].shape)}"

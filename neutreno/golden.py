@@ -18,7 +18,9 @@ import torch.nn.functional as F
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.errors import InputError
+from neutreno.models.segmenter import segmenter
 from neutreno.models.vit import VisionTransformer
+from neutreno.sliding_window import SlidingWindow, probabilities
 
 EXACT, STORED_IN_FLOAT32 = 1e-6, 1e-4
 
@@ -47,12 +49,14 @@ def check(path: str | Path) -> Iterator[Comparison]:
         raise InputError(f"no file {path}") from error
     except (ValueError, OSError, KeyError, EOFError, AttributeError) as error:
         raise InputError(f"{path} is not a golden file ({error})") from error
-    if "logits" in golden and "w/patch_embed.proj.weight" in golden:
-        try:
-            yield from _check_vit(path, golden, meta)
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise InputError(f"{path} does not fit the model it names: {' '.join(str(error).split())}") from error
-        return
+    checks = {"w/patch_embed.proj.weight": _check_vit, "w/decoder.cls_emb": _check_segmenter}
+    for key, compare in checks.items():
+        if key in golden:
+            try:
+                yield from compare(path, golden, meta)
+            except (KeyError, RuntimeError, TypeError) as error:
+                raise InputError(f"{path} does not fit the model it names: {' '.join(str(error).split())}") from error
+            return
     raise InputError(f"{path} holds a model that is not built here (keys: {', '.join(list(golden)[:6])}, …)")
 
 
@@ -90,3 +94,21 @@ def _check_vit(path: str | Path, golden: dict[str, np.ndarray], meta: dict) -> I
     parameters = dict(model.named_parameters())
     norms = torch.stack([parameters[str(name)].grad.norm() for name in golden["grad_names"]])
     yield Comparison("grad_norms", _difference(norms, golden["grad_norms"]), EXACT)
+
+
+@torch.no_grad()
+def _check_segmenter(path: str | Path, golden: dict[str, np.ndarray], meta: dict) -> Iterator[Comparison]:
+    sizes = {"num_classes": "n_cls", "img_size": "crop", "patch_size": "patch", "embed_dim": "d_model"}
+    sizes |= {"num_heads": "n_heads", "depth": "n_layers", "decoder_depth": "decoder_layers"}
+    model = segmenter(**{ours: meta[theirs] for ours, theirs in sizes.items()}, attention=_attention(path, meta))
+    weights = {k: v for k, v in _weights(golden).items() if not k.startswith("encoder.head.")}  # of no use to it
+    model.double().load_state_dict(weights)
+    model.eval()
+    masks = model(torch.from_numpy(golden["x"]).double())
+    yield Comparison("masks", _difference(masks, golden["masks"]), EXACT)
+    image = torch.from_numpy(golden["image"]).double()[0]
+    scales = {"single_scale_probs": {}, "multi_scale_probs": {"scales": meta["scales"], "flip": meta["flip"]}}
+    for quantity, how in scales.items():
+        window = SlidingWindow(meta["window_size"], meta["window_stride"], **how)
+        (probs,) = probabilities(model, [image], [image.shape[-2:]], window)
+        yield Comparison(quantity, _difference(probs, golden[quantity]), EXACT)

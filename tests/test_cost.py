@@ -5,8 +5,8 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.utils import benchmark
 
-from neutreno import cost
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.cost import check_settings, images_per_second, measure_cost, multiply_adds
 from neutreno.errors import InputError
@@ -46,7 +46,7 @@ def test_multiply_adds_of_a_convolution():
 
 def test_throughput_counts_images_of_the_median_pass(monkeypatch):
     measured = SimpleNamespace(median=2.0)
-    monkeypatch.setattr(cost.Timer, "blocked_autorange", lambda timer, min_run_time: measured)
+    monkeypatch.setattr(benchmark.Timer, "blocked_autorange", lambda timer, min_run_time: measured)
     assert images_per_second(nn.Identity(), torch.zeros(8, 1), seconds=5) == 8 / 2
     monkeypatch.undo()
     threads, grad = [], []

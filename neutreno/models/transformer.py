@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
 
 
@@ -66,6 +66,15 @@ class FeatScaleBlock(Block):
         out, v = super().attention_sublayer(x, v0)
         dc = out.mean(dim=1, keepdim=True)
         return out + self.featscale_dc * dc + self.featscale_hc * (out - dc), v
+
+
+def init_linears(network: nn.Module, std: float) -> None:
+    """timm's default: truncated normal weights, biases 0; convolutions keep PyTorch's own."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def kinds_of_tokens(hidden: list[Tensor], prefix: int) -> dict[str, list[Tensor]]:

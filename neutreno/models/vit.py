@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from timm.layers import PatchEmbed, trunc_normal_
+from timm.layers import PatchEmbed, resample_abs_pos_embed, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.checkpoints import load_weights
 from neutreno.errors import InputError, check_number
-from neutreno.models.transformer import Block, Trunk, kinds_of_tokens
+from neutreno.models.transformer import Block, Trunk, init_linears, kinds_of_tokens
 
 SIZES = {
     # For small images, as deep as tiny. timm's 0.02 is made for base's width: 0.02 √(768 / 64) gives activations as
@@ -38,6 +38,8 @@ class VisionTransformer(nn.Module):
     Args:
         attention: constructor of the attention, e.g. ``functools.partial(NeutrenoAttention, lam=0.6)``.
         block: constructor of the blocks; :class:`neutreno.models.transformer.FeatScaleBlock` is one.
+        dynamic_img_size: take images of any size: they are padded by zeros to whole patches (right and below), and the
+            position embedding is resized bilinearly, as in Segmenter.
         distilled: add DeiT's distillation token and head. At evaluation the two heads are averaged; in training the
             pair of logits is returned once ``distilled_training`` is set, as in timm.
         init_std, pos_std: of the linear layers' weights and of the position embedding at the start (truncated
@@ -66,6 +68,7 @@ class VisionTransformer(nn.Module):
         attention: Callable[..., nn.Module] = SoftmaxAttention,
         block: Callable[..., nn.Module] = Block,
         distilled: bool = False,
+        dynamic_img_size: bool = False,
         norm_eps: float = 1e-6,
         init_std: float = 0.02,
         pos_std: float = 0.02,
@@ -80,8 +83,10 @@ class VisionTransformer(nn.Module):
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 2 if distilled else 1
         self.distilled_training = False
+        self.init_std = init_std
 
-        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        any_size = {"strict_img_size": not dynamic_img_size, "dynamic_img_pad": dynamic_img_size}
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, **any_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if distilled else None
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + self.num_prefix_tokens, embed_dim))
@@ -108,11 +113,7 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.cls_token, std=1e-6)
         if distilled:
             trunc_normal_(self.dist_token, std=0.02)
-        for module in self.modules():  # timm's default; the patch embedding keeps PyTorch's own
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=init_std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linears(self, init_std)
 
     def _classifier(self, num_classes: int) -> nn.Module:
         return nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
@@ -135,7 +136,13 @@ class VisionTransformer(nn.Module):
         prefix = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
         x = self.patch_embed(images)
         x = torch.cat([token.expand(len(x), -1, -1) for token in prefix] + [x], dim=1)
-        return self.pos_drop(x + self.pos_embed)
+        return self.pos_drop(x + self.resized_pos_embed(self.pos_embed, images.shape[-2:]))
+
+    def resized_pos_embed(self, pos_embed: Tensor, img_size: Sequence[int]) -> Tensor:
+        """A position embedding of a square grid (or of this model's) for images of another size, bilinearly."""
+        grid = self.patch_embed.dynamic_feat_size(img_size)
+        own = self.patch_embed.grid_size if pos_embed is self.pos_embed else None
+        return resample_abs_pos_embed(pos_embed, grid, own, self.num_prefix_tokens, "bilinear", antialias=False)
 
     def hidden_states(self, images: Tensor) -> list[Tensor]:
         """Tokens (B, N, C) after the embedding (entry 0) and after every block k (entry k), before the final norm."""

@@ -70,7 +70,8 @@ def _scale(axes, layers: int) -> None:
     axes.axhline(0, color="black", linewidth=0.6)
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
+    """Write a figure, in the format of ``path``'s ending, and let go of it."""
     kind = path.suffix.removeprefix(".")
     if kind not in figure.canvas.get_supported_filetypes():
         raise InputError(f"cannot draw {path}: name it .png, .pdf or .svg")
@@ -108,7 +109,7 @@ def plot_similarity(rows: list[dict], path: str | Path, title: str = "", xlabel:
                 panel.set_xlabel(f"{network} {xlabel}")
             panel.legend(loc="best", fontsize=8)
             _scale(panel, depth)
-        _save(figure, Path(path))
+        save(figure, Path(path))
 
 
 def plot_comparison(groups: Sequence[tuple[str, np.ndarray]], path: str | Path, title: str = "") -> None:
@@ -124,4 +125,4 @@ def plot_comparison(groups: Sequence[tuple[str, np.ndarray]], path: str | Path, 
                 axes.fill_between(layers, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
         axes.legend(loc="best", fontsize=8)
         _scale(axes, max(c.shape[1] for _, c in groups))
-        _save(figure, Path(path))
+        save(figure, Path(path))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -100,6 +102,16 @@ class Task(LightningModule):
         """
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **metrics}, step=self.global_step)
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Hand the metrics of an evaluation to the trainer, and while training to all loggers."""
+        self.log_dict({k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()}, logger=False)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log_now(metrics)
+
+    def write_report(self, folder: Path, prefix: str = "") -> list[Path]:
+        """Write what the last evaluation leaves to look at beside its metrics; the files."""
+        return []
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ShardedStrategy):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.trainer.states import TrainerFn
 from timm.data import Mixup
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
@@ -93,9 +92,7 @@ class Classification(Task):
                 number = value.item()  # float32: its rounding would show in a percentage
                 report[f"{name}{split.removesuffix('_')}/{key}"] = round(100 * number, 4) if key != "loss" else number
             collection.reset()
-        self.log_dict({k: torch.tensor(v, dtype=torch.float64) for k, v in report.items()}, logger=False)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log_now(report)
+        self.report(report)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate("val_", batch)

@@ -1,0 +1,193 @@
+"""Segmenter on the project's trunk: a ViT encoder and a mask transformer (Strudel et al., ICCV 2021).
+
+Parameter names are the released Segmenter's, which are timm's under ``encoder.`` and ``decoder.``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from neutreno.attention import SoftmaxAttention
+from neutreno.checkpoints import load_strictly, load_weights, read_weights
+from neutreno.errors import InputError, check_number
+from neutreno.models.transformer import Block, Trunk, init_linears, kinds_of_tokens
+from neutreno.models.vit import VisionTransformer, vit
+
+
+class MaskTransformer(nn.Module):
+    """Segmenter's decoder: patches and one embedding per class pass through blocks together; a mask is their product.
+
+    It has a trunk, and so first-layer values V_0, of its own. Patch tokens (B, N, C) → masks (B, num_classes, N).
+
+    Args:
+        dim: C, the width of the encoder; the decoder keeps it.
+        drop_rate: dropout on attention weights and on the outputs of attention and MLP.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        attention: Callable[..., nn.Module] = SoftmaxAttention,
+        block: Callable[..., nn.Module] = Block,
+        norm_eps: float = 1e-5,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.proj_dec = nn.Linear(dim, dim)
+        self.cls_emb = nn.Parameter(trunc_normal_(torch.empty(1, num_classes, dim), std=init_std))
+        self.blocks = Trunk(
+            depth,
+            drop_path_rate,
+            block=block,
+            dim=dim,
+            num_heads=num_heads,
+            attention=attention,
+            mlp_ratio=mlp_ratio,
+            proj_drop=drop_rate,
+            attn_drop=drop_rate,
+            norm_eps=norm_eps,
+        )
+        self.decoder_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.proj_patch = nn.Parameter(dim**-0.5 * torch.randn(dim, dim))
+        self.proj_classes = nn.Parameter(dim**-0.5 * torch.randn(dim, dim))
+        self.mask_norm = nn.LayerNorm(num_classes, eps=norm_eps)
+        init_linears(self, init_std)
+
+    def forward(self, patches: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """Appends the tokens before the first and after every block to ``hidden`` if given: patches, then classes."""
+        x = torch.cat([self.proj_dec(patches), self.cls_emb.expand(len(patches), -1, -1)], dim=1)
+        x = self.decoder_norm(self.blocks(x, hidden))
+        patches, classes = x[:, : -self.num_classes], x[:, -self.num_classes :]
+        patches = F.normalize(patches @ self.proj_patch, dim=-1)
+        classes = F.normalize(classes @ self.proj_classes, dim=-1)
+        return self.mask_norm(patches @ classes.mT).mT
+
+
+class Segmenter(nn.Module):
+    """Images (B, in_chans, H, W) of any size → logits per pixel (B, num_classes, H, W).
+
+    The image is padded to whole patches, the masks are resized bilinearly to pixels and cropped back.
+
+    Args:
+        encoder: a ViT without head that takes any size of image.
+        decoder: a mask transformer of the same width.
+    """
+
+    def __init__(self, encoder: VisionTransformer, decoder: MaskTransformer) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.num_classes = decoder.num_classes
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimizer factory must not decay, besides norms and biases."""
+        return {"decoder.cls_emb", *(f"encoder.{name}" for name in self.encoder.no_weight_decay())}
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]
+        height, width = images.shape[-2:]
+        rows, columns = self.encoder.patch_embed.dynamic_feat_size((height, width))
+        down, across = self.encoder.patch_embed.patch_size
+        masks = self.decoder(patches).unflatten(2, (rows, columns))
+        logits = F.interpolate(masks, size=(rows * down, columns * across), mode="bilinear")
+        return logits[..., :height, :width]
+
+    def token_features(self, images: Tensor) -> dict[str, list[Tensor]]:
+        """Tokens (B, N, C) by layer; entry 0 is what enters the first block.
+
+        Of the encoder: ``all``, and ``patch`` without class token. Of the decoder: ``decoder``, and ``decoder_patch``
+        without class embeddings.
+        """
+        hidden = self.encoder.hidden_states(images)
+        decoded: list[Tensor] = []
+        self.decoder(self.encoder.norm(hidden[-1])[:, self.encoder.num_prefix_tokens :], decoded)
+        patches = [x[:, : -self.num_classes] for x in decoded]
+        encoder = kinds_of_tokens(hidden, self.encoder.num_prefix_tokens)
+        return {**encoder, "decoder": decoded, "decoder_patch": patches}
+
+
+def segmenter(
+    size: str = "tiny",
+    img_size: int = 512,
+    num_classes: int = 150,
+    decoder_depth: int = 2,
+    decoder_drop_rate: float = 0.1,
+    norm_eps: float = 1e-5,
+    encoder_weights: str | None = None,
+    weights: str | None = None,
+    new_head: bool = False,
+    attention: Callable[..., nn.Module] = SoftmaxAttention,
+    block: Callable[..., nn.Module] = Block,
+    **kwargs,
+) -> Segmenter:
+    """A Segmenter whose encoder is a ViT of one of :data:`neutreno.models.vit.SIZES`; ``kwargs`` are the encoder's.
+
+    Args:
+        img_size: side of the square training crop; the position embedding is of its patches.
+        norm_eps: of all norms; the released Segmenter's is PyTorch's default, not timm's 1e-6.
+        encoder_weights: start the encoder from a run folder (a classifier's or a Segmenter's), a checkpoint file, or a
+            pretrained timm model by name; its head is left out and its position embedding resized.
+        weights: start the whole network from a run folder or checkpoint file, the released Segmenter's included.
+        new_head: leave out what depends on the number of classes in ``weights``.
+
+    Raises:
+        InputError: no such size; the weights cannot be read or do not fit.
+    """
+    check_number("model.decoder_depth", decoder_depth, 1, integer=True)
+    check_number("model.decoder_drop_rate", decoder_drop_rate, most=0.99)
+    variant = {"attention": attention, "block": block, "norm_eps": norm_eps}
+    encoder = vit(size, img_size=img_size, num_classes=0, dynamic_img_size=True, **variant, **kwargs)
+    first = encoder.blocks[0]
+    decoder = MaskTransformer(
+        num_classes,
+        encoder.embed_dim,
+        decoder_depth,
+        first.attn.num_heads,
+        mlp_ratio=first.mlp.fc1.out_features / encoder.embed_dim,
+        drop_rate=decoder_drop_rate,
+        init_std=encoder.init_std,
+        **variant,
+    )
+    if encoder_weights is not None:
+        load_encoder(encoder, encoder_weights)
+    model = Segmenter(encoder, decoder)
+    if weights is not None:
+        of_classes = ("decoder.cls_emb", "decoder.mask_norm.")
+        load_weights(model, weights, new_head, of_classes, unused=("encoder.head.", "encoder.head_dist."))
+    return model
+
+
+def load_encoder(encoder: VisionTransformer, source: str | Path) -> None:
+    """Load a ViT's weights, or those of a Segmenter's encoder, without a head; positions are resized to ``encoder``'s.
+
+    Raises:
+        InputError: they are of another width or do not fit otherwise.
+    """
+    weights = read_weights(source)
+    if any(name.startswith("encoder.") for name in weights):
+        weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
+    weights = {k: v for k, v in weights.items() if not k.startswith(("head.", "head_dist."))}
+    positions = weights.get("pos_embed")
+    if positions is not None and positions.ndim == 3:
+        if positions.shape[-1] != encoder.embed_dim:
+            raise InputError(
+                f"model.encoder_weights={source} has a width of {positions.shape[-1]}, the model of "
+                f"{encoder.embed_dim}; choose model.size or model.embed_dim to match"
+            )
+        patches = positions.shape[1] - encoder.num_prefix_tokens
+        if round(max(patches, 0) ** 0.5) ** 2 == patches:
+            weights["pos_embed"] = encoder.resized_pos_embed(positions, encoder.patch_embed.img_size)
+    load_strictly(encoder, weights, source)

@@ -1,0 +1,115 @@
+"""What a segmentation leaves to look at: IoU by class as a table and bars, and a panel of images with their masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import colors
+from matplotlib import pyplot as plt
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from neutreno.files import replacing
+from neutreno.reports.figures import COLOURS, GREY, STYLE, save
+
+IN_A_COLUMN = 50  # bars
+IN_THE_LEGEND = 24
+
+
+def class_table(by_class: Mapping[str, Mapping[str, Tensor]], names: Sequence[str]) -> pd.DataFrame:
+    """One row per split (with its protocol) and class: IoU and accuracy in percent, empty where undefined; pixels."""
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "split": where,
+                    "class": range(len(names)),
+                    "name": list(names),
+                    "iou": (100 * found["iou"].numpy()).round(4),
+                    "acc": (100 * found["acc"].numpy()).round(4),
+                    "pixels": found["pixels"].numpy(),
+                }
+            )
+            for where, found in by_class.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def write_class_table(table: pd.DataFrame, path: str | Path) -> None:
+    with replacing(path) as file:
+        table.to_csv(file, index=False)
+
+
+def plot_class_iou(table: pd.DataFrame, path: str | Path, title: str = "") -> None:
+    """IoU by class of one split as bars, the best first, with the mean as a line; undefined ones last, empty."""
+    table = table.sort_values("iou", ascending=False, na_position="last").reset_index(drop=True)
+    columns = math.ceil(len(table) / IN_A_COLUMN)
+    rows = math.ceil(len(table) / columns)
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        figure, axes = plt.subplots(
+            ncols=columns,
+            figsize=(max(6.4, 3.6 * columns), 1.3 + 0.24 * rows),
+            squeeze=False,
+            sharex=True,
+            layout="constrained",
+        )
+        figure.suptitle(title.replace("$", r"\$"), fontsize=12)
+        mean = table.iou.mean()
+        for column, panel in enumerate(axes[0]):
+            part = table.iloc[column * rows : (column + 1) * rows]
+            bars = panel.barh(np.arange(len(part)), part.iou.fillna(0), color=COLOURS[0], height=0.75)
+            panel.bar_label(bars, ["–" if math.isnan(v) else f"{v:.1f}" for v in part.iou], padding=3, fontsize=8)
+            panel.axvline(mean, color=GREY, linewidth=1, linestyle="--")
+            panel.set_yticks(np.arange(len(part)), [n if len(n) < 24 else f"{n[:23]}…" for n in part.name], fontsize=8)
+            panel.set(xlim=(0, 108), ylim=(rows - 0.4, -0.6), xlabel=f"IoU in %, dashed: mean {mean:.1f}")
+            panel.tick_params(axis="y", length=0)
+        save(figure, Path(path))
+
+
+def _palette(num_classes: int) -> np.ndarray:
+    """A colour for each class, then black for what is ignored: (num_classes + 1, 3)."""
+    hues = (np.arange(num_classes) * 0.618034) % 1  # the golden ratio keeps neighbours apart
+    tones = np.array([(0.85, 0.9), (0.5, 0.95), (0.75, 0.6)])[np.arange(num_classes) % 3]
+    return np.concatenate([colors.hsv_to_rgb(np.column_stack([hues, tones])), np.zeros((1, 3))])
+
+
+def plot_panel(
+    shown: Sequence[tuple[Tensor, Tensor, Tensor]], names: Sequence[str], path: str | Path, title: str = ""
+) -> None:
+    """A row per sample: image, ground truth, prediction; ignored pixels are black in both masks.
+
+    Args:
+        shown: (image (C, h, w) in any range, mask (H, W), prediction (H, W)); what is no class is ignored.
+    """
+    palette, count = _palette(len(names)), len(names)
+    present: set[int] = set()
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        ratio = np.mean([mask.shape[0] / mask.shape[1] for _, mask, _ in shown])
+        legend = 0.2 * math.ceil(min(count, IN_THE_LEGEND) / 6) + 0.2
+        size = (9.0, 0.7 + legend + len(shown) * (3.0 * ratio + 0.08))
+        figure, axes = plt.subplots(len(shown), 3, figsize=size, squeeze=False, layout="constrained")
+        figure.suptitle(title.replace("$", r"\$"), fontsize=12)
+        for row, (image, mask, predicted) in zip(axes, shown, strict=True):
+            image = image.float()
+            image = ((image - image.min()) / (image.max() - image.min()).clamp(min=1e-6)).permute(1, 2, 0).numpy()
+            truth = np.where(mask.numpy() < count, mask.numpy(), count)
+            guess = np.where(truth == count, count, predicted.numpy())
+            present |= {*np.unique(truth), *np.unique(guess)}
+            height, width = truth.shape
+            row[0].imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="grey", extent=(0, width, height, 0))
+            for axis, labels in zip(row[1:], (truth, guess), strict=True):
+                axis.imshow(palette[labels], interpolation="nearest")
+        for axis, name in zip(axes[0], ("image", "ground truth", "prediction"), strict=True):
+            axis.set_title(name, fontsize=10)
+        for axis in axes.flat:
+            axis.axis("off")
+        handles = [Patch(color=palette[i], label=names[i]) for i in sorted(present - {count})[:IN_THE_LEGEND]]
+        if count in present:
+            handles.append(Patch(color=palette[count], label="ignored"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)
+        save(figure, Path(path))

@@ -1,0 +1,169 @@
+"""Semantic segmentation: cross entropy per pixel; mean IoU over the whole set, by sliding windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from neutreno.data.segmentation import IGNORE
+from neutreno.errors import InputError, check_number
+from neutreno.models.segmenter import Segmenter
+from neutreno.reports import segmentation as reports
+from neutreno.sliding_window import SlidingWindow, segment
+from neutreno.tasks.base import Task
+
+SHOWN = 4  # images of the panel
+
+
+def scores(confusion: Tensor) -> dict[str, Tensor]:
+    """Figures of a confusion matrix (num_classes, num_classes), rows being the truth, in [0, 1].
+
+    Returns:
+        ``miou``, the mean over classes that occur in truth or prediction; ``pixel_acc``; ``mean_acc``, the mean recall
+        over classes that occur in the truth; and by class ``iou`` and ``acc`` (num_classes,), NaN where undefined.
+    """
+    confusion = confusion.double()
+    right, truth, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    iou, recall = right / (truth + predicted - right), right / truth
+    return {
+        "miou": iou.nanmean(),
+        "pixel_acc": right.sum() / truth.sum(),
+        "mean_acc": recall.nanmean(),
+        "iou": iou,
+        "acc": recall,
+    }
+
+
+class Segmentation(Task):
+    """Trains a Segmenter and reports ``val/miou``, ``val/pixel_acc``, ``val/mean_acc`` in percent.
+
+    All come from one confusion matrix over all pixels of the set at the labels' own size, whatever the number of
+    processes. Metrics of the averaged weights carry the prefix ``ema/``.
+
+    Args:
+        num_classes: of the data.
+        inference: arguments of :class:`neutreno.sliding_window.SlidingWindow` for validation and test.
+        protocols: further ones for ``evaluate.py``, by name, each as what differs from ``inference``; their metrics are
+            ``val_NAME/miou``.
+        kwargs: of :class:`neutreno.tasks.base.Task`.
+
+    Raises:
+        InputError: the model is no Segmenter, or a protocol is not possible.
+    """
+
+    main_metric = "val/miou"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        inference: Mapping[str, Any],
+        protocols: Mapping[str, Mapping[str, Any]] | None = None,
+        **kwargs,
+    ) -> None:
+        if not isinstance(model, Segmenter):
+            raise InputError("this data set is segmented: choose model=segmenter or model=segmenter_neutreno")
+        super().__init__(model, **kwargs)
+        check_number("task.num_classes", num_classes, 2, integer=True)
+        self.num_classes = num_classes
+        self.inference = self._window(inference)
+        self.protocols = {name: self._window({**inference, **more}) for name, more in (protocols or {}).items()}
+        self.protocol = ""
+        self.confusion = nn.ModuleDict(
+            {
+                split: nn.ModuleDict({name or "raw": self._new_metric() for name in self.networks})
+                for split in ("val_", "test_")
+            }
+        )
+        self.by_class: dict[str, dict[str, Tensor]] = {}  # of the raw weights, by split and protocol
+        self._shown: list[tuple[Tensor, Tensor, Tensor]] = []  # image, mask, prediction
+        self._to_show = False
+
+    def _window(self, settings: Mapping[str, Any]) -> SlidingWindow:
+        try:
+            window = SlidingWindow(**settings)
+        except TypeError as error:
+            raise InputError(f"task.inference or task.protocols: {error}") from error
+        patch = max(self.model.encoder.patch_embed.patch_size)
+        if window.window < patch:
+            raise InputError(f"task.inference.window={window.window} is smaller than a patch of {patch} pixels")
+        return window
+
+    def _new_metric(self) -> MulticlassConfusionMatrix:
+        return MulticlassConfusionMatrix(self.num_classes, ignore_index=IGNORE, validate_args=False)
+
+    @contextmanager
+    def following(self, protocol: str) -> Iterator[None]:
+        """Evaluate by one of ``protocols`` meanwhile."""
+        before, self.inference, self.protocol = self.inference, self.protocols[protocol], f"_{protocol}"
+        try:
+            yield
+        finally:
+            self.inference, self.protocol = before, ""
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, masks = batch
+        total = F.cross_entropy(self.model(images), masks, ignore_index=IGNORE, reduction="sum")
+        return total / (masks != IGNORE).sum().clamp(min=1)  # a crop may hold padding and unlabelled pixels alone
+
+    def _evaluate(self, split: str, batch: list[tuple[Tensor, Tensor]]) -> None:
+        if not batch:  # no image of it could be read
+            return
+        images, masks = [image for image, _ in batch], [mask for _, mask in batch]
+        for name, network in self.networks.items():
+            predicted = segment(network, images, [mask.shape for mask in masks], self.inference)
+            for one, mask in zip(predicted, masks, strict=True):
+                self.confusion[split][name or "raw"].update(one.flatten(), mask.flatten())
+            if not name and split == "val_" and self._to_show:
+                self._shown.append((images[0].cpu(), masks[0].cpu(), predicted[0].cpu()))
+
+    def _report(self, split: str) -> None:
+        report = {}
+        where = f"{split.removesuffix('_')}{self.protocol}"
+        for name in self.networks:
+            metric = self.confusion[split][name or "raw"]
+            confusion = metric.compute()
+            metric.reset()
+            figures = scores(confusion)
+            for key in ("miou", "pixel_acc", "mean_acc"):
+                report[f"{name}{where}/{key}"] = round(100 * figures[key].item(), 4)
+            if not name:
+                by_class = {k: figures[k].cpu() for k in ("iou", "acc")}
+                self.by_class[where] = by_class | {"pixels": confusion.sum(1).cpu()}
+        self.report(report)
+
+    def on_validation_epoch_start(self) -> None:
+        if not self.protocol:
+            self._shown = []
+
+    def validation_step(self, batch: list[tuple[Tensor, Tensor]], batch_idx: int) -> None:
+        every = max(1, self.trainer.num_val_batches[0] // SHOWN)  # spread over the set
+        self._to_show = not self.protocol and batch_idx % every == 0 and len(self._shown) < SHOWN
+        self._evaluate("val_", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val_")
+
+    def write_report(self, folder: Path, prefix: str = "") -> list[Path]:
+        """IoU by class (CSV and bars) and a panel of validation images; what the last evaluation gave."""
+        names = self.trainer.datamodule.class_names
+        table = reports.class_table(self.by_class, names)
+        files = [folder / f"{prefix}{name}" for name in ("class_iou.csv", "class_iou.png", "predictions.png")]
+        reports.write_class_table(table, files[0])
+        reports.plot_class_iou(table[table.split == "val"], files[1], f"{folder.name}: validation")
+        reports.plot_panel(self._shown, names, files[2], f"{folder.name}: validation")
+        return files
+
+    def test_step(self, batch: list[tuple[Tensor, Tensor]], batch_idx: int) -> None:
+        self._evaluate("test_", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test_")

@@ -30,6 +30,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     from neutreno.cost import check_settings, measure_cost
     from neutreno.evaluation import (
         evaluate_crops,
+        evaluate_protocols,
         evaluate_run,
         evaluate_weights,
         evaluation_name,
@@ -78,6 +79,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     else:
         metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint)
     metrics |= evaluate_crops(trainer, task, data, crop_pcts)
+    metrics |= evaluate_protocols(trainer, task, data)
     found = evaluate_folders(trainer, model, robustness, data)
     if not trainer.is_global_zero:
         return
@@ -111,7 +113,8 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     results.write_text(target.path / "evaluation.md", page)
     title = f"{evaluation['name']}, last checkpoint" if run is not None else evaluation["name"]
     plot_similarity(evaluation["oversmoothing"], target.path / "evaluation.png", title, evaluation["layers"])
-    print(f"{page}\nrecord  {target.path / 'evaluation.json'}, .md\nfigure  {target.path / 'evaluation.png'}")
+    figures = [target.path / "evaluation.png", *task.write_report(target.path, "evaluation_")]
+    print(f"{page}\nrecord  {target.path / 'evaluation.json'}, .md\nfigure  {', '.join(map(str, figures))}")
 
 
 def exit_with(error: BaseException) -> None:
@@ -124,7 +127,7 @@ def prepare(arguments: list[str]) -> list[str]:
     """What people type → what Hydra reads.
 
     ``evaluate.py RUN`` and ``run=RUN`` → ``run="RUN"``, because a bare path would be a syntax error there. Beside a run
-    ``data.KEY=…`` → ``++data.KEY=…``: it is the run's key, which the data set composed here may not have.
+    ``data.KEY=…`` → ``++data.KEY=…``, ``task.KEY`` too: it is the run's key, which what is composed here may not have.
     """
 
     def is_run(i: int, argument: str) -> bool:
@@ -135,7 +138,7 @@ def prepare(arguments: list[str]) -> list[str]:
     run = next((i for i, argument in enumerate(arguments) if is_run(i, argument)), None)
     if run is None:
         return arguments
-    prepared = [f"++{a}" if a.startswith("data.") else a for a in arguments]
+    prepared = [f"++{a}" if a.startswith(("data.", "task.")) else a for a in arguments]
     path = arguments[run].removeprefix("run=").strip("'\"").replace('"', '\\"')
     prepared[run] = f'run="{path}"'
     return prepared

@@ -171,6 +171,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         raise
     if leader:
         probe.write()
+        task.write_report(run.path)
     record(
         status="finished",
         corrupt_images=len(data.corrupt.read()),

@@ -17,7 +17,9 @@ from neutreno.runs import RunFolder, family
 from neutreno.tasks.base import Task
 
 # What may be set beside a run folder; the rest is what the run was trained with.
-_FREE = re.compile(r"(run|name|output_dir|imagenet_[acr]|crop_pcts|(cost|trainer|probe|hydra)(\..*)?|data\..*)$")
+_FREE = re.compile(
+    r"(run|name|output_dir|imagenet_[acr]|crop_pcts|(cost|trainer|probe|hydra|task\.(inference|protocols))(\..*)?|data\..*)$"
+)
 
 
 def run_settings(run: RunFolder, config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def run_settings(run: RunFolder, config: DictConfig, typed: Sequence[str]) -> di
         if not _FREE.match(key):
             raise InputError(f"{key}=… is settled by {run.path}, the run that is evaluated; leave it out")
         section, _, name = key.partition(".")
-        if section in ("data", "probe") and name:
+        if section in ("data", "probe", "task") and name:
             *path, last = name.split(".")
             place = settings[section]
             for part in path:
@@ -148,6 +150,16 @@ def further_crops(data: LightningDataModule, crop_pcts: Sequence[float], asked: 
     if own is None or (own == 1 and not asked):  # CIFAR's small images are not cropped
         return []
     return [crop_pct for crop_pct in dict.fromkeys(crop_pcts) if crop_pct != own]
+
+
+def evaluate_protocols(trainer: Trainer, task: Task, data: LightningDataModule) -> dict[str, float]:
+    """Validation metrics by the task's further protocols, such as ``val_multi_scale/miou``."""
+    metrics = {}
+    for protocol in getattr(task, "protocols", {}):
+        with task.following(protocol):
+            trainer.validate(task, data, verbose=False)
+        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return metrics
 
 
 def evaluate_crops(

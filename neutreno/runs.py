@@ -21,11 +21,13 @@ BUILDABLE = {
     "neutreno.attention.SoftmaxAttention",
     "neutreno.data.classification.ImageClassification",
     "neutreno.data.digits.Digits",
+    "neutreno.models.segmenter.segmenter",
     "neutreno.models.transformer.Block",
     "neutreno.models.transformer.FeatScaleBlock",
     "neutreno.models.vit.vit",
     "neutreno.models.timm.timm_model",
     "neutreno.tasks.classification.Classification",
+    "neutreno.tasks.segmentation.Segmentation",
 }
 
 # Where and how a run is executed, not what it is: free to change on resume, absent from its name.

@@ -37,17 +37,15 @@ class SlidingWindow:
 
     def __post_init__(self) -> None:
         for name in ("window", "stride", "batch"):
-            check_number(f"task.inference.{name}", getattr(self, name), 1, integer=True)
+            check_number(name, getattr(self, name), 1, integer=True)
         if self.stride > self.window:
-            raise InputError(
-                f"task.inference.stride={self.stride} is larger than the window of {self.window}: it leaves gaps"
-            )
+            raise InputError(f"stride={self.stride} is larger than window={self.window}: that would leave gaps")
         if isinstance(self.scales, str) or not isinstance(self.scales, Sequence) or not self.scales:
-            raise InputError("task.inference.scales is no list of factors; write scales=[1.0]")
+            raise InputError(f"scales={self.scales} is no list of factors; write scales=[1.0]")
         for scale in self.scales:
-            check_number("task.inference.scales", scale, 0.01, 100)
+            check_number("scales", scale, 0.01, 100)
         if not isinstance(self.flip, bool):
-            raise InputError(f"task.inference.flip={self.flip} is neither true nor false")
+            raise InputError(f"flip={self.flip} is neither true nor false")
 
     @property
     def views(self) -> list[tuple[float, bool]]:

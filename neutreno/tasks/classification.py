@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -51,8 +49,8 @@ class Segmentation(Task):
     Args:
         num_classes: of the data.
         inference: arguments of :class:`neutreno.sliding_window.SlidingWindow` for validation and test.
-        protocols: further ones for ``evaluate.py``, by name, each as what differs from ``inference``; their metrics are
-            ``val_NAME/miou``.
+        protocols: further ones for ``evaluate.py``, by name, each as what differs from ``inference`` (null: none);
+            their metrics are ``val_NAME/miou``.
         kwargs: of :class:`neutreno.tasks.base.Task`.
 
     Raises:
@@ -74,8 +72,12 @@ class Segmentation(Task):
         super().__init__(model, **kwargs)
         check_number("task.num_classes", num_classes, 2, integer=True)
         self.num_classes = num_classes
-        self.inference = self._window(inference)
-        self.protocols = {name: self._window({**inference, **more}) for name, more in (protocols or {}).items()}
+        self.inference = self._window("inference", inference)
+        self.protocols = {
+            name: self._window(f"protocols.{name}", {**inference, **more})
+            for name, more in (protocols or {}).items()
+            if more is not None
+        }
         self.protocol = ""
         self.confusion = nn.ModuleDict(
             {
@@ -87,14 +89,14 @@ class Segmentation(Task):
         self._shown: list[tuple[Tensor, Tensor, Tensor]] = []  # image, mask, prediction
         self._to_show = False
 
-    def _window(self, settings: Mapping[str, Any]) -> SlidingWindow:
+    def _window(self, key: str, settings: Mapping[str, Any]) -> SlidingWindow:
         try:
             window = SlidingWindow(**settings)
-        except TypeError as error:
-            raise InputError(f"task.inference or task.protocols: {error}") from error
+        except (TypeError, InputError) as error:
+            raise InputError(f"task.{key}: {str(error).removeprefix('SlidingWindow.__init__() ')}") from error
         patch = max(self.model.encoder.patch_embed.patch_size)
         if window.window < patch:
-            raise InputError(f"task.inference.window={window.window} is smaller than a patch of {patch} pixels")
+            raise InputError(f"task.{key}: window={window.window} is smaller than a patch of {patch} pixels")
         return window
 
     def _new_metric(self) -> MulticlassConfusionMatrix:

@@ -15,6 +15,18 @@ from neutreno.data.loading import AugmentedDataset, CorruptLog, ResumableLoader,
 from neutreno.errors import InputError, check_number
 
 
+def check_root(root: str | None) -> Path:
+    """
+    Raises:
+        InputError: ``data.root`` is not set, or is not a folder.
+    """
+    if root is None:
+        raise InputError("data.root is not set: give the folder of the data set, data.root=FOLDER")
+    if not Path(root).is_dir():
+        raise InputError(f"data.root={root} is not a folder; give the folder of the data set")
+    return Path(root)
+
+
 class SplitData(LightningDataModule):
     """Splits of samples and how they are batched. Subclasses say what the splits and transforms are.
 
@@ -33,6 +45,7 @@ class SplitData(LightningDataModule):
     """
 
     samples_are = "samples"
+    collate_eval = staticmethod(collate_readable)
 
     def __init__(
         self,
@@ -82,6 +95,10 @@ class SplitData(LightningDataModule):
 
     def eval_transform(self) -> Callable:
         raise NotImplementedError
+
+    def probe_transform(self) -> Callable:
+        """What makes a sample of the probe's: all of one size."""
+        return self.eval_transform()
 
     def setup(self, stage: str | None = None) -> None:
         if not self.splits:
@@ -153,7 +170,7 @@ class SplitData(LightningDataModule):
 
     def probe_batch(self, num_samples: int) -> torch.Tensor:
         """Inputs (n, …) spread evenly over the validation set, the same for every run and seed."""
-        data = self._dataset("val", self.eval_transform())
+        data = self._dataset("val", self.probe_transform())
         indices = np.linspace(0, len(data) - 1, min(num_samples, len(data))).round().astype(int)
         return collate_readable([data[int(i)] for i in indices])[0]
 
@@ -161,7 +178,7 @@ class SplitData(LightningDataModule):
         data = self._dataset(split, self.eval_transform())
         share = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
         sampler = UnrepeatedDistributedSampler(data, **share, shuffle=False)  # no sample counted twice
-        loading = {"collate_fn": collate_readable, **self._loading()}
+        loading = {"collate_fn": self.collate_eval, **self._loading()}
         return DataLoader(data, batch_size=self.eval_batch_size, sampler=sampler, **loading)
 
     def _loading(self) -> dict:

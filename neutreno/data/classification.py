@@ -6,13 +6,12 @@ import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from neutreno.data.base import SplitData
+from neutreno.data.base import SplitData, check_root
 from neutreno.data.images import Stream, open_reader, open_split
 from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, StreamLoader
 from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, load_images
@@ -157,10 +156,7 @@ class ImageClassification(ClassificationData):
         return None
 
     def _read_root(self) -> dict[str, Sequence | None]:
-        if self.root is None:
-            raise InputError("data.root is not set: give the folder of the data set, data.root=FOLDER")
-        if not Path(self.root).is_dir():
-            raise InputError(f"data.root={self.root} is not a folder; give the folder of the data set")
+        check_root(self.root)
         splits = {name: open_split(self.root, name, self.mode) for name in ("train", "val")}
         splits["test"] = None
         if self.reader_splits.get("test", "test") is not None:

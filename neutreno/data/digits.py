@@ -15,6 +15,8 @@ from neutreno.errors import InputError, check_number
 
 
 class _Arrays(Sequence):
+    """images: float (N, 1, 8, 8) of ink in [0, 1]; labels: int (N,)."""
+
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.images = torch.from_numpy(images).float()
         self.labels = labels
@@ -24,6 +26,18 @@ class _Arrays(Sequence):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self.images[index], int(self.labels[index])
+
+
+def split_digits() -> dict[str, _Arrays]:
+    """The fixed stratified split of scikit-learn's digits: train, val, test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images / 16)[:, None]
+    fixed = {"random_state": SPLIT_SEED, "test_size": 270}
+    rest, test = train_test_split(np.arange(len(images)), stratify=digits.target, **fixed)
+    train, val = train_test_split(rest, stratify=digits.target[rest], **fixed)
+    return {k: _Arrays(images[i], digits.target[i]) for k, i in {"train": train, "val": val, "test": test}.items()}
 
 
 class Digits(ClassificationData):
@@ -51,14 +65,7 @@ class Digits(ClassificationData):
         }
 
     def read(self) -> dict[str, Sequence]:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images = (digits.images / 16)[:, None]
-        fixed = {"random_state": SPLIT_SEED, "test_size": 270}
-        rest, test = train_test_split(np.arange(len(images)), stratify=digits.target, **fixed)
-        train, val = train_test_split(rest, stratify=digits.target[rest], **fixed)
-        return {k: _Arrays(images[i], digits.target[i]) for k, i in {"train": train, "val": val, "test": test}.items()}
+        return split_digits()
 
     def eval_transform(self) -> Callable:
         return v2.Normalize([0.305], [0.376])  # of the training split

@@ -19,17 +19,21 @@ from neutreno.errors import InputError
 SYNONYMS = {"val": ("val", "validation", "valid"), "train": ("train", "training"), "test": ("test",)}
 
 
-def _decode(content: str | bytes, where: str, mode: str) -> Image.Image:
-    """Grey-scale, CMYK, palette or alpha: all as ``mode``."""
+def decode(content: str | Path | bytes, where: str | Path, mode: str | None) -> Image.Image:
+    """Grey-scale, CMYK, palette or alpha: all as ``mode``; as it is stored, palette indices too, if that is None.
+
+    Raises:
+        CorruptSample: names ``where``.
+    """
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return image.convert(mode)
+            return image.copy() if mode is None else image.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "is empty" if _is_empty(content) else "is not a readable image"
         raise CorruptSample(f"{where} {reason}; replace or remove it") from error
 
 
-def _is_empty(content: str | bytes) -> bool:
+def _is_empty(content: str | Path | bytes) -> bool:
     return not content if isinstance(content, bytes) else Path(content).is_file() and not Path(content).stat().st_size
 
 
@@ -52,7 +56,7 @@ class FolderImages:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self._files.samples[index]
-        return _decode(path, path, self._mode), label
+        return decode(path, path, self._mode), label
 
 
 class ParquetImages:
@@ -84,7 +88,7 @@ class ParquetImages:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         cell = self._images[index][self._column]
         content = cell["bytes"] if cell["bytes"] is not None else cell["path"] or b""
-        return _decode(content, f"{self._where}, row {index}", self._mode), int(self.labels[index])
+        return decode(content, f"{self._where}, row {index}", self._mode), int(self.labels[index])
 
 
 class ReaderImages:
@@ -110,7 +114,7 @@ class ReaderImages:
             return image.convert(self._mode), label
         file, label = self._reader[index]
         with file:
-            return _decode(file.read(), f"{self._where}, row {index}", self._mode), int(label)
+            return decode(file.read(), f"{self._where}, row {index}", self._mode), int(label)
 
 
 class Stream(IterableDataset):
@@ -173,6 +177,14 @@ class Subset:
         return self._images[int(self._indices[index])][0], int(self.labels[index])
 
 
+def quiet_hub() -> None:
+    """No progress bars, and no line for every retry."""
+    import datasets
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+
+
 def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", **kwargs):
     """timm's ``create_dataset(name, root, split, …)`` as :class:`ReaderImages`, or itself if it is a stream.
 
@@ -185,24 +197,26 @@ def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", **kw
         raise InputError(f"data.reader={name} is not one of timm's: torch/…, hfds/…, hfids/…, tfds/… or wds/…")
     if name.startswith("torch/") and root is None:
         raise InputError(f"data.reader={name} needs data.root=FOLDER, where torchvision keeps its files")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces every retry
     try:
         if name.startswith(("hfds/", "hfids/")):
-            import datasets
-
-            datasets.disable_progress_bars()
+            quiet_hub()
         dataset = create_dataset(name, root=root, split=split, input_img_mode=mode, **kwargs)
         return dataset if isinstance(dataset, IterableDataset) else ReaderImages(dataset, name, mode)
     except Exception as error:  # timm, datasets, huggingface_hub, torchvision, webdataset: each raises its own kinds
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        if "num_samples" in said:
-            said = "its length is not known; give data.samples.train and data.samples.val"
-        elif isinstance(error, KeyError):
-            said = f"it has no column {said}; name its columns with data.reader_args={{input_key: …, target_key: …}}"
-        elif name.startswith(("hfds/", "hfids/")):
-            said = f"{said[:300]}; if it needs access, accept its terms on the hub and run `hf auth login`, "
-            said += "or give a local copy with data.root=FOLDER and data.reader=null"
-        raise InputError(f"data.reader={name}, split {split}: {said}") from error
+        raise reader_error(name, split, error) from error
+
+
+def reader_error(name: str, split: str, error: Exception) -> InputError:
+    """What the library behind ``data.reader`` said, and the way out."""
+    said = next(iter(str(error).splitlines()), "") or type(error).__name__
+    if "num_samples" in said:
+        said = "its length is not known; give data.samples.train and data.samples.val"
+    elif isinstance(error, KeyError):
+        said = f"it has no column {said}; name its columns with data.reader_args={{input_key: …, target_key: …}}"
+    elif name.startswith(("hfds/", "hfids/")):
+        said = f"{said[:300]}; if it needs access, accept its terms on the hub and run `hf auth login`, "
+        said += "or give a local copy with data.root=FOLDER and data.reader=null"
+    return InputError(f"data.reader={name}, split {split}: {said}")
 
 
 def open_split(root: str | Path, split: str, mode: str = "RGB") -> FolderImages | ParquetImages | None:

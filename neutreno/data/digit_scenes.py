@@ -1,0 +1,107 @@
+"""The embedded data set for segmentation: scenes composed of scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision import tv_tensors
+
+from neutreno.data.digits import split_digits
+from neutreno.data.loading import derive_seed
+from neutreno.data.segmentation import Pair, SegmentationData
+from neutreno.data.splits import SPLIT_SEED
+from neutreno.errors import InputError, check_number
+
+BACKGROUND = 10
+MAGNIFY = (1.5, 3.0)  # range of a digit's side, in units of its 8 pixels
+INK = 0.4  # pixels with more of it belong to the digit
+
+
+class DigitScenes(SegmentationData):
+    """Grey scenes of two to five digits at random places and sizes before a textured background; per pixel, the digit
+    or the background.
+
+    Scenes of the training, validation and test split show different digits, those of the split of
+    :class:`neutreno.data.digits.Digits`. A scene is a function of split and index alone, so every run sees the same.
+
+    Args:
+        img_size: side of a scene, in pixels.
+        train_scenes, val_scenes, test_scenes: how many.
+    """
+
+    def __init__(
+        self, img_size: int, train_scenes: int = 1000, val_scenes: int = 200, test_scenes: int = 200, **kwargs
+    ) -> None:
+        names = [*(f"digit {i}" for i in range(10)), "background"]
+        super().__init__(img_size=img_size, mean=[0.360], std=[0.154], class_names=names, **kwargs)
+        if (self.in_chans, self.num_classes) != (1, 11):
+            raise InputError("the scenes have one channel and eleven classes: leave those data settings alone")
+        check_number("data.img_size", img_size, 8 * MAGNIFY[1], integer=True)
+        self.scenes = {"train": train_scenes, "val": val_scenes, "test": test_scenes}
+        for split, count in self.scenes.items():
+            check_number(f"data.{split}_scenes", count, 1, integer=True)
+
+    def read(self) -> dict[str, Sequence[Pair]]:
+        digits = split_digits()
+        return {
+            split: _Scenes([compose(digits[split], self.img_size, (i, index)) for index in range(count)])
+            for i, (split, count) in enumerate(self.scenes.items())
+        }
+
+
+class _Scenes(Sequence):
+    def __init__(self, scenes: list[tuple[Tensor, Tensor]]) -> None:
+        self.images, self.masks = (torch.stack(parts) for parts in zip(*scenes, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Pair:
+        return tv_tensors.Image(self.images[index]), tv_tensors.Mask(self.masks[index])
+
+
+def compose(digits: Sequence[tuple[Tensor, int]], side: int, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A scene: image uint8 (1, side, side) and mask uint8 (side, side).
+
+    Args:
+        digits: to draw from: ink (1, 8, 8) in [0, 1] and label.
+        key: (split, index), all that the scene's randomness depends on.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(SPLIT_SEED, *key))
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
+    def integer(high: int) -> int:
+        return int(torch.randint(high, (), generator=generator))
+
+    image = _background(side, generator)
+    mask = torch.full((side, side), BACKGROUND, dtype=torch.uint8)
+    taken = torch.zeros(side, side, dtype=torch.bool)
+    for _ in range(2 + integer(4)):
+        (ink, label), size = digits[integer(len(digits))], round(8 * uniform(*MAGNIFY))
+        for _ in range(20):  # places; a crowded scene goes without the digit
+            top, left = integer(side - size + 1), integer(side - size + 1)
+            place = slice(top, top + size), slice(left, left + size)
+            if not taken[place].any():
+                break
+        else:
+            continue
+        ink = F.interpolate(ink[None], (size, size), mode="bilinear")[0, 0]
+        image[place] += ink * (uniform(0.7, 1.0) - image[place])
+        mask[place][ink > INK] = label
+        taken[place] = True
+    return (image.clamp(0, 1) * 255).round().byte()[None], mask
+
+
+def _background(side: int, generator: torch.Generator) -> Tensor:
+    """Coarse and fine noise over a slope, (side, side) in [0, 0.6]."""
+
+    def noise(cells: int) -> Tensor:
+        grid = torch.rand(1, 1, cells, cells, generator=generator)
+        return F.interpolate(grid, (side, side), mode="bilinear")[0, 0]
+
+    return 0.2 * noise(2) + 0.25 * noise(6) + 0.15 * noise(side // 2)

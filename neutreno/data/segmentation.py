@@ -1,0 +1,347 @@
+"""Data for semantic segmentation: images and masks in ADE20K's folders, or two columns of a Hugging Face data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from neutreno.data.base import SplitData, check_root
+from neutreno.data.images import decode, quiet_hub, reader_error
+from neutreno.data.joint_transforms import IGNORE, FitResize, PadTo, PhotometricDistortion, VariedCrop
+from neutreno.errors import InputError, check_number
+
+Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
+FOLDERS = {"train": "training", "val": "validation"}
+
+
+class SegmentationData(SplitData):
+    """Splits of (image uint8 (C, H, W), mask uint8 (H, W)), as ``tv_tensors``; :data:`IGNORE` marks ignored pixels.
+
+    A training sample is (image float (C, S, S), mask int64 (S, S)) with S = ``img_size``. A sample to evaluate is
+    (image float (C, h, w), resized; mask int64 (H, W), as it is stored), and a batch of them a list.
+
+    Args:
+        img_size: side of the square training crop, in pixels.
+        in_chans: 1 (grey) or 3 (RGB).
+        num_classes: ignored pixels are not one of them.
+        mean, std: normalisation per channel.
+        class_names: in order; None: by number.
+        kwargs: of :class:`neutreno.data.base.SplitData`.
+    """
+
+    samples_are = "images"
+
+    def __init__(
+        self,
+        img_size: int,
+        in_chans: int,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        class_names: Sequence[str] | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_number("data.img_size", img_size, 1, integer=True)
+        check_number("data.num_classes", num_classes, 2, IGNORE, integer=True)  # masks are bytes
+        if in_chans not in (1, 3):
+            raise InputError(f"data.in_chans={in_chans}: images are read with 1 channel (grey) or 3 (RGB)")
+        self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
+        self.mean, self.std = list(mean), list(std)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != in_chans:
+                raise InputError(f"data.{name} has {len(values)} values for {in_chans} channels")
+            for value in values:
+                check_number(f"data.{name}", value, 1e-6 if name == "std" else 0)
+        self._class_names = class_names and list(class_names)
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._class_names or [f"class {i + 1}" for i in range(self.num_classes)]
+
+    def augment(self) -> tuple[list[v2.Transform], list[v2.Transform]]:
+        """Training's random transforms of uint8 samples and, after these, of float ones."""
+        return [], []
+
+    def resize(self) -> list[v2.Transform]:
+        """What evaluation does to the image before it is normalised."""
+        return []
+
+    def _normalize(self) -> list[v2.Transform]:
+        return [v2.Normalize(self.mean, self.std), v2.ToPureTensor()]
+
+    def train_transform(self) -> Callable:
+        first, then = self.augment()
+        to_float = v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True)
+        normalize, pure = self._normalize()
+        return v2.Compose([*first, to_float, *then, normalize, PadTo(self.img_size), pure])
+
+    def eval_transform(self) -> Callable:
+        to_float = v2.ToDtype(torch.float32, scale=True)
+        return _ImageOnly(v2.Compose([*self.resize(), to_float, *self._normalize()]))
+
+    def probe_transform(self) -> Callable:
+        return _Probed(v2.Compose([self.eval_transform().transform, v2.CenterCrop(self.img_size)]))
+
+    @staticmethod
+    def collate_eval(samples: list) -> list[tuple[Tensor, Tensor]]:
+        """The samples that could be read, as they are: they differ in size."""
+        return [sample for sample in samples if sample is not None]
+
+
+class _ImageOnly:
+    def __init__(self, transform: Callable) -> None:
+        self.transform = transform
+
+    def __call__(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
+        return self.transform(image), mask.as_subclass(Tensor).long()
+
+
+class _Probed(_ImageOnly):
+    """Without the mask, which is of another size for every image."""
+
+    def __call__(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor]:
+        return (self.transform(image),)
+
+
+class SegmentationFolders(SegmentationData):
+    """Images and annotations in the layout of ADEChallengeData2016, or of a Hugging Face data set.
+
+    ``root/images/{training,validation}/NAME.jpg`` and ``root/annotations/{training,validation}/NAME.png``: one channel
+    of class numbers from 1 on, 0 where pixels are ignored. Training follows the released Segmenter (mmsegmentation):
+    resize, crop, flip, photometric distortion, normalise, pad.
+
+    Args:
+        root: folder of the data set; with ``reader``, where it keeps its files.
+        reader: ``hfds/HUB_ID`` or ``hfds/FOLDER``: Hugging Face ``datasets`` instead of folders; null: folders.
+        splits: the reader's names of the splits (train, val).
+        reader_args: the reader's columns (image, annotation).
+        class_names: text file with a name per line, under ``root`` unless absolute; null: by number.
+        resize: [long, short] side that images are fitted to, keeping their ratio; null: they keep their size.
+        scale: range of a random factor on it in training.
+        max_class_share: no class fills more than this of a training crop; 1 switches it off.
+        crop_tries: so many crops are tried for it.
+        flip: probability of a horizontal flip.
+        photometric: whether colours are distorted.
+        train_samples: train on so many images, evenly spaced; null: on all.
+
+    Raises:
+        InputError: files that are missing, do not pair up, or do not fit the settings.
+    """
+
+    def __init__(
+        self,
+        root: str | None,
+        reader: str | None = None,
+        splits: dict[str, str | None] | None = None,
+        reader_args: dict[str, str] | None = None,
+        class_names: str | None = None,
+        resize: Sequence[int] | None = (2048, 512),
+        scale: Sequence[float] = (0.5, 2.0),
+        max_class_share: float = 0.75,
+        crop_tries: int = 10,
+        flip: float = 0.5,
+        photometric: bool = True,
+        train_samples: int | None = None,
+        max_corrupt: float = 0.0,
+        **kwargs,
+    ) -> None:
+        super().__init__(max_corrupt=max_corrupt, **kwargs)
+        self.root, self.reader, self.class_names_file = root, reader, class_names
+        self.reader_splits = {"train": "train", "val": "validation", **(splits or {})}
+        self.columns = {"image": "image", "annotation": "annotation", **(reader_args or {})}
+        self.limits, self.scale = _two_numbers("data.resize", resize, 1, True), _two_numbers("data.scale", scale, 0.01)
+        if self.scale[0] > self.scale[1]:
+            raise InputError(f"data.scale={list(self.scale)} must rise, e.g. data.scale=[0.5,2.0]")
+        check_number("data.max_class_share", max_class_share, 0.01, 1)
+        check_number("data.crop_tries", crop_tries, 1, integer=True)
+        check_number("data.flip", flip, 0, 1)
+        self.max_class_share, self.crop_tries, self.flip = max_class_share, crop_tries, flip
+        self.photometric, self.train_samples = photometric, train_samples
+        self.mode = "L" if self.in_chans == 1 else "RGB"
+
+    def read(self) -> dict[str, Sequence[Pair] | None]:
+        splits = self._read_root() if self.reader is None else self._read_hub()
+        if self.class_names_file is not None:
+            self._class_names = read_class_names(Path(self.root or ".", self.class_names_file), self.num_classes)
+        if self.train_samples is not None and splits["train"] is not None:
+            count = len(splits["train"])
+            check_number("data.train_samples", self.train_samples, 1, count, integer=True)
+            chosen = np.linspace(0, count - 1, self.train_samples).round().astype(int)
+            splits["train"] = torch.utils.data.Subset(splits["train"], chosen.tolist())
+        return {**splits, "test": None}
+
+    def _read_root(self) -> dict[str, Sequence[Pair] | None]:
+        root, splits = check_root(self.root), {}
+        for split, name in FOLDERS.items():
+            if split == "train" and not self.trains and not (root / "images" / name).is_dir():
+                splits[split] = None
+                continue
+            found, problems = find_pairs(root, name)
+            if problems:
+                more = f" ({len(problems)} such files)" if len(problems) > 1 else ""
+                raise InputError(problems[0] + more)
+            splits[split] = FolderPairs(found, self.num_classes, self.mode)
+        return splits
+
+    def _read_hub(self) -> dict[str, Sequence[Pair] | None]:
+        if not self.reader.startswith("hfds/"):
+            raise InputError(f"data.reader={self.reader}: segmentation reads hfds/HUB_ID, hfds/FOLDER or data.root")
+        if unknown := sorted(self.columns.keys() - {"image", "annotation"}):
+            raise InputError(
+                f"data.reader_args.{unknown[0]}: only the columns' names, image and annotation, can be set"
+            )
+        wanted = {name: self.reader_splits[name] if name == "val" or self.trains else None for name in FOLDERS}
+        if missing := [name for name in FOLDERS if self.reader_splits[name] is None]:
+            raise InputError(f"data.splits.{missing[0]} is not set: name the reader's split")
+        args = (self.root, self.columns, self.num_classes, self.mode)
+        return {name: split and HubPairs(self.reader, split, *args) for name, split in wanted.items()}
+
+    def augment(self) -> tuple[list[v2.Transform], list[v2.Transform]]:
+        crop = VariedCrop(self.img_size, self.max_class_share, self.crop_tries)
+        geometric = [FitResize(self.limits, self.scale), crop, v2.RandomHorizontalFlip(self.flip)]
+        return geometric, [PhotometricDistortion()] if self.photometric else []
+
+    def resize(self) -> list[v2.Transform]:
+        return [] if self.limits is None else [FitResize(self.limits)]
+
+
+def _two_numbers(name: str, values: Any, least: float, integer: bool = False) -> tuple[Any, Any] | None:
+    if values is None and integer:
+        return None
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 2:
+        raise InputError(f"{name}={values} is no list of two numbers")
+    for value in values:
+        check_number(name, value, least, integer=integer)
+    return tuple(values)
+
+
+def read_class_names(file: Path, num_classes: int) -> list[str]:
+    """A name per line.
+
+    Raises:
+        InputError: not readable, or another number of names than ``num_classes``.
+    """
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data.class_names: {file} is not a readable text file; null names by number") from error
+    if len(names) != num_classes:
+        raise InputError(f"{file} names {len(names)} classes, data.num_classes={num_classes}; set one of them right")
+    return names
+
+
+def find_pairs(root: Path, split: str) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """(image, annotation) files of a split by name, in order, and a line for every file without its other half.
+
+    Raises:
+        InputError: a folder is missing or holds no image.
+    """
+    files = {}
+    for kind, endings in (("images", (".jpg", ".jpeg", ".png")), ("annotations", (".png",))):
+        folder = root / kind / split
+        if not folder.is_dir():
+            raise InputError(f"{folder} is missing; expected {root}/{{images,annotations}}/{{training,validation}}")
+        listed = (p for p in folder.iterdir() if p.suffix.lower() in endings and not p.name.startswith("."))
+        files[kind] = {p.stem: p for p in sorted(listed)}
+    images, annotations = files["images"], files["annotations"]
+    if not images:
+        raise InputError(f"{root / 'images' / split} holds no .jpg or .png image")
+    problems = [
+        f"{path} has no annotation {root / 'annotations' / split / name}.png; add it or remove the image"
+        for name, path in images.items()
+        if name not in annotations
+    ]
+    problems += [
+        f"{path} has no image {root / 'images' / split / name}.jpg or .png; add it or remove the annotation"
+        for name, path in annotations.items()
+        if name not in images
+    ]
+    return [(path, annotations[name]) for name, path in images.items() if name in annotations], problems
+
+
+def read_pair(
+    image: Path | bytes,
+    annotation: Path | bytes,
+    num_classes: int,
+    mode: str = "RGB",
+    names: tuple[str, str] | None = None,
+) -> Pair:
+    """Decode an image and its annotation: label i → class i - 1, label 0 → :data:`IGNORE`.
+
+    Args:
+        image, annotation: file or its content; ``names`` is what errors call them.
+
+    Raises:
+        CorruptSample: one of them cannot be read.
+        InputError: they do not fit each other or ``num_classes``.
+    """
+    first, second = names or (str(image), str(annotation))
+    picture, labels = decode(image, first, mode), decode(annotation, second, None)
+    array = np.asarray(labels)
+    if array.ndim != 2 or array.dtype.kind not in "bui":
+        raise InputError(f"{second} has the mode {labels.mode}: an annotation is one channel of class numbers")
+    if picture.size != labels.size:
+        sizes = [f"{width} x {height}" for width, height in (picture.size, labels.size)]
+        raise InputError(f"{first} has {sizes[0]} pixels, {second} {sizes[1]}; replace one of them")
+    if (wrong := int(array.max())) > num_classes or (wrong := int(array.min())) < 0:
+        raise InputError(f"{second} holds the label {wrong}, data.num_classes={num_classes}; 0 is ignored, 1 the first")
+    return tv_tensors.Image(picture), tv_tensors.Mask(torch.from_numpy(array.astype(np.uint8) - np.uint8(1)))
+
+
+class FolderPairs(Sequence):
+    """Files of :func:`find_pairs`, decoded by :func:`read_pair`."""
+
+    def __init__(self, files: list[tuple[Path, Path]], num_classes: int, mode: str) -> None:
+        self.files, self._args = files, (num_classes, mode)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Pair:
+        return read_pair(*self.files[index], *self._args)
+
+
+class HubPairs(Sequence):
+    """The same out of two columns of a Hugging Face data set.
+
+    Raises:
+        InputError: it cannot be opened, or has no such columns.
+    """
+
+    def __init__(
+        self, reader: str, split: str, root: str | None, columns: dict[str, str], num_classes: int, mode: str
+    ) -> None:
+        import datasets
+
+        quiet_hub()
+        self._columns, self._args = [columns["image"], columns["annotation"]], (num_classes, mode)
+        self._names = [f"{reader}, {split}, {column}" for column in self._columns]
+        try:
+            table = datasets.load_dataset(reader.removeprefix("hfds/"), split=split, cache_dir=root)
+        except Exception as error:  # datasets, huggingface_hub, pyarrow: each raises its own kinds
+            raise reader_error(reader, split, error) from error
+        for key, column in columns.items():
+            if not isinstance(table.features.get(column), datasets.Image):
+                there = ", ".join(table.column_names)
+                raise InputError(
+                    f"data.reader_args.{key}={column}: {reader} has no such column of images, only {there}"
+                )
+            table = table.cast_column(column, datasets.Image(decode=False))
+        self._table = table.select_columns(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Pair:
+        cells = [self._table[index][column] for column in self._columns]
+        contents = [cell["bytes"] if cell["bytes"] is not None else Path(cell["path"] or "") for cell in cells]
+        names = tuple(f"{name}, row {index}" for name in self._names)
+        return read_pair(*contents, *self._args, names)

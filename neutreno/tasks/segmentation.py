@@ -90,14 +90,13 @@ class Segmentation(Task):
         self._to_show = False
 
     def _window(self, key: str, settings: Mapping[str, Any]) -> SlidingWindow:
+        patch, side = max(self.model.encoder.patch_embed.patch_size), settings.get("window")
         try:
-            window = SlidingWindow(**settings)
+            if isinstance(side, int) and side < patch:
+                raise InputError(f"window={side} is smaller than a patch of {patch} pixels; enlarge it")
+            return SlidingWindow(**settings)
         except (TypeError, InputError) as error:
             raise InputError(f"task.{key}: {str(error).removeprefix('SlidingWindow.__init__() ')}") from error
-        patch = max(self.model.encoder.patch_embed.patch_size)
-        if window.window < patch:
-            raise InputError(f"task.{key}: window={window.window} is smaller than a patch of {patch} pixels")
-        return window
 
     def _new_metric(self) -> MulticlassConfusionMatrix:
         return MulticlassConfusionMatrix(self.num_classes, ignore_index=IGNORE, validate_args=False)

@@ -1,0 +1,239 @@
+"""The segmentation task: its scores, and whole runs on small images in ADE20K's layout."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_one_line_error, run_forked, run_ranks
+from PIL import Image
+from sklearn.metrics import confusion_matrix
+
+from neutreno.data.segmentation import IGNORE
+from neutreno.errors import InputError
+from neutreno.models.segmenter import segmenter
+from neutreno.models.vit import vit
+from neutreno.tasks.segmentation import Segmentation, scores
+
+CLASSES = 4
+SMALL = [
+    "data=ade20k",
+    f"data.num_classes={CLASSES}",
+    "data.img_size=32",
+    "data.resize=[64,32]",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "model.size=mini",
+    "model.depth=2",
+    "model.embed_dim=16",
+    "model.num_heads=2",
+    "task.inference.stride=16",
+    "task.protocols={stride480:null,multi_scale:{stride:16,scales:[0.5,1.0]}}",
+    "trainer.max_epochs=2",
+    "trainer.check_val_every_n_epoch=1",
+    "probe.every_n_epochs=1",
+    "probe.num_samples=3",
+    "trainer.accelerator=cpu",
+    "name=x",
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Six images to train and five of several sizes to validate; the label is the brightness, the last row ignored."""
+    root = tmp_path_factory.mktemp("ade")
+    draw = np.random.default_rng(0)
+    for split, sizes in (
+        ("training", [(48, 40)] * 6),
+        ("validation", [(48, 40), (36, 60), (33, 33), (70, 40), (20, 90)]),
+    ):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for i, (height, width) in enumerate(sizes):
+            coarse = draw.integers(0, CLASSES, (1 + height // 16, 1 + width // 16))
+            classes = coarse.repeat(16, 0).repeat(16, 1)[:height, :width]
+            labels = (classes + 1).astype(np.uint8)
+            labels[-1] = 0
+            grey = (classes * 80 + draw.integers(0, 16, classes.shape)).astype(np.uint8)
+            Image.fromarray(grey).convert("RGB").save(root / f"images/{split}/{i}.png")
+            Image.fromarray(labels).save(root / f"annotations/{split}/{i}.png")
+    return root
+
+
+def result(folder):
+    return json.loads((folder / "outputs/x/result.json").read_text())
+
+
+def table(file):
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+def train(folders, cwd, *arguments):
+    return run_forked("train.py", *SMALL, f"data.root={folders}", *arguments, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def finished(folders, tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("finished")
+    done = train(folders, cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd
+
+
+def independent(truth, guess):
+    """Mean IoU, pixel and mean accuracy in percent from scikit-learn's confusion matrix, over labelled pixels."""
+    kept = truth != IGNORE
+    table = confusion_matrix(truth[kept], guess[kept], labels=range(CLASSES)).astype(float)
+    right, row, column = np.diag(table), table.sum(1), table.sum(0)
+    with np.errstate(invalid="ignore"):
+        iou, recall = right / (row + column - right), right / row
+    return [100 * np.nanmean(iou), 100 * right.sum() / table.sum(), 100 * np.nanmean(recall)]
+
+
+@pytest.mark.parametrize("missing", [None, "from the truth", "from both"])
+def test_scores_equal_scikit_learns_on_random_predictions_with_ignored_pixels(monkeypatch, missing):
+    """Through the task, batch by batch: images of several sizes, a fifth of the pixels ignored."""
+    draw = np.random.default_rng(1)
+    sizes = [(7, 9), (12, 5), (30, 31), (1, 4)]
+    truths = [draw.choice([0, 1, 2, 3, IGNORE], size) for size in sizes]
+    guesses = [draw.integers(0, CLASSES, size) for size in sizes]
+    for truth, guess in zip(truths, guesses, strict=True):
+        if missing:
+            truth[truth == 3] = 1
+        if missing == "from both":
+            guess[guess == 3] = 0
+    answers = iter(guesses)
+    monkeypatch.setattr(
+        "neutreno.tasks.segmentation.segment",
+        lambda network, images, sizes, window: [torch.from_numpy(next(answers)) for _ in images],
+    )
+    task = small_task()
+    reported = {}
+    monkeypatch.setattr(task, "report", reported.update)
+    pairs = [(torch.zeros(3, 4, 4), torch.from_numpy(truth)) for truth in truths]
+    task._evaluate("val_", pairs[:3])
+    task._evaluate("val_", [])  # none of its images could be read
+    task._evaluate("val_", pairs[3:])
+    task._report("val_")
+    flat = [np.concatenate([a.ravel() for a in arrays]) for arrays in (truths, guesses)]
+    names = ["val/miou", "val/pixel_acc", "val/mean_acc"]
+    np.testing.assert_allclose([reported[name] for name in names], independent(*flat), atol=1e-4)
+
+
+def small_task(**kwargs):
+    model = segmenter("mini", img_size=16, patch_size=8, num_classes=CLASSES, depth=1)
+    return Segmentation(model, CLASSES, {"window": 16, "stride": 16}, **kwargs)
+
+
+def test_a_perfect_prediction_scores_one_and_a_constant_one_its_share():
+    assert scores(torch.diag(torch.tensor([5, 2, 9])))["miou"] == 1
+    constant = scores(torch.tensor([[6, 0], [2, 0]]))
+    assert constant["miou"] == 6 / 8 / 2 and constant["pixel_acc"] == 0.75 and constant["mean_acc"] == 0.5
+
+
+def test_ignored_pixels_do_not_train():
+    task = small_task().eval()
+    images, masks = torch.randn(2, 3, 16, 16), torch.randint(0, CLASSES, (2, 16, 16))
+    masks[:, :4] = IGNORE
+    kept = torch.nn.functional.cross_entropy(task.model(images)[:, :, 4:], masks[:, 4:])
+    torch.testing.assert_close(task.loss((images, masks)), kept)
+    assert task.loss((images, torch.full_like(masks, IGNORE))) == 0
+
+
+def test_a_run_reports_encoder_and_decoder_and_leaves_figures(finished):
+    run, record = finished / "outputs/x", result(finished)
+    curves = record["oversmoothing"]
+    assert [len(curves["last"]), len(curves["decoder"]["last"])] == [3, 3]
+    assert {"val/miou", "val/pixel_acc", "val/mean_acc", "best/val/miou"} == record["metrics"].keys() - {
+        "best/val/pixel_acc",
+        "best/val/mean_acc",
+    }
+    logged = (run / "metrics.csv").read_text().splitlines()[0]
+    assert "oversmoothing/cosine/layer_02" in logged and "oversmoothing/cosine_decoder/layer_02" in logged
+    rows = table(run / "class_iou.csv")
+    assert [row["name"] for row in rows] == [f"class {i + 1}" for i in range(CLASSES)]
+    mean = np.mean([float(row["iou"]) for row in rows])
+    assert mean == pytest.approx(record["metrics"]["val/miou"], abs=1e-3)
+    for figure in ("class_iou.png", "predictions.png", "oversmoothing.png"):
+        assert Image.open(run / figure).size[0] > 300
+
+
+def test_validation_covers_every_labelled_pixel_once(finished, folders):
+    rows = table(finished / "outputs/x/class_iou.csv")
+    labels = np.concatenate(
+        [np.asarray(Image.open(p)).ravel() for p in sorted((folders / "annotations/validation").iterdir())]
+    )
+    assert [int(row["pixels"]) for row in rows] == np.bincount(labels, minlength=CLASSES + 1)[1:].tolist()
+
+
+def test_evaluate_repeats_the_runs_figures_and_adds_its_protocols(finished, folders, tmp_path):
+    done = run_forked("evaluate.py", "outputs/x", "cost=null", f"name={tmp_path.name}", cwd=finished)
+    assert done.returncode == 0, done.stderr
+    folder = finished / "outputs/evaluations" / tmp_path.name
+    found = json.loads((folder / "evaluation.json").read_text())["metrics"]
+    for name, value in result(finished)["metrics"].items():
+        assert found[name] == pytest.approx(value, abs=1e-3), name
+    assert 0 < found["val_multi_scale/miou"] != found["val/miou"] and "val_stride480/miou" not in found
+    rows = table(folder / "evaluation_class_iou.csv")
+    assert {row["split"] for row in rows} == {"val", "val_multi_scale"}
+    page = (folder / "evaluation.md").read_text()
+    assert "decoder layer" in page and "without class embeddings" in page and "val_multi_scale/miou" in page
+
+
+def test_protocols_can_be_changed_at_evaluation(finished, tmp_path):
+    arguments = ["cost=null", f"name={tmp_path.name}", "task.protocols.dense={stride:8}", "task.inference.batch=3"]
+    done = run_forked("evaluate.py", "outputs/x", *arguments, cwd=finished)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((finished / f"outputs/evaluations/{tmp_path.name}/evaluation.json").read_text())["metrics"]
+    assert found["val/miou"] == pytest.approx(result(finished)["metrics"]["val/miou"], abs=1e-3)
+    assert "val_dense/miou" in found
+    refused = run_forked("evaluate.py", "outputs/x", "task.lr=1", cwd=finished)
+    assert_one_line_error(refused, "task.lr")
+
+
+def test_the_encoder_starts_from_a_run_folder(finished, folders, tmp_path):
+    run = finished / "outputs/x"
+    done = train(folders, tmp_path, f"model.encoder_weights={run}", "trainer.limit_train_batches=1")
+    assert done.returncode == 0, done.stderr
+    wide = train(folders, tmp_path, f"model.encoder_weights={run}", "model.embed_dim=32", "name=wide")
+    assert_one_line_error(wide, "model.encoder_weights", "a width of 16, the model of 32")
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_validation_scores_of_one(finished, folders, tmp_path):
+    """Five images over two processes: none counted twice, none left out."""
+    arguments = [*SMALL, f"data.root={folders}", "trainer.devices=2", "trainer.strategy=ddp", "model.weights=null"]
+    start = f"model.weights={finished / 'outputs/x'}"  # the same weights, and none of their training
+    still = ["trainer.max_epochs=1", "task.lr=0", "task.min_lr=0", start]
+    one = train(folders, tmp_path, *still, "name=one")
+    assert one.returncode == 0, one.stderr
+    for done in run_ranks(2, *arguments, *still, "name=two", cwd=tmp_path):
+        assert done.returncode == 0, done.stderr
+    metrics = [json.loads((tmp_path / f"outputs/{n}/result.json").read_text())["metrics"] for n in ("one", "two")]
+    assert metrics[0]["val/miou"] == metrics[1]["val/miou"] == result(finished)["metrics"]["val/miou"]
+    tables = [(tmp_path / f"outputs/{n}/class_iou.csv").read_text() for n in ("one", "two")]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["task.inference.window=8"], ["task.inference", "window=8", "smaller than a patch of 16"]),
+        (["task.inference.scales=[]"], ["task.inference", "scales=[]", "[1.0]"]),
+        (["task.inference.stride=64"], ["task.inference", "stride=64", "gaps"]),
+        (["task.protocols.multi_scale.scales=[]"], ["task.protocols.multi_scale", "scales=[]"]),
+        (["+task.protocols.multi_scale.strides=1"], ["task.protocols.multi_scale", "strides"]),
+        (["model=deit"], ["model=segmenter"]),
+        (["model.encoder_weights=nothing_here"], ["nothing_here", "neither a run folder"]),
+        (["task.schedule=linear"], ["task.schedule=linear", "poly"]),
+    ],
+)
+def test_bad_input_is_one_line(folders, tmp_path, arguments, words):
+    assert_one_line_error(train(folders, tmp_path, *arguments), *words)
+    assert not (tmp_path / "outputs/x").exists()
+
+
+def test_only_a_segmenter_is_trained_to_segment():
+    with pytest.raises(InputError, match="choose model=segmenter"):
+        Segmentation(vit("mini", img_size=16, patch_size=8), CLASSES, {"window": 16, "stride": 16})

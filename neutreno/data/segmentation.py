@@ -292,8 +292,20 @@ def read_pair(
         sizes = [f"{width} x {height}" for width, height in (picture.size, labels.size)]
         raise InputError(f"{first} has {sizes[0]} pixels, {second} {sizes[1]}; replace one of them")
     if (wrong := int(array.max())) > num_classes or (wrong := int(array.min())) < 0:
-        raise InputError(f"{second} holds the label {wrong}, data.num_classes={num_classes}; 0 is ignored, 1 the first")
+        raise InputError(
+            f"{second} holds the label {wrong}, data.num_classes={num_classes} allows 0 (ignored) to {num_classes}; "
+            "set data.num_classes=, or replace it"
+        )
     return tv_tensors.Image(picture), tv_tensors.Mask(torch.from_numpy(array.astype(np.uint8) - np.uint8(1)))
+
+
+def pair_problem(files: tuple[Path, Path], num_classes: int) -> str | None:
+    """What is wrong with an image and its annotation, in a line, if anything is."""
+    try:
+        read_pair(*files, num_classes)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 class FolderPairs(Sequence):

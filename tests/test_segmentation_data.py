@@ -80,8 +80,7 @@ def test_annotations_of_16_bits_and_with_a_palette_read_the_same(root):
     labels = np.asarray(Image.open(file))
     Image.fromarray(labels.astype(np.uint16)).save(file)
     assert Image.open(file).mode == "I;16" and torch.equal(opened(root=str(root)).splits["train"][0][1], expected)
-    palette = Image.fromarray(labels, "L").convert("P")
-    palette.putdata(labels.flatten().tolist())
+    palette = Image.fromarray(labels).convert("P")
     palette.putpalette([200, 10, 10, 0, 200, 0, 1, 1, 250, 9, 9, 9, 90, 90, 0])
     palette.save(file)
     assert Image.open(file).mode == "P" and torch.equal(opened(root=str(root)).splits["train"][0][1], expected)
@@ -331,6 +330,7 @@ BROKEN = {
         unlink("images/validation/2.jpg"),
         r"annotations/validation/2\.png has no image .*/2\.jpg",
     ),
+    "two images of one name": (write("images/training/2.png", b"x"), r"training/2\.png and 2\.jpg have the same name"),
     "sizes differ": (swap_sizes, r"images/training/0\.png has 40 x 30 pixels, .*annotations/training/0\.png 30 x 40"),
     "annotation with colours": (rgb_annotation, r"annotations/training/0\.png has the mode RGB: an annotation is one"),
     "empty image": (write("images/training/0.png", b""), r"images/training/0\.png is empty"),
@@ -348,6 +348,11 @@ def test_broken_files_are_named_in_a_line(root, change, said):
     with pytest.raises(InputError, match=said) as error:
         opened(root=str(root)).splits["train"][0]
     assert "\n" not in str(error.value)
+
+
+def test_hidden_files_are_no_images(root):
+    (root / "images/training/._0.jpg").write_bytes(b"what a Mac leaves behind")
+    assert len(opened(root=str(root)).splits["train"]) == 5
 
 
 def test_many_lonely_images_are_counted(root):
@@ -488,6 +493,8 @@ def test_scenes_show_the_digits_of_their_own_split(monkeypatch):
     monkeypatch.setattr(digit_scenes, "split_digits", lambda: marked)
     data = scenes()
     assert [data.splits[s].masks.unique().tolist() for s in marked] == [[3, 10], [4, 10], [5, 10]]
+    layouts = {(mask != BACKGROUND).numpy().tobytes() for s in marked for mask in data.splits[s].masks}
+    assert len(layouts) == 54
 
 
 def test_no_digit_is_in_two_splits():

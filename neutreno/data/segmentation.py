@@ -239,22 +239,23 @@ def read_class_names(file: Path, num_classes: int) -> list[str]:
 
 
 def find_pairs(root: Path, split: str) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """(image, annotation) files of a split by name, in order, and a line for every file without its other half.
+    """(image, annotation) files of a split by name, in order, and a line for every file that does not pair up.
 
     Raises:
         InputError: a folder is missing or holds no image.
     """
-    files = {}
+    files, problems = {"images": {}, "annotations": {}}, []
     for kind, endings in (("images", (".jpg", ".jpeg", ".png")), ("annotations", (".png",))):
-        folder = root / kind / split
+        folder, named = root / kind / split, files[kind]
         if not folder.is_dir():
             raise InputError(f"{folder} is missing; expected {root}/{{images,annotations}}/{{training,validation}}")
-        listed = (p for p in folder.iterdir() if p.suffix.lower() in endings and not p.name.startswith("."))
-        files[kind] = {p.stem: p for p in sorted(listed)}
+        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in endings and not p.name.startswith(".")):
+            if named.setdefault(path.stem, path) != path:
+                problems.append(f"{path} and {named[path.stem].name} have the same name; remove one")
     images, annotations = files["images"], files["annotations"]
     if not images:
         raise InputError(f"{root / 'images' / split} holds no .jpg or .png image")
-    problems = [
+    problems += [
         f"{path} has no annotation {root / 'annotations' / split / name}.png; add it or remove the image"
         for name, path in images.items()
         if name not in annotations

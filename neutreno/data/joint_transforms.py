@@ -99,9 +99,10 @@ class PhotometricDistortion(v2.Transform):
             image = (image + params["brightness"]).clamp(0, 1)
         if contrast is not None and params["contrast_first"]:
             image = (image * contrast).clamp(0, 1)
-        if params["saturation"] is not None:  # HSV's, by its definition: the largest channel stays
+        if params["saturation"] is not None:  # of HSV: the largest channel stays, the smallest ends at 0
             value = image.amax(0, keepdim=True)
-            image = (value - (value - image) * params["saturation"]).clamp(min=0)
+            most = value / (value - image.amin(0, keepdim=True)).clamp(min=1e-6)
+            image = value - (value - image) * most.clamp(max=params["saturation"])
         if params["hue"] is not None:
             image = F.adjust_hue(image, params["hue"])
         if contrast is not None and not params["contrast_first"]:

@@ -239,22 +239,23 @@ def read_class_names(file: Path, num_classes: int) -> list[str]:
 
 
 def find_pairs(root: Path, split: str) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """(image, annotation) files of a split by name, in order, and a line for every file without its other half.
+    """(image, annotation) files of a split by name, in order, and a line for every file that does not pair up.
 
     Raises:
         InputError: a folder is missing or holds no image.
     """
-    files = {}
+    files, problems = {"images": {}, "annotations": {}}, []
     for kind, endings in (("images", (".jpg", ".jpeg", ".png")), ("annotations", (".png",))):
-        folder = root / kind / split
+        folder, named = root / kind / split, files[kind]
         if not folder.is_dir():
             raise InputError(f"{folder} is missing; expected {root}/{{images,annotations}}/{{training,validation}}")
-        listed = (p for p in folder.iterdir() if p.suffix.lower() in endings and not p.name.startswith("."))
-        files[kind] = {p.stem: p for p in sorted(listed)}
+        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in endings and not p.name.startswith(".")):
+            if named.setdefault(path.stem, path) != path:
+                problems.append(f"{path} and {named[path.stem].name} have the same name; remove one")
     images, annotations = files["images"], files["annotations"]
     if not images:
         raise InputError(f"{root / 'images' / split} holds no .jpg or .png image")
-    problems = [
+    problems += [
         f"{path} has no annotation {root / 'annotations' / split / name}.png; add it or remove the image"
         for name, path in images.items()
         if name not in annotations
@@ -292,8 +293,20 @@ def read_pair(
         sizes = [f"{width} x {height}" for width, height in (picture.size, labels.size)]
         raise InputError(f"{first} has {sizes[0]} pixels, {second} {sizes[1]}; replace one of them")
     if (wrong := int(array.max())) > num_classes or (wrong := int(array.min())) < 0:
-        raise InputError(f"{second} holds the label {wrong}, data.num_classes={num_classes}; 0 is ignored, 1 the first")
+        raise InputError(
+            f"{second} holds the label {wrong}, data.num_classes={num_classes} allows 0 (ignored) to {num_classes}; "
+            "set data.num_classes=, or replace it"
+        )
     return tv_tensors.Image(picture), tv_tensors.Mask(torch.from_numpy(array.astype(np.uint8) - np.uint8(1)))
+
+
+def pair_problem(files: tuple[Path, Path], num_classes: int) -> str | None:
+    """What is wrong with an image and its annotation, in a line, if anything is."""
+    try:
+        read_pair(*files, num_classes)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 class FolderPairs(Sequence):

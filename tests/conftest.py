@@ -170,6 +170,31 @@ def image_parquet(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def street_folders(tmp_path_factory):
+    """ADE20K's layout, four classes: six images to train, five of several sizes to validate.
+
+    The brightness is the label; the last row is ignored.
+    """
+    root = tmp_path_factory.mktemp("streets")
+    draw = np.random.default_rng(0)
+    for split, sizes in (
+        ("training", [(48, 40)] * 6),
+        ("validation", [(48, 40), (36, 60), (33, 33), (70, 40), (20, 90)]),
+    ):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for i, (height, width) in enumerate(sizes):
+            coarse = draw.integers(0, 4, (1 + height // 16, 1 + width // 16))
+            classes = coarse.repeat(16, 0).repeat(16, 1)[:height, :width]
+            labels = (classes + 1).astype(np.uint8)
+            labels[-1] = 0
+            grey = (classes * 80 + draw.integers(0, 16, classes.shape)).astype(np.uint8)
+            Image.fromarray(grey).convert("RGB").save(root / f"images/{split}/{i}.png")
+            Image.fromarray(labels).save(root / f"annotations/{split}/{i}.png")
+    return root
+
+
 def run_ranks(
     processes: int, *arguments: str, cwd: Path, slurm: bool = False, leader: Callable[[], None] = lambda: None
 ) -> list[subprocess.CompletedProcess[str]]:

@@ -39,28 +39,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Six images to train and five of several sizes to validate; the label is the brightness, the last row ignored."""
-    root = tmp_path_factory.mktemp("ade")
-    draw = np.random.default_rng(0)
-    for split, sizes in (
-        ("training", [(48, 40)] * 6),
-        ("validation", [(48, 40), (36, 60), (33, 33), (70, 40), (20, 90)]),
-    ):
-        for kind in ("images", "annotations"):
-            (root / kind / split).mkdir(parents=True)
-        for i, (height, width) in enumerate(sizes):
-            coarse = draw.integers(0, CLASSES, (1 + height // 16, 1 + width // 16))
-            classes = coarse.repeat(16, 0).repeat(16, 1)[:height, :width]
-            labels = (classes + 1).astype(np.uint8)
-            labels[-1] = 0
-            grey = (classes * 80 + draw.integers(0, 16, classes.shape)).astype(np.uint8)
-            Image.fromarray(grey).convert("RGB").save(root / f"images/{split}/{i}.png")
-            Image.fromarray(labels).save(root / f"annotations/{split}/{i}.png")
-    return root
-
-
 def result(folder):
     return json.loads((folder / "outputs/x/result.json").read_text())
 
@@ -69,14 +47,14 @@ def table(file):
     return list(csv.DictReader(file.read_text().splitlines()))
 
 
-def train(folders, cwd, *arguments):
-    return run_forked("train.py", *SMALL, f"data.root={folders}", *arguments, cwd=cwd)
+def train(street_folders, cwd, *arguments):
+    return run_forked("train.py", *SMALL, f"data.root={street_folders}", *arguments, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
-def finished(folders, tmp_path_factory):
+def finished(street_folders, tmp_path_factory):
     cwd = tmp_path_factory.mktemp("finished")
-    done = train(folders, cwd)
+    done = train(street_folders, cwd)
     assert done.returncode == 0, done.stderr
     return cwd
 
@@ -159,15 +137,15 @@ def test_a_run_reports_encoder_and_decoder_and_leaves_figures(finished):
         assert Image.open(run / figure).size[0] > 300
 
 
-def test_validation_covers_every_labelled_pixel_once(finished, folders):
+def test_validation_covers_every_labelled_pixel_once(finished, street_folders):
     rows = table(finished / "outputs/x/class_iou.csv")
     labels = np.concatenate(
-        [np.asarray(Image.open(p)).ravel() for p in sorted((folders / "annotations/validation").iterdir())]
+        [np.asarray(Image.open(p)).ravel() for p in sorted((street_folders / "annotations/validation").iterdir())]
     )
     assert [int(row["pixels"]) for row in rows] == np.bincount(labels, minlength=CLASSES + 1)[1:].tolist()
 
 
-def test_evaluate_repeats_the_runs_figures_and_adds_its_protocols(finished, folders, tmp_path):
+def test_evaluate_repeats_the_runs_figures_and_adds_its_protocols(finished, street_folders, tmp_path):
     done = run_forked("evaluate.py", "outputs/x", "cost=null", f"name={tmp_path.name}", cwd=finished)
     assert done.returncode == 0, done.stderr
     folder = finished / "outputs/evaluations" / tmp_path.name
@@ -192,21 +170,27 @@ def test_protocols_can_be_changed_at_evaluation(finished, tmp_path):
     assert_one_line_error(refused, "task.lr")
 
 
-def test_the_encoder_starts_from_a_run_folder(finished, folders, tmp_path):
+def test_the_encoder_starts_from_a_run_folder(finished, street_folders, tmp_path):
     run = finished / "outputs/x"
-    done = train(folders, tmp_path, f"model.encoder_weights={run}", "trainer.limit_train_batches=1")
+    done = train(street_folders, tmp_path, f"model.encoder_weights={run}", "trainer.limit_train_batches=1")
     assert done.returncode == 0, done.stderr
-    wide = train(folders, tmp_path, f"model.encoder_weights={run}", "model.embed_dim=32", "name=wide")
+    wide = train(street_folders, tmp_path, f"model.encoder_weights={run}", "model.embed_dim=32", "name=wide")
     assert_one_line_error(wide, "model.encoder_weights", "a width of 16, the model of 32")
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_validation_scores_of_one(finished, folders, tmp_path):
+def test_two_processes_give_the_validation_scores_of_one(finished, street_folders, tmp_path):
     """Five images over two processes: none counted twice, none left out."""
-    arguments = [*SMALL, f"data.root={folders}", "trainer.devices=2", "trainer.strategy=ddp", "model.weights=null"]
+    arguments = [
+        *SMALL,
+        f"data.root={street_folders}",
+        "trainer.devices=2",
+        "trainer.strategy=ddp",
+        "model.weights=null",
+    ]
     start = f"model.weights={finished / 'outputs/x'}"  # the same weights, and none of their training
     still = ["trainer.max_epochs=1", "task.lr=0", "task.min_lr=0", start]
-    one = train(folders, tmp_path, *still, "name=one")
+    one = train(street_folders, tmp_path, *still, "name=one")
     assert one.returncode == 0, one.stderr
     for done in run_ranks(2, *arguments, *still, "name=two", cwd=tmp_path):
         assert done.returncode == 0, done.stderr
@@ -229,8 +213,8 @@ def test_two_processes_give_the_validation_scores_of_one(finished, folders, tmp_
         (["task.schedule=linear"], ["task.schedule=linear", "poly"]),
     ],
 )
-def test_bad_input_is_one_line(folders, tmp_path, arguments, words):
-    assert_one_line_error(train(folders, tmp_path, *arguments), *words)
+def test_bad_input_is_one_line(street_folders, tmp_path, arguments, words):
+    assert_one_line_error(train(street_folders, tmp_path, *arguments), *words)
     assert not (tmp_path / "outputs/x").exists()
 
 

@@ -94,11 +94,18 @@ def proxy_images(tmp_path_factory):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_and_trains_two_steps(experiment, tmp_path, request):
     arguments = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "name=x"]
+    segments = experiment.startswith(("table2", "camvid"))
     if not experiment.startswith("digits"):
-        small = ["img_size=32", "batch_size=8", "num_classes=100", "num_workers=0"]
-        arguments += [*(f"data.{s}" for s in small), f"data.root={request.getfixturevalue('proxy_images')}"]
+        small = ["img_size=32", "num_workers=0", *(["batch_size=2", "num_classes=4"] if segments else ["batch_size=8"])]
+        folder = request.getfixturevalue("street_folders" if segments else "proxy_images")
+        arguments += [*(f"data.{s}" for s in small), f"data.root={folder}"]
         arguments += ["model.depth=1", "model.embed_dim=16", "model.num_heads=1", "trainer.precision=32-true"]
         arguments += ["model.weights=null", "trainer.limit_val_batches=1"]
+    if segments:
+        arguments += ["model.encoder_weights=null", "data.class_names=null", "data.resize=[64,32]"]
+        arguments += [f"task.protocols.{name}=null" for name in composed(f"experiment={experiment}").task.protocols]
+    elif not experiment.startswith("digits"):
+        arguments += ["data.num_classes=100"]
     done = run_forked("train.py", f"experiment={experiment}", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "outputs/x/result.json").read_text())
@@ -106,6 +113,7 @@ def test_every_experiment_composes_and_trains_two_steps(experiment, tmp_path, re
     row = experiment.rpartition("/")[2]
     assert result["settings"]["attention"] == ("neutreno" if "neutreno" in row else "softmax")
     assert result["settings"]["block"] == ("featscale" if "featscale" in row else "plain")
+    assert result["settings"]["model"] == ("segmenter" if segments else "deit")
     assert result["settings"]["size"] == next((s for s in ("tiny", "small") if s in row), "mini")
 
 
@@ -116,6 +124,28 @@ def test_rows_of_table_1_differ_in_attention_and_block_alone(size):
     assert {config.pop("expected")["sd"] for config in configs} == {0.42}  # the difference is that of the row
     built = [(config.pop("attention")["_target_"], config.pop("block")["_target_"]) for config in configs]
     assert len(set(built)) == 4 and all(config == configs[0] for config in configs)
+
+
+def test_rows_of_table_2_differ_in_attention_and_encoder_alone():
+    """And each encoder is the run that the row of Table 1 makes."""
+    rows = ("softmax", "neutreno")
+    composed_rows = [composed(f"experiment=table2/{row}_deit_tiny") for row in rows]
+    starts = [config.model.encoder_weights for config in composed_rows]
+    configs = [OmegaConf.to_container(config) for config in composed_rows]
+    assert [config["model"].pop("encoder_weights") for config in configs] != starts  # made of seed and output_dir
+    assert configs[0].pop("attention") != configs[1].pop("attention") and configs[0] == configs[1]
+    for row, start in zip(rows, starts, strict=True):
+        experiment = f"experiment=table1/deit_tiny_{row}"
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            config = compose("train", [experiment], return_hydra_config=True)
+        assert start == f"outputs/{default_name(config, dict(config.hydra.runtime.choices), [experiment])}"
+
+
+def test_the_data_set_picks_the_family_of_models_and_the_command_line_wins():
+    assert composed("data=digit_scenes").model._target_.endswith("segmenter")
+    assert "lam" in composed("data=digit_scenes").attention
+    assert "lam" not in composed("data=ade20k", "model=segmenter").attention
+    assert "lam" not in composed("experiment=table2/softmax_deit_tiny").attention
 
 
 def test_adaptation_starts_from_softmax_weights():

@@ -16,7 +16,7 @@ from neutreno.data.splits import SPLIT_SEED
 from neutreno.errors import InputError, check_number
 
 BACKGROUND = 10
-MAGNIFY = (1.25, 2.0)  # range of a digit's side, in units of its 8 pixels
+MAGNIFY = (1.5, 3.0)  # range of a digit's side, in units of its 8 pixels
 INK = 0.4  # pixels with more of it belong to the digit
 
 

@@ -58,7 +58,7 @@ def opened(world=1, rank=0, stage="fit", **kwargs):
 
 def scenes(**kwargs):
     counts = {"train_scenes": 30, "val_scenes": 12, "test_scenes": 12, "batch_size": 4}
-    data = DigitScenes(**{"img_size": 48, "in_chans": 1, "num_classes": 11, **counts, **kwargs})
+    data = DigitScenes(**{"img_size": 32, "in_chans": 1, "num_classes": 11, **counts, **kwargs})
     data.setup()
     return data
 
@@ -472,7 +472,7 @@ def test_a_hub_data_set_says_what_does_not_fit(root, hub):
 
 def configured(name, *overrides):
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose(f"data/{name}", ["+seed=0", *(f"data.{o}" for o in overrides)])
+        config = compose("train", [f"data={name}", *(f"data.{o}" for o in overrides)])
     return instantiate(config.data)
 
 
@@ -530,8 +530,8 @@ def test_a_batch_of_scenes_is_normalised_by_the_training_split():
     assert abs(images.mean()) < 0.05 and abs(images.std() - 1) < 0.05 and masks.dtype == torch.int64
     assert torch.equal(masks, data.splits["train"].masks.long())  # a flip would make other digits
     image, mask = next(iter(data.val_dataloader()))[0]
-    assert image.shape == (1, 48, 48) and mask.shape == (48, 48) and data.has_test
-    assert data.probe_batch(6).shape == (6, 1, 48, 48) and data.class_names[10] == "background"
+    assert image.shape == (1, 32, 32) and mask.shape == (32, 32) and data.has_test
+    assert data.probe_batch(6).shape == (6, 1, 32, 32) and data.class_names[10] == "background"
 
 
 def test_the_scenes_need_no_setting():
@@ -543,7 +543,7 @@ def test_the_scenes_need_no_setting():
 @pytest.mark.parametrize(
     "setting, said",
     [
-        ({"img_size": 20}, r"data\.img_size=20 is not a whole number ≥ 24"),
+        ({"img_size": 20}, r"data\.img_size=20 is not a whole number ≥ 32"),
         ({"num_classes": 10}, "eleven classes"),
         ({"val_scenes": 0}, r"data\.val_scenes=0"),
     ],

@@ -16,13 +16,14 @@ from neutreno.data.splits import SPLIT_SEED
 from neutreno.errors import InputError, check_number
 
 BACKGROUND = 10
-MAGNIFY = (1.5, 3.0)  # range of a digit's side, in units of its 8 pixels
+MAGNIFY = (1.5, 2.0)  # range of a digit's side, in units of its 8 pixels
+CELL = 16  # a digit lies anywhere in a square cell of so many pixels, so that none covers another
 INK = 0.4  # pixels with more of it belong to the digit
 
 
 class DigitScenes(SegmentationData):
-    """Grey scenes of two to five digits at random places and sizes before a textured background; per pixel, the digit
-    or the background.
+    """Grey scenes of two digits or more, of random sizes at random places before a textured background; per pixel, the
+    digit or the background.
 
     Scenes of the training, validation and test split show different digits, those of the split of
     :class:`neutreno.data.digits.Digits`. A scene is a function of split and index alone, so every run sees the same.
@@ -36,10 +37,10 @@ class DigitScenes(SegmentationData):
         self, img_size: int, train_scenes: int = 1000, val_scenes: int = 200, test_scenes: int = 200, **kwargs
     ) -> None:
         names = [*(f"digit {i}" for i in range(10)), "background"]
-        super().__init__(img_size=img_size, mean=[0.360], std=[0.154], class_names=names, **kwargs)
+        super().__init__(img_size=img_size, mean=[0.398], std=[0.177], class_names=names, **kwargs)
         if (self.in_chans, self.num_classes) != (1, 11):
             raise InputError("the scenes have one channel and eleven classes: leave those data settings alone")
-        check_number("data.img_size", img_size, 8 * MAGNIFY[1], integer=True)
+        check_number("data.img_size", img_size, 2 * CELL, integer=True)
         self.scenes = {"train": train_scenes, "val": val_scenes, "test": test_scenes}
         for split, count in self.scenes.items():
             check_number(f"data.{split}_scenes", count, 1, integer=True)
@@ -80,20 +81,15 @@ def compose(digits: Sequence[tuple[Tensor, int]], side: int, key: tuple[int, int
 
     image = _background(side, generator)
     mask = torch.full((side, side), BACKGROUND, dtype=torch.uint8)
-    taken = torch.zeros(side, side, dtype=torch.bool)
-    for _ in range(2 + integer(4)):
+    cells = torch.randperm((side // CELL) ** 2, generator=generator)
+    for cell in cells[: 2 + integer(max(1, len(cells) - 1))].tolist():
         (ink, label), size = digits[integer(len(digits))], round(8 * uniform(*MAGNIFY))
-        for _ in range(20):  # places; a crowded scene goes without the digit
-            top, left = integer(side - size + 1), integer(side - size + 1)
-            place = slice(top, top + size), slice(left, left + size)
-            if not taken[place].any():
-                break
-        else:
-            continue
+        row, column = divmod(cell, side // CELL)
+        top, left = (CELL * at + integer(CELL - size + 1) for at in (row, column))
+        place = slice(top, top + size), slice(left, left + size)
         ink = F.interpolate(ink[None], (size, size), mode="bilinear")[0, 0]
         image[place] += ink * (uniform(0.7, 1.0) - image[place])
         mask[place][ink > INK] = label
-        taken[place] = True
     return (image.clamp(0, 1) * 255).round().byte()[None], mask
 
 

@@ -1,4 +1,4 @@
-"""DeiT's recipe against timm's own factories, called with the arguments that DeiT published."""
+"""DeiT's recipe against timm's own factories, called with the arguments that DeiT published; Segmenter's."""
 
 import random
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
+from timm.layers import DropPath
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
@@ -136,3 +137,27 @@ def test_repeated_augmentation_sees_a_third_of_the_images_three_times_each():
     assert len(given) == 999 and sorted(np.unique(given, return_counts=True)[1]) == [3] * 333
     sampler.set_epoch(1)
     assert {index for batch in sampler for index, _ in batch} != set(given)
+
+
+def test_ade20k_is_trained_as_segmenter():
+    """SGD with Nesterov's momentum and no decay; (1 − t / T)^0.9 from 1e-3 to 1e-5, moved on at every iteration."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", overrides=["data=ade20k"])
+    model = instantiate(config.model)
+    task = instantiate(config.task, model=model, _convert_="all")
+    steps = 7
+    task._trainer = SimpleNamespace(max_epochs=3, datamodule=SimpleNamespace(steps_per_epoch=steps))
+    made = task.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]
+    assert type(optimizer) is torch.optim.SGD and schedule["interval"] == "step"
+    assert all(g["nesterov"] and g["momentum"] == 0.9 and g["weight_decay"] == 0 for g in optimizer.param_groups)
+    for t in range(3 * steps):
+        schedule["scheduler"].step_update(t)
+        expected = (1e-3 - 1e-5) * (1 - t / (3 * steps)) ** 0.9 + 1e-5
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-12)
+    assert max(m.drop_prob for m in model.encoder.modules() if isinstance(m, DropPath)) == pytest.approx(0.1)
+    assert not any(isinstance(m, DropPath) for m in model.decoder.modules())
+    assert {m.p for m in model.encoder.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+    assert {m.p for m in model.decoder.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    assert all(block.attn.attn_drop == 0.1 for block in model.decoder.blocks)
+    assert (config.trainer.max_epochs, config.data.batch_size, config.data.img_size) == (64, 8, 512)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -221,3 +222,43 @@ def test_bad_input_is_one_line(street_folders, tmp_path, arguments, words):
 def test_only_a_segmenter_is_trained_to_segment():
     with pytest.raises(InputError, match="choose model=segmenter"):
         Segmentation(vit("mini", img_size=16, patch_size=8), CLASSES, {"window": 16, "stride": 16})
+
+
+def _without(path):
+    return lambda root: (root / path).unlink()
+
+
+def _relabelled(root):
+    Image.fromarray(np.full((48, 40), 9, np.uint8)).save(root / "annotations/training/2.png")
+
+
+def _resized(root):
+    Image.open(root / "annotations/validation/1.png").resize((10, 10)).save(root / "annotations/validation/1.png")
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda root: (root / "images/validation").rename(root / "val"), ["images/validation is missing", "training"]),
+        (lambda root: (root / "images").rename(root / "pictures"), ["images/training is missing"]),
+        (_without("annotations/training/3.png"), ["images/training/3.png has no annotation", "add it or remove"]),
+        (_resized, ["images/validation/1.png", "annotations/validation/1.png", "60 x 36", "10 x 10"]),
+        (_relabelled, ["annotations/training/2.png", "label 9", "data.num_classes=4"]),
+        (
+            lambda root: (root / "images/training/4.png").write_bytes(b"no"),
+            ["images/training/4.png is not a readable image"],
+        ),
+    ],
+    ids=["split", "folder", "annotation", "sizes", "label", "image"],
+)
+def test_damaged_data_is_named_in_one_line(street_folders, tmp_path, damage, words):
+    root = tmp_path / "copy"
+    shutil.copytree(street_folders, root)
+    damage(root)
+    assert_one_line_error(train(root, tmp_path), *words)
+
+
+def test_no_data_is_one_line(tmp_path):
+    assert_one_line_error(train("nowhere", tmp_path), "data.root=nowhere", "not a folder")
+    done = run_forked("train.py", "data=ade20k", cwd=tmp_path)
+    assert_one_line_error(done, "data.root is not set")

@@ -71,6 +71,12 @@ def state_dict_of(content: dict[str, Any], ema: bool = False) -> dict[str, Tenso
     return content
 
 
+def checkpoint_file(source: str | Path) -> Path:
+    """The checkpoint that ``source`` means: a file itself, of a run folder the last."""
+    path = Path(source)
+    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+
+
 def load_weights(
     model: nn.Module, source: str | Path, new_head: bool = False, heads: tuple[str, ...] = ("head.", "head_dist.")
 ) -> None:
@@ -83,11 +89,8 @@ def load_weights(
     Raises:
         InputError: names the parameters that are missing, unexpected or of another shape.
     """
-    path = Path(source)
-    if path.is_dir():
-        weights = state_dict_of(read_checkpoint(path / "checkpoints" / "last.ckpt"))
-    elif path.is_file():
-        weights = state_dict_of(read_checkpoint(path))
+    if Path(source).exists():
+        weights = state_dict_of(read_checkpoint(checkpoint_file(source)))
     else:
         weights = _timm_weights(str(source))
     if isinstance(weights, dict):

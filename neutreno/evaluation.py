@@ -17,7 +17,9 @@ from neutreno.runs import RunFolder, family
 from neutreno.tasks.base import Task
 
 # What may be set beside a run folder; the rest is what the run was trained with.
-_FREE = re.compile(r"(run|name|output_dir|imagenet_[acr]|crop_pcts|(cost|trainer|probe|hydra)(\..*)?|data\..*)$")
+_FREE = re.compile(
+    r"(run|name|output_dir|imagenet_[acr]|crop_pcts|sliding|(cost|trainer|probe|hydra)(\..*)?|data\..*)$"
+)
 
 
 def run_settings(run: RunFolder, config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
@@ -113,12 +115,18 @@ def evaluate_run(trainer: Trainer, task: Task, data: LightningDataModule, last: 
     The last epoch's raw weights are the result, as DeiT reports it. "Best" was chosen on the validation split, so its
     validation metrics flatter it. Leaves the last weights loaded.
     """
+
+    def load(path: Path) -> None:
+        checkpoint = read_checkpoint(path)
+        task.check_checkpoint(checkpoint, data, path)
+        load_strictly(task, checkpoint.get("state_dict"), path)
+
     metrics = {}
     if best.exists():
-        load_strictly(task, read_checkpoint(best).get("state_dict"), best)
+        load(best)
         chosen = evaluate_weights(trainer, task, data)
         metrics = {f"best/{name}": value for name, value in chosen.items() if not name.startswith("ema/")}
-    load_strictly(task, read_checkpoint(last).get("state_dict"), last)
+    load(last)
     return evaluate_weights(trainer, task, data) | metrics
 
 

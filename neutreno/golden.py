@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.errors import InputError
+from neutreno.models.language_model import LanguageModel, own_name, own_names
 from neutreno.models.vit import VisionTransformer
 
 EXACT, STORED_IN_FLOAT32 = 1e-6, 1e-4
@@ -47,12 +48,14 @@ def check(path: str | Path) -> Iterator[Comparison]:
         raise InputError(f"no file {path}") from error
     except (ValueError, OSError, KeyError, EOFError, AttributeError) as error:
         raise InputError(f"{path} is not a golden file ({error})") from error
-    if "logits" in golden and "w/patch_embed.proj.weight" in golden:
-        try:
-            yield from _check_vit(path, golden, meta)
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise InputError(f"{path} does not fit the model it names: {' '.join(str(error).split())}") from error
-        return
+    checks = {"w/patch_embed.proj.weight": _check_vit, "w/word_emb.emb_layers.0.weight": _check_language_model}
+    for key, compare in checks.items():
+        if key in golden:
+            try:
+                yield from compare(path, golden, meta)
+            except (KeyError, RuntimeError, TypeError) as error:
+                raise InputError(f"{path} does not fit the model it names: {' '.join(str(error).split())}") from error
+            return
     raise InputError(f"{path} holds a model that is not built here (keys: {', '.join(list(golden)[:6])}, …)")
 
 
@@ -89,4 +92,37 @@ def _check_vit(path: str | Path, golden: dict[str, np.ndarray], meta: dict) -> I
     loss.backward()
     parameters = dict(model.named_parameters())
     norms = torch.stack([parameters[str(name)].grad.norm() for name in golden["grad_names"]])
+    yield Comparison("grad_norms", _difference(norms, golden["grad_norms"]), EXACT)
+
+
+def _check_language_model(path: str | Path, golden: dict[str, np.ndarray], meta: dict) -> Iterator[Comparison]:
+    if meta["d_model"] != meta["n_head"] * meta["d_head"]:
+        raise InputError(f"{path} has heads that do not make up the width, which is not built here")
+    model = LanguageModel(
+        meta["vocab"],
+        embed_dim=meta["d_model"],
+        depth=meta["n_layer"],
+        num_heads=meta["n_head"],
+        mlp_ratio=meta["d_inner"] / meta["d_model"],
+        cutoffs=meta["cutoffs"],
+        attention=_attention(path, meta),
+    ).double()
+    model.load_state_dict(own_names(_weights(golden)))
+    model.eval()
+    ids, targets = (torch.from_numpy(golden[key]).T for key in ("data", "target"))  # stored with time first
+    hidden = torch.stack(model.hidden_states(ids)[1:]).transpose(1, 2)
+    yield Comparison("hidden", _difference(hidden, golden["hidden"]), STORED_IN_FLOAT32)
+    nll = model(ids, targets)
+    yield Comparison("nll", _difference(nll.T, golden["nll"]), EXACT)
+    nll.mean().backward()
+    parameters = dict(model.named_parameters())
+
+    def gradient(name: str) -> torch.Tensor:
+        layer, _, part = name.partition(".dec_attn.")
+        if part in ("q_net.weight", "kv_net.weight"):  # rows of one matrix here
+            qkv = parameters[f"{layer.replace('layers', 'blocks')}.attn.qkv.weight"].grad
+            return qkv[: meta["d_model"]] if part == "q_net.weight" else qkv[meta["d_model"] :]
+        return parameters[own_name(name)].grad
+
+    norms = torch.stack([gradient(str(name)).norm() for name in golden["grad_names"]])
     yield Comparison("grad_norms", _difference(norms, golden["grad_norms"]), EXACT)

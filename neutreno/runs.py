@@ -21,16 +21,20 @@ BUILDABLE = {
     "neutreno.attention.SoftmaxAttention",
     "neutreno.data.classification.ImageClassification",
     "neutreno.data.digits.Digits",
+    "neutreno.data.language_modeling.PythonDocs",
+    "neutreno.data.language_modeling.TextFiles",
+    "neutreno.models.language_model.lm",
     "neutreno.models.transformer.Block",
     "neutreno.models.transformer.FeatScaleBlock",
     "neutreno.models.vit.vit",
     "neutreno.models.timm.timm_model",
     "neutreno.tasks.classification.Classification",
+    "neutreno.tasks.language_modeling.LanguageModeling",
 }
 
 # Where and how a run is executed, not what it is: free to change on resume, absent from its name.
 _EXECUTION = re.compile(
-    r"(name|resume|output_dir|trainer|logger(\..*)?|(progress|checkpoint)\..*|data\.(root|num_workers|eval_batch_size)"
+    r"(name|resume|output_dir|trainer|logger(\..*)?|(progress|checkpoint)\..*|data\.(root|cache|num_workers|eval_batch_size)"
     r"|data\.device_batch|compile|preflight|expected\..*"
     r"|trainer\.(accelerator|devices|num_nodes|(strategy|plugins)(\..*)?|inference_mode|enable_.*))$"
 )

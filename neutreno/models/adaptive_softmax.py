@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,8 @@ class AdaptiveSoftmax(nn.Module):
                 f"model.cutoffs={cutoffs} go beyond the vocabulary of {vocab_size:,} words; lower them, or take "
                 "model.cutoffs=[] for a plain softmax"
             )
-        self.bounds = [*cutoffs, vocab_size]
+        self.bounds = [0, *cutoffs, vocab_size]
+        self.sizes = [end - first for first, end in pairwise(self.bounds)]
         self.weight = nn.Parameter(torch.zeros(vocab_size, dim))
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.cluster_weight = nn.Parameter(torch.zeros(len(cutoffs), dim)) if cutoffs else None
@@ -51,40 +53,37 @@ class AdaptiveSoftmax(nn.Module):
         """Word ids (…) → vectors (…, C), scaled by √C."""
         return F.embedding(ids, self.weight) * math.sqrt(self.weight.shape[1])
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        shortlist = self.bounds[0]
-        weight, bias = self.weight[:shortlist], self.bias[:shortlist]
+    def _parts(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of the head and of every tail cluster."""
+        # split, not slices: the gradient of each slice would be as large as the whole matrix
+        (weight, *tails), (bias, *tail_biases) = self.weight.split(self.sizes), self.bias.split(self.sizes)
         if self.cluster_weight is not None:
             weight, bias = torch.cat([weight, self.cluster_weight]), torch.cat([bias, self.cluster_bias])
-        return F.linear(hidden, weight, bias)
+        return [(weight, bias), *zip(tails, tail_biases, strict=True)]
 
-    def _tails(self) -> list[tuple[int, int, int]]:
-        """(column of the head, first word, end) of every tail cluster."""
-        clusters = len(self.bounds) - 1
-        return [(self.bounds[0] + clusters - i, self.bounds[i - 1], self.bounds[i]) for i in range(1, clusters + 1)]
+    def _column(self, cluster: int) -> int:
+        """Of the head, for tail cluster 1 … n."""
+        return self.sizes[0] + len(self.sizes) - 1 - cluster
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood of ``targets`` (…), given the hidden states (…, C) that predict them."""
         shape, hidden, targets = targets.shape, hidden.flatten(0, -2), targets.flatten()
-        column, rows, tails = targets, [], []
-        for place, first, end in self._tails():
-            inside = (targets >= first) & (targets < end)
-            column = torch.where(inside, place, column)
+        head, *tails = self._parts()
+        column, rows, tail_nll = targets, [], []
+        for i, tail in enumerate(tails, 1):
+            inside = (targets >= self.bounds[i]) & (targets < self.bounds[i + 1])
+            column = torch.where(inside, self._column(i), column)
             row = inside.nonzero().squeeze(1)
-            logits = F.linear(hidden[row], self.weight[first:end], self.bias[first:end])
             rows.append(row)
-            tails.append(F.cross_entropy(logits, targets[row] - first, reduction="none"))
-        nll = F.cross_entropy(self._head(hidden), column, reduction="none")
+            logits = F.linear(hidden[row], *tail)
+            tail_nll.append(F.cross_entropy(logits, targets[row] - self.bounds[i], reduction="none"))
+        nll = F.cross_entropy(F.linear(hidden, *head), column, reduction="none")
         if tails:
-            tail = torch.cat(tails)
-            nll = nll.index_add(0, torch.cat(rows), tail.to(nll.dtype))
+            nll = nll.index_add(0, torch.cat(rows), torch.cat(tail_nll))
         return nll.view(shape)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of all words, (…, C) → (…, V)."""
-        head = F.log_softmax(self._head(hidden), dim=-1)
-        parts = [head[..., : self.bounds[0]]]
-        for place, first, end in self._tails():
-            tail = F.log_softmax(F.linear(hidden, self.weight[first:end], self.bias[first:end]), dim=-1)
-            parts.append(head[..., place, None] + tail)
-        return torch.cat(parts, dim=-1)
+        head, *tails = (F.log_softmax(F.linear(hidden, *part), dim=-1) for part in self._parts())
+        clusters = [tail + head[..., self._column(i), None] for i, tail in enumerate(tails, 1)]
+        return torch.cat([head[..., : self.sizes[0]], *clusters], dim=-1)

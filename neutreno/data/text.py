@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,15 +26,15 @@ SPLITS = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("
 
 
 class Vocabulary:
-    """Words by id, and how often each stands in the training text.
+    """Words by id, and how often each stands in the training text (if that is known).
 
     The released code's rule: words are what white space separates, case kept; ``<eos>`` ends every line and is id 0;
     the rest is numbered by falling count in the training text, ties by first appearance; a word that is not in it
     becomes ``<unk>`` (counted as any word where the text holds it, the last id where it does not).
     """
 
-    def __init__(self, words: Sequence[str], counts: Sequence[int]) -> None:
-        self.words, self.counts = list(words), np.asarray(counts, dtype=np.int64)
+    def __init__(self, words: Sequence[str], counts: Sequence[int] | None = None) -> None:
+        self.words, self.counts = list(words), counts if counts is None else np.asarray(counts, dtype=np.int64)
         self.index = {word: i for i, word in enumerate(self.words)}
         self.unk = self.index[UNK]
 
@@ -52,7 +53,7 @@ class Vocabulary:
     def decode(self, ids: Iterable[int]) -> str:
         """The text again, up to white space and unknown words."""
         words = (self.words[i] for i in ids)
-        return " ".join("\n" if word == EOS else word for word in words).replace(" \n ", "\n").replace(" \n", "\n")
+        return re.sub(r" ?\n ?", "\n", " ".join("\n" if word == EOS else word for word in words))
 
     def unigram_nll(self, ids: np.ndarray) -> float:
         """Mean negative log-likelihood of ``ids`` under the words' frequencies in training, each counted once more."""

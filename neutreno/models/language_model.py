@@ -17,7 +17,8 @@ from neutreno.models.adaptive_softmax import AdaptiveSoftmax
 from neutreno.models.transformer import Block, Trunk
 
 SIZES = {
-    "mini": {"embed_dim": 64, "depth": 12, "num_heads": 4, "mlp_ratio": 4},  # for small texts and one CPU
+    # For small texts and one CPU. Smaller initial weights let the words drown in the positions at this width.
+    "mini": {"embed_dim": 64, "depth": 12, "num_heads": 4, "mlp_ratio": 4, "init_std": 0.07},
     "small": {"embed_dim": 128, "depth": 16, "num_heads": 8, "mlp_ratio": 16},  # the paper's, in the released code
 }
 

@@ -65,6 +65,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     data.setup("validate")  # training images are not needed
     sliding = OmegaConf.to_container(config.sliding) if OmegaConf.is_config(config.sliding) else config.sliding
     if language := isinstance(task, LanguageModeling):
+        sliding = [max(1, data.segment // 8)] if sliding is None else sliding
         protocols(sliding, data.segment)  # refused before the long work
     target.path.mkdir(parents=True, exist_ok=True)
     corrupt = target.path / "evaluation_corrupt_images.txt"

@@ -70,7 +70,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     leader = rank_zero_only.rank == 0
     console.quiet(rank_zero_only.rank)
     check_number("seed", config.seed, 0, integer=True)
-    if "epoch_steps" in config.data:  # steps bound the run
+    if by_steps := "epoch_steps" in config.data:
         count_epochs(config)
     check_number("trainer.max_epochs", config.trainer.max_epochs, 1, integer=True)
     check_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps, 1, integer=True)
@@ -85,6 +85,8 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     check_trainer(config)
     config.name = config.name or default_name(config, choices, overrides)
     settings = OmegaConf.to_container(config, resolve=True)
+    if by_steps:
+        config.trainer.max_steps = -1  # bounded by steps, Lightning skips an epoch when it resumes at the end of one
     run = RunFolder(config.output_dir, config.name)
     if leader and not config.preflight:  # the other processes of a run find the folder that this one made
         run.check(settings, config.resume)

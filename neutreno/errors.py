@@ -50,9 +50,10 @@ def _explain_hydra(error: BaseException) -> str | None:
         cause = error.__cause__
         return f"{_full_key(error)}: {' '.join(str(cause).split())}" if cause else None
     if isinstance(error, InterpolationKeyError):
+        missing = re.search(r"'([^']+)' not found", str(error))
         return (
-            f"this model is not made for this data set ({_full_key(error)} asks for a key that it does not have: "
-            f"{str(error).splitlines()[0]}); leave model=… out, and the data set chooses one that fits"
+            f"this model is not made for this data set, which has no {missing[1] if missing else 'key'} for "
+            f"{_full_key(error)}; leave model=… out, and the data set chooses one that fits"
         )
     if isinstance(error, MissingMandatoryValue):
         return f"{_full_key(error)} has no value; give one, e.g. {_full_key(error)}=…"

@@ -261,6 +261,10 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, HubText]:
             raise InputError(f"data.reader={reader} has no {names[0]} split; it has: {', '.join(found)}")
         if "text" not in found[name].column_names:
             raise InputError(f"data.reader={reader} has no column text; it has: {', '.join(found[name].column_names)}")
+        if not found[name].cache_files:
+            raise InputError(
+                f"data.reader={reader} is held in memory alone, so no change would be noticed; read it from disk"
+            )
         sources[split] = HubText(found[name])
     return sources
 

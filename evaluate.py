@@ -5,7 +5,7 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole; exit_with() says them in a line
 
@@ -39,10 +39,12 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
         run_settings,
     )
     from neutreno.parallel import check_trainer
+    from neutreno.perplexity import perplexities, protocols
     from neutreno.reports.evaluation import render
     from neutreno.reports.figures import LAYERS, plot_similarity
     from neutreno.robustness import check_folders, evaluate_folders
     from neutreno.runs import RunFolder, build
+    from neutreno.tasks.language_modeling import LanguageModeling
 
     console.quiet(rank_zero_only.rank)
     check_trainer(config)
@@ -55,12 +57,17 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     else:
         settings, make = model_settings(config, typed), hydra.utils.instantiate
         target = RunFolder(Path(config.output_dir) / "evaluations", config.name or evaluation_name(settings, choices))
-    data, model = make(settings["data"]), make(settings["model"])
+    data = make(settings["data"])
+    model = make(settings["model"], **data.model_arguments())
     task = make(settings["task"], model=model)
     robustness = {name: config[name] for name in ("imagenet_c", "imagenet_a", "imagenet_r") if config[name] is not None}
     check_folders(robustness, model, data)
     crop_pcts = further_crops(data, settings["crop_pcts"], "crop_pcts" in typed)
     data.setup("validate")  # training images are not needed
+    sliding = OmegaConf.to_container(config.sliding) if OmegaConf.is_config(config.sliding) else config.sliding
+    if language := isinstance(task, LanguageModeling):
+        sliding = [max(1, data.segment // 8)] if sliding is None else sliding
+        protocols(sliding, data.segment)  # refused before the long work
     target.path.mkdir(parents=True, exist_ok=True)
     corrupt = target.path / "evaluation_corrupt_images.txt"
     rank_zero_only(corrupt.unlink)(missing_ok=True)  # of an earlier evaluation
@@ -78,14 +85,19 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
         metrics = evaluate_weights(trainer, task, data)
     else:
         metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint)
-    metrics |= evaluate_crops(trainer, task, data, crop_pcts)
+    metrics |= data.baselines() | evaluate_crops(trainer, task, data, crop_pcts)
     metrics |= evaluate_protocols(trainer, task, data)
     found = evaluate_folders(trainer, model, robustness, data)
     if not trainer.is_global_zero:
         return
     task.to(trainer.strategy.root_device)
-    cost = None
-    if config.cost is not None:
+    cost = perplexity = None
+    if language:
+        with trainer.precision_plugin.forward_context():
+            texts = {split: data.splits[split] for split in ("val", "test")}
+            perplexity = perplexities(model, texts, data.segment, sliding, data.eval_batch_size)
+        metrics = {entry["metric"]: entry["ppl"] for entry in perplexity} | metrics
+    elif config.cost is not None:
         with trainer.precision_plugin.forward_context():
             cost = measure_cost(model, (data.in_chans, data.img_size, data.img_size), **config.cost)
         cost["precision"] = str(trainer.precision)
@@ -95,6 +107,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
         "metrics": metrics,
         "robustness": found,
         "corrupt_images": len(data.corrupt.read()),
+        "perplexity": perplexity,
         "cost": cost,
         "layers": getattr(model, "layers", LAYERS),
         "oversmoothing": curve_rows(measure_similarity(model, inputs), len(inputs)),

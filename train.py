@@ -59,6 +59,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     from neutreno.callbacks.probe import OversmoothingProbe
     from neutreno.callbacks.progress import RunProgress
     from neutreno.checkpoints import AtomicCheckpointIO, read_checkpoint
+    from neutreno.data.language_modeling import count_epochs
     from neutreno.data.loading import derive_seed, seed_everything
     from neutreno.errors import InputError, check_number, explain
     from neutreno.evaluation import evaluate_run
@@ -69,6 +70,8 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     leader = rank_zero_only.rank == 0
     console.quiet(rank_zero_only.rank)
     check_number("seed", config.seed, 0, integer=True)
+    if by_steps := "epoch_steps" in config.data:
+        count_epochs(config)
     check_number("trainer.max_epochs", config.trainer.max_epochs, 1, integer=True)
     check_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps, 1, integer=True)
     check_number("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches, 1, integer=True)
@@ -82,6 +85,8 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     check_trainer(config)
     config.name = config.name or default_name(config, choices, overrides)
     settings = OmegaConf.to_container(config, resolve=True)
+    if by_steps:
+        config.trainer.max_steps = -1  # bounded by steps, Lightning skips an epoch when it resumes at the end of one
     run = RunFolder(config.output_dir, config.name)
     if leader and not config.preflight:  # the other processes of a run find the folder that this one made
         run.check(settings, config.resume)
@@ -92,7 +97,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
 
     seed_everything(derive_seed(config.seed))
     data = hydra.utils.instantiate(config.data, _convert_="all")
-    model = hydra.utils.instantiate(config.model)
+    model = hydra.utils.instantiate(config.model, **data.model_arguments())
     task = hydra.utils.instantiate(config.task, model=model, _convert_="all")
     data.setup()
     if config.compile:  # in place, so names stay; the average and token_features() are not compiled
@@ -146,6 +151,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         "overrides": overrides,
         "parameters": sum(p.numel() for p in model.parameters()),
         "devices": describe(trainer, data),
+        **data.record(),
         **results.environment(),
     }
     record = rank_zero_only(lambda **more: results.write_json(run.result_file, result | more))
@@ -158,9 +164,10 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     try:
         resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
         if resume_from is not None:
-            read_checkpoint(resume_from)  # says in a line what Lightning says in a traceback
+            # says in a line what Lightning says in a traceback
+            task.check_checkpoint(read_checkpoint(resume_from), data, resume_from)
         trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
-        metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint)
+        metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint) | data.baselines()
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         log.info("stopped here", exc_info=error)  # to train.log; the terminal gets a line

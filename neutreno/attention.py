@@ -28,26 +28,37 @@ class SoftmaxAttention(nn.Module):
         num_heads: H; must divide ``dim``.
         qkv_bias: learn a bias for queries, keys and values.
         attn_drop, proj_drop: dropout on the attention weights and on the output.
+        proj_bias: learn a bias for the output.
+        causal: no token sees a later one (language models).
 
     Raises:
         InputError: the heads do not divide the width.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, qkv_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        proj_bias: bool = True,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise InputError(f"num_heads={num_heads} does not divide embed_dim={dim}; choose a divisor of {dim}")
         self.num_heads = num_heads
         self.attn_drop = attn_drop
+        self.causal = causal
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
-        """The rule itself: q, k, v, v0 (B, H, N, D) → U (B, H, N, D)."""
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        """The rule itself: q, k, v, v0 (B, H, N, D) → U (B, H, N, D). If ``causal``, no token of U knows later ones."""
+        dropout = self.attn_drop if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
 
     def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         batch, tokens, dim = x.shape

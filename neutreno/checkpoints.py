@@ -71,6 +71,12 @@ def state_dict_of(content: dict[str, Any], ema: bool = False) -> dict[str, Tenso
     return content
 
 
+def checkpoint_file(source: str | Path) -> Path:
+    """The checkpoint that ``source`` means: a file itself, of a run folder the last."""
+    path = Path(source)
+    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+
+
 def read_weights(source: str | Path) -> dict[str, Tensor]:
     """Weights by name from a run folder (its last checkpoint), a checkpoint file (``.ckpt``, ``.pth``,
     ``.safetensors``), or else a timm model of that name whose pretrained weights timm has in its cache or downloads.
@@ -78,11 +84,8 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: there are none.
     """
-    path = Path(source)
-    if path.is_dir():
-        weights = state_dict_of(read_checkpoint(path / "checkpoints" / "last.ckpt"))
-    elif path.is_file():
-        weights = state_dict_of(read_checkpoint(path))
+    if Path(source).exists():
+        weights = state_dict_of(read_checkpoint(checkpoint_file(source)))
     else:
         weights = _timm_weights(str(source))
     return _by_name(weights, source)

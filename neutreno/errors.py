@@ -44,11 +44,17 @@ def explain(error: BaseException) -> str | None:
 
 def _explain_hydra(error: BaseException) -> str | None:
     from hydra.errors import HydraException, InstantiationException, MissingConfigException
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
     if isinstance(error, InstantiationException):  # an argument that only the constructor can judge
         cause = error.__cause__
         return f"{_full_key(error)}: {' '.join(str(cause).split())}" if cause else None
+    if isinstance(error, InterpolationKeyError):
+        missing = re.search(r"'([^']+)' not found", str(error))
+        return (
+            f"this model is not made for this data set, which has no {missing[1] if missing else 'key'} for "
+            f"{_full_key(error)}; leave model=… out, and the data set chooses one that fits"
+        )
     if isinstance(error, MissingMandatoryValue):
         return f"{_full_key(error)} has no value; give one, e.g. {_full_key(error)}=…"
     if isinstance(error, MissingConfigException) and error.options is not None:

@@ -18,7 +18,8 @@ from neutreno.tasks.base import Task
 
 # What may be set beside a run folder; the rest is what the run was trained with.
 _FREE = re.compile(
-    r"(run|name|output_dir|imagenet_[acr]|crop_pcts|(cost|trainer|probe|hydra|task\.(inference|protocols))(\..*)?|data\..*)$"
+    r"(run|name|output_dir|imagenet_[acr]|crop_pcts|sliding|data\..*"
+    r"|(cost|trainer|probe|hydra|task\.(inference|protocols))(\..*)?)$"
 )
 
 
@@ -115,12 +116,18 @@ def evaluate_run(trainer: Trainer, task: Task, data: LightningDataModule, last: 
     The last epoch's raw weights are the result, as DeiT reports it. "Best" was chosen on the validation split, so its
     validation metrics flatter it. Leaves the last weights loaded.
     """
+
+    def load(path: Path) -> None:
+        checkpoint = read_checkpoint(path)
+        task.check_checkpoint(checkpoint, data, path)
+        load_strictly(task, checkpoint.get("state_dict"), path)
+
     metrics = {}
     if best.exists():
-        load_strictly(task, read_checkpoint(best).get("state_dict"), best)
+        load(best)
         chosen = evaluate_weights(trainer, task, data)
         metrics = {f"best/{name}": value for name, value in chosen.items() if not name.startswith("ema/")}
-    load_strictly(task, read_checkpoint(last).get("state_dict"), last)
+    load(last)
     return evaluate_weights(trainer, task, data) | metrics
 
 

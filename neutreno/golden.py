@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.errors import InputError
+from neutreno.models.language_model import LanguageModel, own_name, own_names
 from neutreno.models.segmenter import segmenter
 from neutreno.models.vit import VisionTransformer
 from neutreno.sliding_window import SlidingWindow, probabilities
@@ -49,7 +50,11 @@ def check(path: str | Path) -> Iterator[Comparison]:
         raise InputError(f"no file {path}") from error
     except (ValueError, OSError, KeyError, EOFError, AttributeError) as error:
         raise InputError(f"{path} is not a golden file ({error})") from error
-    checks = {"w/patch_embed.proj.weight": _check_vit, "w/decoder.cls_emb": _check_segmenter}
+    checks = {
+        "w/patch_embed.proj.weight": _check_vit,
+        "w/decoder.cls_emb": _check_segmenter,
+        "w/word_emb.emb_layers.0.weight": _check_language_model,
+    }
     for key, compare in checks.items():
         if key in golden:
             try:
@@ -112,3 +117,36 @@ def _check_segmenter(path: str | Path, golden: dict[str, np.ndarray], meta: dict
         window = SlidingWindow(meta["window_size"], meta["window_stride"], **how)
         (probs,) = probabilities(model, [image], [image.shape[-2:]], window)
         yield Comparison(quantity, _difference(probs, golden[quantity]), EXACT)
+
+
+def _check_language_model(path: str | Path, golden: dict[str, np.ndarray], meta: dict) -> Iterator[Comparison]:
+    if meta["d_model"] != meta["n_head"] * meta["d_head"]:
+        raise InputError(f"{path} has heads that do not make up the width, which is not built here")
+    model = LanguageModel(
+        meta["vocab"],
+        embed_dim=meta["d_model"],
+        depth=meta["n_layer"],
+        num_heads=meta["n_head"],
+        mlp_ratio=meta["d_inner"] / meta["d_model"],
+        cutoffs=meta["cutoffs"],
+        attention=_attention(path, meta),
+    ).double()
+    model.load_state_dict(own_names(_weights(golden)))
+    model.eval()
+    ids, targets = (torch.from_numpy(golden[key]).T for key in ("data", "target"))  # stored with time first
+    hidden = torch.stack(model.hidden_states(ids)[1:]).transpose(1, 2)
+    yield Comparison("hidden", _difference(hidden, golden["hidden"]), STORED_IN_FLOAT32)
+    nll = model(ids, targets)
+    yield Comparison("nll", _difference(nll.T, golden["nll"]), EXACT)
+    nll.mean().backward()
+    parameters = dict(model.named_parameters())
+
+    def gradient(name: str) -> torch.Tensor:
+        layer, _, part = name.partition(".dec_attn.")
+        if part in ("q_net.weight", "kv_net.weight"):  # rows of one matrix here
+            qkv = parameters[f"{layer.replace('layers', 'blocks')}.attn.qkv.weight"].grad
+            return qkv[: meta["d_model"]] if part == "q_net.weight" else qkv[meta["d_model"] :]
+        return parameters[own_name(name)].grad
+
+    norms = torch.stack([gradient(str(name)).norm() for name in golden["grad_names"]])
+    yield Comparison("grad_norms", _difference(norms, golden["grad_norms"]), EXACT)

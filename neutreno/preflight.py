@@ -201,7 +201,7 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
     trainer.fit(task, data)
     memory = _memory(trainer.strategy.root_device)
     shared = describe(trainer, data)
-    val_batches = math.ceil(len(data.splits["val"]) / (trainer.world_size * data.eval_batch_size))
+    val_batches = data.eval_batches(trainer.world_size)
     limit = config.trainer.limit_val_batches
     batches = (
         val_batches if limit is None else min(val_batches, limit) if isinstance(limit, int) else val_batches * limit
@@ -223,8 +223,8 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
         f"{shared['device_batch']} samples at once on each, {shared['accumulate_grad_batches']} accumulated for the "
         f"global batch of {data.batch_size}",
         "memory per device": memory,
-        "training": f"{data.batch_size / step_s:,.1f} {data.samples_are}/s with loading, "
-        f"{data.batch_size / model_s:,.1f} {data.samples_are}/s the model's step alone "
+        "training": f"{data.samples_per_step / step_s:,.1f} {data.samples_are}/s with loading, "
+        f"{data.samples_per_step / model_s:,.1f} {data.samples_are}/s the model's step alone "
         f"({clock.steps} steps of {step_s:.3g} s)",
         "bottleneck": f"{'loading' if waiting > 0.1 else 'computing'}: {100 * waiting:.0f} % of a step waits for data"
         + (f"; more data.num_workers (now {data.num_workers}) or faster storage help" if waiting > 0.1 else ""),

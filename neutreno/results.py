@@ -62,6 +62,7 @@ def settings_of(config: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
         "block": choices["block"],
         "seed": config.seed,
         "epochs": config.trainer.max_epochs,
+        "steps": config.trainer.max_epochs * config.data.epoch_steps if "epoch_steps" in config.data else None,
     }
 
 

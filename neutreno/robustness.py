@@ -180,8 +180,9 @@ def check_folders(folders: Mapping[str, str], model: nn.Module, data: Classifica
         InputError: the model has other outputs than ImageNet's, or a folder is not whole.
     """
     for name, folder in folders.items():
-        if model.num_classes != len(wnids()):
-            raise InputError(f"{name} needs a model of ImageNet's 1,000 classes; this one has {model.num_classes}")
+        classes = getattr(model, "num_classes", "none")
+        if classes != len(wnids()):
+            raise InputError(f"{name} needs a model of ImageNet's 1,000 classes; this one has {classes}")
         if not hasattr(data, "crop_pct"):
             raise InputError(f"{name} needs data whose images are cropped, such as data=imagenet")
         if name == "imagenet_c":

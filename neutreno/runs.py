@@ -22,19 +22,23 @@ BUILDABLE = {
     "neutreno.data.classification.ImageClassification",
     "neutreno.data.digit_scenes.DigitScenes",
     "neutreno.data.digits.Digits",
-    "neutreno.models.segmenter.segmenter",
+    "neutreno.data.language_modeling.PythonDocs",
+    "neutreno.data.language_modeling.TextFiles",
     "neutreno.data.segmentation.SegmentationFolders",
+    "neutreno.models.language_model.lm",
+    "neutreno.models.segmenter.segmenter",
+    "neutreno.models.timm.timm_model",
     "neutreno.models.transformer.Block",
     "neutreno.models.transformer.FeatScaleBlock",
     "neutreno.models.vit.vit",
-    "neutreno.models.timm.timm_model",
     "neutreno.tasks.classification.Classification",
+    "neutreno.tasks.language_modeling.LanguageModeling",
     "neutreno.tasks.segmentation.Segmentation",
 }
 
 # Where and how a run is executed, not what it is: free to change on resume, absent from its name.
 _EXECUTION = re.compile(
-    r"(name|resume|output_dir|trainer|logger(\..*)?|(progress|checkpoint)\..*|data\.(root|num_workers|eval_batch_size)"
+    r"(name|resume|output_dir|trainer|logger(\..*)?|(progress|checkpoint)\..*|data\.(root|cache|num_workers|eval_batch_size)"
     r"|data\.device_batch|compile|preflight|expected\..*"
     r"|trainer\.(accelerator|devices|num_nodes|(strategy|plugins)(\..*)?|inference_mode|enable_.*))$"
 )

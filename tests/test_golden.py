@@ -10,6 +10,7 @@ OF_VIT = {"hidden", "logits", "loss", "grad_norms"}
 QUANTITIES = {
     "shared_vit_softmax": OF_VIT,
     "shared_vit_neutreno": OF_VIT,
+    "shared_lm_neutreno": {"hidden", "nll", "grad_norms"},
     "shared_segmenter_neutreno": {"masks", "single_scale_probs", "multi_scale_probs"},
 }
 FILES = sorted((Path(__file__).parent / "golden").glob("*.npz"))

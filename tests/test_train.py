@@ -90,22 +90,31 @@ def proxy_images(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def some_text(tmp_path_factory):
+    root = tmp_path_factory.mktemp("text")
+    for split in ("train", "valid", "test"):
+        (root / f"wiki.{split}.tokens").write_text("".join(f" a b w{i % 7} <unk> . \n" for i in range(120)))
+    return root
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_and_trains_two_steps(experiment, tmp_path, request):
     arguments = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "name=x"]
     segments = experiment.startswith(("table2", "camvid"))
-    if not experiment.startswith("digits"):
-        small = ["img_size=32", "num_workers=0", *(["batch_size=2", "num_classes=4"] if segments else ["batch_size=8"])]
+    if experiment.startswith("table3"):
+        arguments = ["trainer.max_steps=2", "data.epoch_steps=2", f"data.root={request.getfixturevalue('some_text')}"]
+        arguments += ["data.batch_size=2", "model.depth=1", "model.cutoffs=[5]", "name=x"]
+    elif not experiment.startswith("digits"):
+        small = ["batch_size=2", "num_classes=4"] if segments else ["batch_size=8", "num_classes=100"]
         folder = request.getfixturevalue("street_folders" if segments else "proxy_images")
-        arguments += [*(f"data.{s}" for s in small), f"data.root={folder}"]
+        arguments += [*(f"data.{s}" for s in [*small, "img_size=32", "num_workers=0"]), f"data.root={folder}"]
         arguments += ["model.depth=1", "model.embed_dim=16", "model.num_heads=1", "trainer.precision=32-true"]
         arguments += ["model.weights=null", "trainer.limit_val_batches=1"]
     if segments:
         arguments += ["model.encoder_weights=null", "data.class_names=null", "data.resize=[64,32]"]
         arguments += [f"task.protocols.{name}=null" for name in composed(f"experiment={experiment}").task.protocols]
-    elif not experiment.startswith("digits"):
-        arguments += ["data.num_classes=100"]
     done = run_forked("train.py", f"experiment={experiment}", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "outputs/x/result.json").read_text())
@@ -113,8 +122,30 @@ def test_every_experiment_composes_and_trains_two_steps(experiment, tmp_path, re
     row = experiment.rpartition("/")[2]
     assert result["settings"]["attention"] == ("neutreno" if "neutreno" in row else "softmax")
     assert result["settings"]["block"] == ("featscale" if "featscale" in row else "plain")
-    assert result["settings"]["model"] == ("segmenter" if segments else "deit")
-    assert result["settings"]["size"] == next((s for s in ("tiny", "small") if s in row), "mini")
+    family = {"table2": "segmenter", "camvid": "segmenter", "table3": "lm"}.get(experiment.partition("/")[0], "deit")
+    assert result["settings"]["model"] == family
+    size = {"softmax": "small", "neutreno": "small", "small_softmax": "mini", "small_neutreno": "mini"}  # Table 3's
+    vision = next((s for s in ("tiny", "small") if s in row), "mini")
+    assert result["settings"]["size"] == (size[row] if experiment.startswith("table3") else vision)
+
+
+def test_table_3_is_the_released_codes_recipe():
+    softmax, neutreno = (composed(f"experiment=table3/{row}", "data.root=x") for row in ("softmax", "neutreno"))
+    assert neutreno.attention.lam == 0.4 and (neutreno.data.batch_size, neutreno.data.segment) == (96, 256)
+    assert (neutreno.task.opt, neutreno.task.lr, neutreno.task.warmup_steps) == ("adam", 2.5e-4, 2000)
+    assert (neutreno.trainer.max_steps, neutreno.trainer.gradient_clip_val) == (500_000, 0.25)
+    assert neutreno.model.size == "small" and neutreno.model.drop_rate == 0.1 and neutreno.model.attn_drop_rate == 0
+    assert neutreno.model.cutoffs == [20_000, 40_000, 200_000]
+    configs = [OmegaConf.to_container(config) for config in (softmax, neutreno)]
+    assert configs[0].pop("attention") != configs[1].pop("attention") and configs[0] == configs[1]
+
+
+@pytest.mark.parametrize("data", ["python_docs", "wikitext2", "wikitext103"])
+def test_text_chooses_the_language_model_and_the_command_line_wins(data):
+    assert composed(f"data={data}").attention == composed(f"data={data}", "model=lm_neutreno").attention
+    assert "lam" not in composed(f"data={data}", "model=lm").attention
+    assert "lam" not in composed(f"data={data}", "attention=softmax").attention
+    assert composed(f"data={data}").attention.lam == 0.4
 
 
 @pytest.mark.parametrize("size", ["tiny", "small"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,6 +140,27 @@ class SplitData(LightningDataModule):
     def has_test(self) -> bool:
         """Whether there is a test split apart from the validation split (ImageNet's labels end with the latter)."""
         return self.splits.get("test") is not None
+
+    def model_arguments(self) -> dict[str, Any]:
+        """What the data alone can tell the model's constructor."""
+        return {}
+
+    def record(self) -> dict[str, Any]:
+        """What a run's record says of the data beside its settings."""
+        return {}
+
+    def baselines(self) -> dict[str, float]:
+        """Metrics of no model at all, to read a model's by."""
+        return {}
+
+    @property
+    def samples_per_step(self) -> int:
+        """In units of ``samples_are``."""
+        return self.batch_size
+
+    def eval_batches(self, world: int) -> int:
+        """Validation batches of each of ``world`` processes."""
+        return -(-len(self.splits["val"]) // (world * self.eval_batch_size))
 
     @property
     def steps_per_epoch(self) -> int:

@@ -8,15 +8,19 @@ import torch
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
 
+from neutreno.errors import InputError
+
 
 class Block(nn.Module):
-    """Pre-norm transformer block with timm's parameter names: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``.
+    """Transformer block with timm's parameter names: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``.
 
     ``block(x, v0)`` takes tokens (B, N, C) and the first layer's values (or None in the first layer) and returns the
     new tokens and this layer's values; see :mod:`neutreno.attention`.
 
     Args:
-        attention: constructor called as ``attention(dim, num_heads=…, qkv_bias=…, attn_drop=…, proj_drop=…)``.
+        attention: constructor called as ``attention(dim, num_heads=…, qkv_bias=…, …)``, with the arguments of
+            :class:`neutreno.attention.SoftmaxAttention`.
+        norm_first: False: post-norm, ``norm1(x + attn(x))``, then ``norm2(x + mlp(x))``, as in the language model.
     """
 
     def __init__(
@@ -30,21 +34,37 @@ class Block(nn.Module):
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
+        norm_first: bool = True,
+        proj_bias: bool = True,
+        causal: bool = False,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
+        self.norm_first = norm_first
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = attention(dim, num_heads=num_heads, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop)
+        self.attn = attention(
+            dim,
+            num_heads=num_heads,
+            qkv_bias=qkv_bias,
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+            proj_bias=proj_bias,
+            causal=causal,
+        )
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), drop=proj_drop)
+        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def attention_sublayer(self, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
         """What is added to x first, and this layer's values; a variant of the block overrides it."""
-        return self.attn(self.norm1(x), v0)
+        return self.attn(self.norm1(x) if self.norm_first else x, v0)
 
     def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         out, v = self.attention_sublayer(x, v0)
         x = x + self.drop_path(out)
+        if not self.norm_first:
+            x = self.norm1(x)
+            return self.norm2(x + self.drop_path(self.mlp(x))), v
         return x + self.drop_path(self.mlp(self.norm2(x))), v
 
 
@@ -55,9 +75,14 @@ class FeatScaleBlock(Block):
     so the block starts as the plain one. The mean runs over all tokens, so it is no block for causal models. (Wang et
     al., "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis", ICLR 2022. Their DeiT code
     adds the scaled parts twice; this follows the paper's formula.)
+
+    Raises:
+        InputError: the model is causal.
     """
 
-    def __init__(self, dim: int, *args, **kwargs) -> None:
+    def __init__(self, dim: int, *args, causal: bool = False, **kwargs) -> None:
+        if causal:
+            raise InputError("block=featscale takes the mean of all tokens, so a language model would see the future")
         super().__init__(dim, *args, **kwargs)
         self.featscale_dc = nn.Parameter(torch.zeros(dim))
         self.featscale_hc = nn.Parameter(torch.zeros(dim))

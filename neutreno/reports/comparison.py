@@ -89,7 +89,8 @@ def _order(s: dict[str, Any]) -> tuple:
 def comparison_table(groups: Sequence[Group], metrics: Sequence[str] | None = None) -> pd.DataFrame:
     """One row per group: mean ± standard deviation over seeds of the metrics and of the tokens' similarity."""
     if metrics is None:
-        known = ["test/top1", "val/top1", "test/miou", "val/miou", "best/test/top1", "ema/test/top1", "ema/val/top1"]
+        known = ["test/top1", "val/top1", "test/miou", "val/miou", "test/ppl", "val/ppl"]
+        known += ["best/test/top1", "ema/test/top1", "ema/val/top1"]
         metrics = [m for m in known if any(len(g.values(m)) for g in groups)]
     for metric in metrics:
         if not any(len(g.values(metric)) for g in groups):

@@ -20,7 +20,7 @@ def _table(rows: list, headers: list[str]) -> str:
 
 def _figures(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in sorted(evaluation["metrics"].items(), key=lambda item: item[0].endswith("loss")):
-        yield name, f"{value:.4f}" if name.endswith("loss") else f"{value:.2f}" + " %" * (not name.endswith("ppl"))
+        yield name, f"{value:.4f}" if name.endswith("loss") else f"{value:.2f}" + " %" * ("ppl" not in name)
     if evaluation["corrupt_images"]:
         yield "corrupt images left out, see evaluation_corrupt_images.txt", str(evaluation["corrupt_images"])
     for name, found in evaluation["robustness"].items():
@@ -58,6 +58,18 @@ def render(evaluation: dict[str, Any]) -> str:
             for name, by_severity in corruptions["errors"].items()
         ]
         headers = ["ImageNet-C: error in %, severity", "1", "2", "3", "4", "5", "mean / AlexNet's"]
+        page.append(_table(rows, headers))
+    if found := evaluation["perplexity"]:
+        rows = [
+            [r["split"], str(r["stride"]), f"{r['tokens']:,}", f"{r['windows']:,}", f"{r['ppl']:.3f}"] for r in found
+        ]
+        headers = [
+            f"perplexity, windows of {found[0]['window']} words",
+            "stride",
+            "words scored",
+            "windows",
+            "perplexity",
+        ]
         page.append(_table(rows, headers))
     rows = evaluation["oversmoothing"]
     of_network = parts(dict.fromkeys(row["tokens"] for row in rows))

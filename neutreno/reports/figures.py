@@ -88,7 +88,7 @@ def plot_similarity(rows: list[dict], path: str | Path, title: str = "", xlabel:
         shown = [(data[data.step == steps[0]], "at initialisation", GREY)]
         if len(steps) > 1:
             last = data[data.step == steps[-1]]
-            shown.append((last, f"after {last.epoch.iloc[0]} epochs", COLOURS[0]))
+            shown.append((last, f"after {last.step.iloc[0]:,} steps", COLOURS[0]))
     else:
         shown = [(data, "trained", COLOURS[0])]
     layers = parts(data.tokens.unique())

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lightning import LightningModule
+from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
@@ -36,11 +36,13 @@ class Task(LightningModule):
         schedule, warmup_epochs, warmup_lr, min_lr, lr_per: timm's schedule, ``cosine`` or ``poly`` (of power 0.9), with
             linear warm-up, moved on per ``step`` or per ``epoch`` (DeiT's way: there epochs 0 and 1 both run at
             ``warmup_lr``).
+        warmup_steps: instead of ``warmup_epochs``, with ``lr_per=step``.
         ema_decay: keep an exponential average of the weights per step, evaluated beside the raw weights; None: do not.
     """
 
     main_metric: str
     main_metric_mode = "max"
+    throughput = "train/samples_per_s"
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Task(LightningModule):
         ema_decay: float | None = None,
         lr_batch: int | None = None,
         batch_size: int | None = None,
+        warmup_steps: int | None = None,
     ) -> None:
         super().__init__()
         if lr_per not in ("step", "epoch"):
@@ -72,6 +75,10 @@ class Task(LightningModule):
             check_number("task.lr_batch", lr_batch, 1)
             check_number("task.batch_size", batch_size, 1)
             lr = lr * batch_size / lr_batch
+        if warmup_steps is not None:
+            check_number("task.warmup_steps", warmup_steps, integer=True)
+            if lr_per == "epoch":
+                raise InputError(f"task.warmup_steps={warmup_steps} needs task.lr_per=step; or set task.warmup_epochs")
         self.model = model
         self.opt = {"opt": opt, "lr": lr, "weight_decay": weight_decay, **(opt_args or {})}
         try:  # on one parameter, so that a wrong name is found before a run begins
@@ -80,6 +87,7 @@ class Task(LightningModule):
             raise InputError(f"task.opt={opt} with task.opt_args={opt_args}: {error}") from error
         self.schedule, self.lr_per = schedule, lr_per
         self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
+        self.warmup_steps = warmup_steps
         self.ema = None
         if ema_decay is not None:
             self.ema = ModelEmaV3(model, decay=ema_decay).requires_grad_(False)
@@ -88,6 +96,13 @@ class Task(LightningModule):
 
     def loss(self, batch) -> Tensor:
         raise NotImplementedError
+
+    def samples_in(self, batch) -> int:
+        """What ``throughput`` counts."""
+        return len(batch[0])
+
+    def check_checkpoint(self, checkpoint: dict, data: LightningDataModule, path: str | Path) -> None:
+        """Refuse a checkpoint whose weights would fit, but mean something else with this data."""
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -124,7 +139,7 @@ class Task(LightningModule):
             optimizer,
             t_initial=self.trainer.max_epochs * per_epoch,
             lr_min=self.min_lr,
-            warmup_t=round(self.warmup_epochs * per_epoch),
+            warmup_t=round(self.warmup_epochs * per_epoch) if self.warmup_steps is None else self.warmup_steps,
             warmup_lr_init=self.warmup_lr,
             t_in_epochs=self.lr_per == "epoch",
         )
@@ -159,7 +174,7 @@ class Task(LightningModule):
         now = time.perf_counter()
         self._seconds += now - self._since
         self._since = now
-        self._samples += len(batch[0]) * self.trainer.world_size
+        self._samples += self.samples_in(batch) * self.trainer.world_size
 
     def on_validation_end(self) -> None:
         self._since = time.perf_counter()  # throughput is that of training alone
@@ -167,4 +182,4 @@ class Task(LightningModule):
     def on_train_epoch_end(self) -> None:
         if self._samples:  # none when a run resumes at an epoch's end
             loss, rate = self.train_loss.compute().item(), self._samples / max(self._seconds, 1e-9)
-            self.log_now({"train/loss": loss, "train/samples_per_s": rate})
+            self.log_now({"train/loss": loss, self.throughput: rate})

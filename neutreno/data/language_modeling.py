@@ -1,0 +1,280 @@
+"""Data for language modeling: text as parallel streams of words, read segment by segment."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from neutreno.data.base import SplitData
+from neutreno.data.loading import Resumable
+from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, open_folder, open_hub, prepare
+from neutreno.errors import InputError, check_number
+
+Batch = tuple[Tensor, Tensor]  # ids (B, N) and the words that follow them (B, N)
+
+
+def count_epochs(config: DictConfig) -> None:
+    """Set ``trainer.max_epochs`` where steps bound the run: Lightning's loop counts what lies between two validations.
+
+    Raises:
+        InputError: the steps are no multiple of that, or both are given.
+    """
+    steps, between = config.trainer.max_steps, config.data.epoch_steps
+    check_number("trainer.max_steps", steps, 1, integer=True)
+    check_number("data.epoch_steps", between, 1, integer=True)
+    if config.trainer.max_epochs is not None:
+        raise InputError(f"trainer.max_epochs={config.trainer.max_epochs}: steps bound this run; set trainer.max_steps")
+    if steps % between:
+        raise InputError(
+            f"trainer.max_steps={steps} is no multiple of data.epoch_steps={between}, the steps from one validation to "
+            "the next; change one of them"
+        )
+    config.trainer.max_epochs = steps // between
+
+
+class StreamLoader(Resumable):
+    """Training batches of one process: the text cut into ``rows`` streams of equal length, a segment of each per step.
+
+    As in the released code a row goes on, step by step, where it was; behind its last words, of which the last step may
+    have fewer than ``segment``, it starts over. What a step reads is a function of its number alone. A process takes
+    the same rows in every step; accumulated batches are further rows of the same step.
+
+    Args:
+        ids: the text's. rows: global batch. steps: in what Lightning calls an epoch.
+    """
+
+    def __init__(
+        self, ids: np.ndarray, rows: int, segment: int, steps: int, parts: int = 1, world: int = 1, rank: int = 0
+    ) -> None:
+        length = len(ids) // rows
+        self.streams = ids[: rows * length].reshape(parts, world, rows // (parts * world), length)[:, rank]
+        self.segment, self.steps, self.parts, self.epoch = segment, steps, parts, 0
+        self.segments = segments_of(length, segment)
+        self.sampler = self  # where Lightning sets the epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.parts
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in range(self._begin(), len(self)):
+            step, part = divmod(batch, self.parts)
+            start = (self.epoch * self.steps + step) % self.segments * self.segment
+            words = torch.from_numpy(self.streams[part, :, start : start + self.segment + 1].astype(np.int64))
+            self.given += 1
+            yield words[:, :-1], words[:, 1:]
+
+
+class SegmentLoader:
+    """Batches to evaluate: a text cut into segments, each read without what stands before it.
+
+    The last one may be shorter and is a batch of its own, because positions count from a segment's end. Every process
+    takes every ``world``-th batch.
+    """
+
+    def __init__(self, ids: np.ndarray, segment: int, batch_size: int, world: int = 1, rank: int = 0) -> None:
+        self.ids, self.segment = ids, segment
+        whole = (len(ids) - 1) // segment
+        starts = [np.arange(i, min(i + batch_size, whole)) * segment for i in range(0, whole, batch_size)]
+        if whole * segment < len(ids) - 1:
+            starts.append(np.array([whole * segment]))
+        self.starts = starts[rank::world]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for starts in self.starts:
+            words = np.stack([self.ids[i : i + self.segment + 1] for i in starts])
+            words = torch.from_numpy(words.astype(np.int64))
+            yield words[:, :-1], words[:, 1:]
+
+
+def segments_of(length: int, segment: int) -> int:
+    """How many segments a stream of ``length`` words has: its last word is only ever predicted."""
+    return -(-(length - 1) // segment)
+
+
+class TextData(SplitData):
+    """Text for a language model, as word ids.
+
+    Args:
+        segment: words that the model sees at once.
+        epoch_steps: optimizer steps between two validations. This is what counts as an epoch here: steps, not passes
+            through the text, bound a run (trainer.max_steps).
+        min_count: words that are rarer in the training text become ``<unk>``.
+        kwargs: of :class:`neutreno.data.base.SplitData`; ``batch_size`` is the number of streams.
+
+    Raises:
+        InputError: a split is shorter than a segment.
+    """
+
+    samples_are = "tokens"
+
+    def __init__(self, segment: int, epoch_steps: int, min_count: int = 1, **kwargs) -> None:
+        super().__init__(**kwargs)
+        check_number("data.segment", segment, 1, integer=True)
+        check_number("data.epoch_steps", epoch_steps, 1, integer=True)
+        check_number("data.min_count", min_count, 1, integer=True)
+        self.segment, self.epoch_steps, self.min_count = segment, epoch_steps, min_count
+        self.text: PreparedText | None = None
+
+    def prepare_text(self) -> PreparedText:
+        raise NotImplementedError
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.text.vocabulary
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.text is None:
+            self.text = self.prepare_text()
+            self.splits = dict(self.text.splits)
+        for split, ids in self.splits.items():
+            rows = self.batch_size if split == "train" and stage != "validate" else 1
+            if len(ids) // rows <= self.segment:
+                streams = "" if rows == 1 else f", {len(ids) // rows:,} in each of data.batch_size={rows} streams"
+                raise InputError(
+                    f"data.segment={self.segment} is longer than the {split} text of {len(ids):,} words{streams}; "
+                    "lower it" + (" or data.batch_size" if rows > 1 else "")
+                )
+
+    def model_arguments(self) -> dict[str, Any]:
+        self.setup("validate")
+        return {"vocabulary": self.vocabulary}
+
+    def record(self) -> dict[str, Any]:
+        words = {split: len(ids) for split, ids in self.splits.items()}
+        vocabulary = {"size": len(self.vocabulary), "sha256": self.vocabulary.sha256}
+        return {"text": {"sha256": self.text.sources, "words": words, "vocabulary": vocabulary}}
+
+    def baselines(self) -> dict[str, float]:
+        """Perplexity of the words' frequencies in training, without any context."""
+        return {
+            f"unigram/{split}_ppl": float(np.exp(self.vocabulary.unigram_nll(self.splits[split][1:])))
+            for split in ("val", "test")
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        if isinstance(limit, float):
+            return max(1, int(self.epoch_steps * limit))
+        return self.epoch_steps if limit is None else max(1, min(self.epoch_steps, limit // self._parts))
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.batch_size * self.segment
+
+    def eval_batches(self, world: int) -> int:
+        return len(SegmentLoader(self.splits["val"], self.segment, self.eval_batch_size, world))
+
+    @property
+    def _parts(self) -> int:
+        return self.trainer.accumulate_grad_batches
+
+    def train_dataloader(self) -> StreamLoader:
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        ids, rows = self.splits["train"], self.batch_size
+        return StreamLoader(ids, rows, self.segment, self.epoch_steps, self._parts, world, rank)
+
+    def _eval_loader(self, split: str) -> SegmentLoader:
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        return SegmentLoader(self.splits[split], self.segment, self.eval_batch_size, world, rank)
+
+    def probe_batch(self, num_samples: int) -> Tensor:
+        ids, segment = self.splits["val"], self.segment
+        starts = np.linspace(0, (len(ids) - 1) // segment - 1, min(num_samples, (len(ids) - 1) // segment)).round()
+        return torch.from_numpy(np.stack([ids[i : i + segment] for i in starts.astype(int) * segment]).astype(np.int64))
+
+
+class TextFiles(TextData):
+    """Text from ``root`` (see :func:`neutreno.data.text.open_folder`) or from Hugging Face ``datasets``.
+
+    Its ids are kept in a folder beside it, so that they are made once.
+
+    Args:
+        root: folder with the splits.
+        reader: instead of it ``hfds/HUB_ID``; reader_args: further arguments of ``datasets.load_dataset``, ``name``
+            among them.
+        cache: folder to keep the ids in; null: ``root``, and for a ``reader`` that of ``datasets``.
+    """
+
+    def __init__(
+        self,
+        root: str | None,
+        reader: str | None = None,
+        reader_args: dict | None = None,
+        cache: str | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root, self.reader, self.reader_args, self.cache = root, reader, dict(reader_args or {}), cache
+
+    def prepare_text(self) -> PreparedText:
+        if self.root is None and self.reader is None:
+            raise InputError(
+                "data.root is not set: give the folder of the text, data.root=FOLDER, or data.reader=hfds/…"
+            )
+        rare = "" if self.min_count == 1 else f"-min{self.min_count}"
+        if self.root is not None:
+            sources, where, here = open_folder(self.root), f"data.root={self.root}", str(Path(self.root).resolve())
+            beside = Path(self.root)
+        else:
+            from datasets import config
+
+            sources, where = open_hub(self.reader, self.reader_args), f"data.reader={self.reader}"
+            here, beside = (
+                f"{self.reader} {sorted(self.reader_args.items())}",
+                Path(config.HF_DATASETS_CACHE) / "neutreno",
+            )
+        name = f"ids{rare}"
+        if self.root is None or self.cache is not None:  # a folder that texts share
+            digest = hashlib.sha256(here.encode()).hexdigest()[:8]
+            name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', Path(self.root or self.reader).name)}-{digest}-{name}"
+        return prepare(sources, Path(self.cache or beside) / name, self.min_count, where)
+
+
+class PythonDocs(TextData):
+    """The embedded text: the language reference that ``help()`` of every CPython shows, some 65,000 words in topics.
+
+    Words and punctuation are told apart. Of the topics in the order of their length every tenth validates and every
+    tenth tests. The text changes with the Python release, so its checksum and that version are in every record.
+    """
+
+    _WORD = re.compile(r"\w+|([^\w\s])\1*")  # a row of the same sign, as under a title, is one word
+
+    def prepare_text(self) -> PreparedText:
+        try:
+            from pydoc_data.topics import topics
+        except ImportError as error:
+            raise InputError(
+                "this Python comes without pydoc_data.topics, the text of data=python_docs; take another data=…"
+            ) from error
+        texts = {"train": "", "val": "", "test": ""}
+        for i, name in enumerate(sorted(topics, key=lambda name: (len(topics[name]), name))):
+            split = {4: "val", 9: "test"}.get(i % 10, "train")
+            for line in topics[name].splitlines():
+                if line.strip():
+                    texts[split] += " ".join(match.group() for match in self._WORD.finditer(line)) + "\n"
+        builder = VocabularyBuilder(self.min_count)
+        preliminary = builder.add(texts["train"])
+        vocabulary, ids = builder.finish()
+        splits = {"train": ids[preliminary], **{s: vocabulary.encode(texts[s]) for s in ("val", "test")}}
+        return PreparedText(splits, vocabulary, {s: hashlib.sha256(t.encode()).hexdigest() for s, t in texts.items()})
+
+    def record(self) -> dict[str, Any]:
+        record = super().record()
+        record["text"]["python"] = platform.python_version()
+        return record

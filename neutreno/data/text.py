@@ -1,0 +1,386 @@
+"""Text → word ids: the vocabulary's rule, where text is read from, and the memory-mapped arrays it is kept in."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neutreno.errors import InputError
+from neutreno.files import UNFINISHED, replacing
+
+EOS, UNK = "<eos>", "<unk>"
+BLOCK = 4 << 20  # bytes read at once: their words as Python strings take some 50 MiB
+SPLITS = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
+
+
+class Vocabulary:
+    """Words by id, and how often each stands in the training text (if that is known).
+
+    The released code's rule: words are what white space separates, case kept; ``<eos>`` ends every line and is id 0;
+    the rest is numbered by falling count in the training text, ties by first appearance; a word that is not in it
+    becomes ``<unk>`` (counted as any word where the text holds it, the last id where it does not).
+    """
+
+    def __init__(self, words: Sequence[str], counts: Sequence[int] | None = None) -> None:
+        self.words, self.counts = list(words), counts if counts is None else np.asarray(counts, dtype=np.int64)
+        self.index = {word: i for i, word in enumerate(self.words)}
+        self.unk = self.index[UNK]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32; every line that ends adds ``<eos>``."""
+        words = split_words(text)
+        return np.fromiter(map(self.index.get, words, itertools.repeat(self.unk)), np.int32, len(words))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text again, up to white space and unknown words."""
+        words = (self.words[i] for i in ids)
+        return re.sub(r" ?\n ?", "\n", " ".join("\n" if word == EOS else word for word in words))
+
+    def unigram_nll(self, ids: np.ndarray) -> float:
+        """Mean negative log-likelihood of ``ids`` under the words' frequencies in training, each counted once more."""
+        log_p = np.log((self.counts + 1) / (self.counts.sum() + len(self)))
+        return float(-(np.bincount(ids, minlength=len(self)) @ log_p) / len(ids))
+
+    def check(self, words: str | None, source: str | Path) -> None:
+        """Refuse a checkpoint, ``source``, that was trained with other ``words`` (a line each; None: it does not say).
+
+        Raises:
+            InputError: says in what they differ.
+        """
+        if words is None or words == "\n".join(self.words):
+            return
+        theirs = words.split("\n")
+        differ = next((i for i, (a, b) in enumerate(zip(theirs, self.words, strict=False)) if a != b), None)
+        what = f"{len(theirs):,} words, the data {len(self):,}"
+        if differ is not None:
+            what += f"; the first difference is word {differ}, {theirs[differ]!r} there and {self.words[differ]!r} here"
+        raise InputError(f"{source} was trained with another vocabulary than the data's: it has {what}")
+
+
+def split_words(text: str) -> list[str]:
+    """Words of a text, ``<eos>`` at the end of every line."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\n", f" {EOS} ").split()
+
+
+class _FirstSeen(dict):
+    """Numbers words in the order in which they are asked for."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = len(self)
+        return number
+
+
+class VocabularyBuilder:
+    """Counts words while it numbers them, so that the training text is split into words only once.
+
+    Args:
+        min_count: rarer words count as ``<unk>``, so that a small text teaches what an unknown word is.
+    """
+
+    def __init__(self, min_count: int = 1) -> None:
+        self.min_count, self.seen, self.counts = min_count, _FirstSeen(), np.zeros(0, np.int64)
+
+    def add(self, text: str) -> np.ndarray:
+        """Preliminary ids, for :meth:`finish` to translate."""
+        words = split_words(text)
+        ids = np.fromiter(map(self.seen.__getitem__, words), np.int32, len(words))
+        counts = np.bincount(ids, minlength=len(self.seen))
+        counts[: len(self.counts)] += self.counts
+        self.counts = counts
+        return ids
+
+    def finish(self) -> tuple[Vocabulary, np.ndarray]:
+        """The vocabulary, and the id of every preliminary id."""
+        eos, unk = self.seen[EOS], self.seen[UNK]
+        counts = np.pad(self.counts, (0, len(self.seen) - len(self.counts)))
+        rare = counts < self.min_count
+        rare[[eos, unk]] = False
+        counts[unk] += counts[rare].sum()
+        kept = np.flatnonzero(~rare)
+        falling = -counts[kept]
+        falling[kept == eos] = np.iinfo(np.int64).min
+        order = kept[np.argsort(falling, kind="stable")]
+        ids = np.empty(len(counts), np.int32)
+        ids[order] = np.arange(len(order))
+        ids[rare] = ids[unk]
+        words = list(self.seen)
+        return Vocabulary([words[i] for i in order], counts[order]), ids
+
+
+class TextFile:
+    """A file of plain text, UTF-8, read in blocks that end between words."""
+
+    def __init__(self, path: Path) -> None:
+        self.files = [path]
+
+    def blocks(self) -> Iterator[str]:
+        path, offset, rest, last = self.files[0], 0, b"", "\n"
+        with open(path, "rb") as file:
+            while chunk := file.read(BLOCK):
+                chunk = rest + chunk
+                cut = max(chunk.rfind(b"\n"), chunk.rfind(b" ")) + 1
+                whole, rest = chunk[:cut], chunk[cut:]
+                if whole:
+                    last = self._decode(whole, offset)
+                    yield last
+                    offset += len(whole)
+        if rest:
+            last = self._decode(rest, offset)
+            yield last
+        if not last.endswith("\n"):
+            yield "\n"
+
+    def _decode(self, block: bytes, offset: int) -> str:
+        try:
+            return block.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{self.files[0]} is not UTF-8 at byte {offset + error.start:,} ({error.reason}); convert it, e.g. "
+                "with iconv -t UTF-8"
+            ) from error
+
+
+class ParquetFiles:
+    """Parquet as Hugging Face ``datasets`` writes it: a column ``text``, one line a row."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+
+    def blocks(self) -> Iterator[str]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for path in self.files:
+            try:
+                table = pq.ParquetFile(path)
+                if "text" not in table.schema_arrow.names:
+                    raise InputError(f"{path} has no column text; it has: {', '.join(table.schema_arrow.names)}")
+                for batch in table.iter_batches(10_000, columns=["text"]):
+                    yield _lines(batch.column(0).to_pylist())
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path} is not UTF-8 at byte {error.start:,} of a row ({error.reason})") from error
+            except pa.ArrowException as error:
+                raise InputError(f"{path} is not a readable parquet file ({' '.join(str(error).split())})") from error
+
+
+class HubText:
+    """A split of a data set that Hugging Face ``datasets`` finds: on the hub, in its cache or in a folder."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.files = [Path(file["filename"]) for file in dataset.cache_files]
+
+    def blocks(self) -> Iterator[str]:
+        for batch in self.dataset.iter(10_000):
+            yield _lines(batch["text"])
+
+
+def _lines(rows: list[str]) -> str:
+    return "".join((row or "").removesuffix("\n") + "\n" for row in rows)
+
+
+def open_folder(root: str | Path) -> dict[str, TextFile | ParquetFiles]:
+    """The three splits under ``root``: ``train.txt``, ``train.tokens``, ``wiki.train.tokens`` or ``train-*.parquet``,
+    and so on; the validation split may be called valid, validation or val.
+
+    Raises:
+        InputError: no such folder, a split that is missing, there twice, or empty.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"data.root={root} is not a folder; give the folder of the text, data.root=FOLDER")
+    sources: dict[str, TextFile | ParquetFiles] = {}
+    for split, names in SPLITS.items():
+        plain = [
+            root / f"{prefix}{name}{end}" for name in names for prefix in ("", "wiki.") for end in (".txt", ".tokens")
+        ]
+        found: list[TextFile | ParquetFiles] = [TextFile(path) for path in plain if path.is_file()]
+        for name in names:
+            if files := sorted({*root.glob(f"{name}.parquet"), *root.glob(f"{name}-*.parquet")}):
+                found.append(ParquetFiles(files))
+        if not found:
+            name = names[0]
+            raise InputError(
+                f"data.root={root} has no {name} split: expected {name}.txt, {name}.tokens, wiki.{name}.tokens or "
+                f"{name}-*.parquet"
+            )
+        if len(found) > 1:
+            there = ", ".join(source.files[0].name for source in found)
+            raise InputError(
+                f"data.root={root} has the {names[0]} split more than once: {there}; leave one of them there"
+            )
+        for path in found[0].files:
+            if path.stat().st_size == 0:
+                raise InputError(f"{path} is empty")
+        sources[split] = found[0]
+    return sources
+
+
+def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, HubText]:
+    """The three splits of ``hfds/HUB_ID`` (or ``hfds/FOLDER``); ``reader_args``, such as ``name``, go to ``datasets``.
+
+    Raises:
+        InputError: no such reader or data set, a split or the column ``text`` is missing.
+    """
+    import datasets
+
+    if not reader.startswith("hfds/"):
+        raise InputError(
+            f"data.reader={reader} is not known for text; write hfds/HUB_ID, e.g. hfds/Salesforce/wikitext"
+        )
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(reader.removeprefix("hfds/"), **reader_args)
+    except Exception as error:  # no network, no such data set, a config that must be named: each raises its own kind
+        raise InputError(f"data.reader={reader} cannot be read: {' '.join(str(error).split())}") from error
+    sources = {}
+    for split, names in SPLITS.items():
+        name = next((name for name in names if name in found), None)
+        if name is None:
+            raise InputError(f"data.reader={reader} has no {names[0]} split; it has: {', '.join(found)}")
+        if "text" not in found[name].column_names:
+            raise InputError(f"data.reader={reader} has no column text; it has: {', '.join(found[name].column_names)}")
+        if not found[name].cache_files:
+            raise InputError(
+                f"data.reader={reader} is held in memory alone, so no change would be noticed; read it from disk"
+            )
+        sources[split] = HubText(found[name])
+    return sources
+
+
+class PreparedText:
+    """The ids of every split, their vocabulary, and the checksum of what they were made of."""
+
+    def __init__(self, splits: dict[str, np.ndarray], vocabulary: Vocabulary, sources: dict[str, str]) -> None:
+        self.splits, self.vocabulary, self.sources = splits, vocabulary, sources
+
+
+def prepare(sources: dict[str, Any], folder: Path, min_count: int, where: str) -> PreparedText:
+    """The text of ``sources`` as ids, out of the cache ``folder``, which is made if it is not there.
+
+    The whole of sources and cache is read for its checksums each time (some two seconds for WikiText-103); nothing is
+    split into words twice. Processes that come at once wait for the first. ``where`` names the text in messages.
+
+    Raises:
+        InputError: a source or an array of the cache is not what it was when the cache was made; a source holds no
+            word, or is not UTF-8; the cache cannot be written.
+    """
+    checksums = {split: checksum(source.files) for split, source in sources.items()}
+    if not (folder / "record.json").exists():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(folder):
+                if not (folder / "record.json").exists():
+                    _build(sources, checksums, folder, min_count)
+        except OSError as error:
+            raise InputError(
+                f"the ids of {where} cannot be kept in {folder.parent}: {error.strerror or error}; name another "
+                "folder, data.cache=FOLDER"
+            ) from error
+    return _read(folder, checksums, where)
+
+
+def checksum(files: Iterable[Path]) -> str:
+    """sha256 of the files' contents, one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
+        with suppress(OSError):  # a file system without locks: two may build, and the last one's folder is left out
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+            for leftover in folder.parent.glob(f"{folder.name}{UNFINISHED}*"):
+                shutil.rmtree(leftover)
+        yield
+
+
+def _build(sources: dict[str, Any], checksums: dict[str, str], folder: Path, min_count: int) -> None:
+    """Write the cache beside ``folder`` and rename it as a whole."""
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}{UNFINISHED}", dir=folder.parent))
+    try:
+        builder, lengths = VocabularyBuilder(min_count), {}
+        lengths["train"] = _write(unfinished / "train.ids", map(builder.add, sources["train"].blocks()))
+        vocabulary, ids = builder.finish()
+        if len(vocabulary) == 2:
+            raise InputError(f"{sources['train'].files[0]} holds no word")
+        if lengths["train"]:
+            preliminary = np.memmap(unfinished / "train.ids", np.int32, "r+")
+            for start in range(0, len(preliminary), BLOCK):
+                part = preliminary[start : start + BLOCK]
+                part[:] = ids[part]
+            preliminary.flush()
+            del preliminary
+        for split in ("val", "test"):
+            blocks = map(vocabulary.encode, sources[split].blocks())
+            lengths[split] = _write(unfinished / f"{split}.ids", blocks)
+            if not lengths[split]:
+                raise InputError(f"{sources[split].files[0]} holds no word")
+        lines = (f"{count}\t{word}\n" for word, count in zip(vocabulary.words, vocabulary.counts, strict=True))
+        (unfinished / "vocabulary.tsv").write_text("".join(lines), encoding="utf-8", newline="\n")
+        made = ("train.ids", "val.ids", "test.ids", "vocabulary.tsv")
+        record = {"sources": checksums, "files": {name: checksum([unfinished / name]) for name in made}}
+        with replacing(unfinished / "record.json") as file:
+            json.dump(record, file, indent=1)
+        unfinished.chmod(0o755)  # mkdtemp lets nobody else in
+        with suppress(OSError):  # another process, where there are no locks, was faster
+            unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write(path: Path, blocks: Iterable[np.ndarray]) -> int:
+    length = 0
+    with open(path, "wb") as file:
+        for block in blocks:
+            block.tofile(file)
+            length += len(block)
+    return length
+
+
+def _read(folder: Path, checksums: dict[str, str], where: str) -> PreparedText:
+    again = f"remove the folder {folder} to make it anew"
+    try:
+        record = json.loads((folder / "record.json").read_text())
+        files, before = record["files"], record["sources"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'record.json'} is not readable; {again}") from error
+    for split, found in checksums.items():
+        if before.get(split) != found:
+            raise InputError(
+                f"the {SPLITS[split][0]} text of {where} is not the one that the ids in {folder} were made of: it was "
+                f"changed or cut short; restore it, or {again}"
+            )
+    for name, expected in files.items():
+        if not (folder / name).is_file() or checksum([folder / name]) != expected:
+            raise InputError(f"{folder / name} does not match its source: it was changed or cut short; {again}")
+    lines = (folder / "vocabulary.tsv").read_text(encoding="utf-8").split("\n")[:-1]
+    counts, words = zip(*(line.split("\t", 1) for line in lines), strict=True)
+    splits = {split: np.memmap(folder / f"{split}.ids", np.int32, "r") for split in SPLITS}
+    return PreparedText(splits, Vocabulary(words, [int(c) for c in counts]), checksums)

@@ -1,0 +1,177 @@
+"""The paper's language model, a decoder-only transformer on the project's block, and its released weights' names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from neutreno.attention import SoftmaxAttention
+from neutreno.checkpoints import checkpoint_file, load_strictly, read_checkpoint, state_dict_of
+from neutreno.data.text import Vocabulary
+from neutreno.errors import InputError, check_number
+from neutreno.models.adaptive_softmax import AdaptiveSoftmax
+from neutreno.models.transformer import Block, Trunk
+
+SIZES = {
+    # For small texts and one CPU. Smaller initial weights let the words drown in the positions at this width.
+    "mini": {"embed_dim": 64, "depth": 12, "num_heads": 4, "mlp_ratio": 4, "init_std": 0.07},
+    "small": {"embed_dim": 128, "depth": 16, "num_heads": 8, "mlp_ratio": 16},  # the paper's, in the released code
+}
+
+
+def sinusoidal_positions(tokens: int, like: Tensor) -> Tensor:
+    """(N, C): sines, then cosines. They count **down**, as in the released code: the last token stands at 0."""
+    dim = like.shape[-1]
+    frequency = 10000.0 ** -(torch.arange(0, dim, 2, device=like.device, dtype=torch.float64) / dim)
+    angle = torch.arange(tokens - 1, -1, -1, device=like.device, dtype=torch.float64)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1).to(like.dtype)
+
+
+class LanguageModel(nn.Module):
+    """Post-norm causal transformer with sinusoidal positions and a tied adaptive softmax (Vaswani et al., 2017;
+    Baevski & Auli, 2019), as in the released code: ReLU, no biases in attention, embeddings scaled by √C.
+
+    ``model(ids)`` gives log-probabilities of each next word, (B, N) → (B, N, V); ``model(ids, targets)`` the negative
+    log-likelihood of ``targets`` (B, M), the words that follow the last M ≤ N tokens, without holding that tensor.
+    There is no memory from one call to the next.
+
+    Args:
+        vocab_size: V.
+        mlp_ratio: hidden width of the feed-forward part, in units of the tokens'.
+        cutoffs: of :class:`neutreno.models.adaptive_softmax.AdaptiveSoftmax`; none: a plain softmax.
+        drop_rate: dropout of the embedding, of both parts of a block and of the output. attn_drop_rate: of attention.
+        init_std: of all weight matrices at the start (normal).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int = 128,
+        depth: int = 16,
+        num_heads: int = 8,
+        mlp_ratio: float = 16,
+        cutoffs: Sequence[int] | None = None,
+        drop_rate: float = 0.1,
+        attn_drop_rate: float = 0.0,
+        attention: Callable[..., nn.Module] = SoftmaxAttention,
+        block: Callable[..., nn.Module] = Block,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        check_number("model.depth", depth, 1, integer=True)
+        check_number("model.embed_dim", embed_dim, 2, integer=True)
+        check_number("model.mlp_ratio", mlp_ratio, 0.1)
+        check_number("model.drop_rate", drop_rate, most=0.99)
+        check_number("model.attn_drop_rate", attn_drop_rate, most=0.99)
+        self.softmax = AdaptiveSoftmax(vocab_size, embed_dim, cutoffs)
+        self.drop = nn.Dropout(drop_rate)
+        self.blocks = Trunk(
+            depth,
+            block=block,
+            dim=embed_dim,
+            num_heads=num_heads,
+            attention=attention,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=False,
+            proj_bias=False,
+            proj_drop=drop_rate,
+            attn_drop=attn_drop_rate,
+            norm_eps=1e-5,
+            norm_first=False,
+            causal=True,
+            act_layer=nn.ReLU,
+        )
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=init_std)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        x = self.softmax.embed(ids)
+        return self.drop(x + sinusoidal_positions(ids.shape[1], x))
+
+    def hidden_states(self, ids: Tensor) -> list[Tensor]:
+        """Tokens (B, N, C) after the embedding (entry 0) and after every block k (entry k)."""
+        hidden: list[Tensor] = []
+        self.blocks(self._embed(ids), hidden)
+        return hidden
+
+    def token_features(self, ids: Tensor) -> dict[str, list[Tensor]]:
+        """The same, for the measures of over-smoothing."""
+        return {"all": self.hidden_states(ids)}
+
+    def forward_features(self, ids: Tensor) -> Tensor:
+        return self.drop(self.blocks(self._embed(ids)))
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        hidden = self.forward_features(ids)
+        if targets is None:
+            return self.softmax.log_prob(hidden)
+        return self.softmax.nll(hidden[:, -targets.shape[1] :], targets)
+
+    def next_word(self, ids: Tensor) -> Tensor:
+        """Log-probabilities of the word after the last token alone, (B, N) → (B, V)."""
+        return self.softmax.log_prob(self.forward_features(ids)[:, -1])
+
+
+_OWN_NAMES = (
+    (r"word_emb\.emb_layers\.0\.weight", "softmax.weight"),
+    (r"crit\.out_layers\.0\.bias", "softmax.bias"),
+    (r"crit\.cluster_(weight|bias)", r"softmax.cluster_\1"),
+    (r"layers\.(\d+)\.dec_attn\.o_net\.weight", r"blocks.\1.attn.proj.weight"),
+    (r"layers\.(\d+)\.dec_attn\.layer_norm\.(weight|bias)", r"blocks.\1.norm1.\2"),
+    (r"layers\.(\d+)\.pos_ff\.CoreNet\.0\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
+    (r"layers\.(\d+)\.pos_ff\.CoreNet\.3\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
+    (r"layers\.(\d+)\.pos_ff\.layer_norm\.(weight|bias)", r"blocks.\1.norm2.\2"),
+)
+
+
+def own_name(released: str) -> str:
+    """Our name of the released code's parameter; queries, keys and values, which are one matrix here, are left."""
+    for pattern, ours in _OWN_NAMES:
+        if found := re.fullmatch(pattern, released):
+            return found.expand(ours)
+    return released
+
+
+def own_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the released code's names → under ours; weights under our names are returned as they are."""
+    if "word_emb.emb_layers.0.weight" not in weights:
+        return weights
+    left_out = {"crit.out_layers.0.weight", "pos_emb.inv_freq"}  # the embedding again, and a constant
+    weights = {own_name(name): value for name, value in weights.items() if name not in left_out}
+    for name in [name for name in weights if name.endswith(".dec_attn.q_net.weight")]:
+        layer = name.split(".")[1]
+        q, kv = weights.pop(name), weights.pop(f"layers.{layer}.dec_attn.kv_net.weight")  # keys before values
+        weights[f"blocks.{layer}.attn.qkv.weight"] = torch.cat([q, kv])
+    return weights
+
+
+def lm(vocabulary: Vocabulary, size: str = "small", weights: str | Path | None = None, **kwargs) -> LanguageModel:
+    """A language model of one of :data:`SIZES` for ``vocabulary``; ``kwargs`` that are not None override anything.
+
+    ``weights`` (a run folder or a checkpoint file, under our names or the released code's) is loaded strictly.
+
+    Raises:
+        InputError: no such size; the weights cannot be read, do not fit, or are for another vocabulary.
+    """
+    if size not in SIZES:
+        raise InputError(f"model.size={size} is not known; there are: {', '.join(SIZES)}")
+    model = LanguageModel(len(vocabulary), **{**SIZES[size], **{k: v for k, v in kwargs.items() if v is not None}})
+    if weights is not None:
+        content = read_checkpoint(checkpoint_file(weights))
+        vocabulary.check(content.get("vocabulary"), weights)
+        named = own_names(state_dict_of(content))
+        if isinstance(word := named.get("softmax.weight"), Tensor) and len(word) != len(vocabulary):
+            raise InputError(
+                f"the weights of {weights} are for a vocabulary of {len(word):,} words, the data has "
+                f"{len(vocabulary):,}"
+            )
+        load_strictly(model, named, weights)
+    return model

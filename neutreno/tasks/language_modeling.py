@@ -1,0 +1,81 @@
+"""Language modeling: cross entropy of the next word, perplexity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from neutreno.tasks.base import Task
+
+
+class LanguageModeling(Task):
+    """Trains a language model and reports ``val/loss``, nats per word, and ``val/ppl``, perplexity: its exponential.
+
+    Over all words and processes, each segment read without the words before it. Metrics of the averaged weights carry
+    the prefix ``ema/``. Checkpoints hold the vocabulary, so that the model can write without its data.
+
+    Args:
+        kwargs: of :class:`neutreno.tasks.base.Task`.
+    """
+
+    main_metric = "val/ppl"
+    main_metric_mode = "min"
+    throughput = "train/tokens_per_s"
+
+    def __init__(self, model: nn.Module, **kwargs) -> None:
+        super().__init__(model, **kwargs)
+        self.metrics = nn.ModuleDict(
+            {
+                split: nn.ModuleDict(
+                    {
+                        name or "raw": MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+                        for name in self.networks
+                    }
+                )
+                for split in ("val_", "test_")
+            }
+        )
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self.model(*batch).mean()
+
+    def samples_in(self, batch: tuple[Tensor, Tensor]) -> int:
+        return batch[1].numel()
+
+    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+        for name, network in self.networks.items():
+            self.metrics[split][name or "raw"].update(network(*batch).double())
+
+    def _report(self, split: str) -> None:
+        report = {}
+        for name in self.networks:
+            metric = self.metrics[split][name or "raw"]
+            loss = metric.compute()
+            metric.reset()
+            report |= {
+                f"{name}{split.removesuffix('_')}/{key}": x.item() for key, x in (("ppl", loss.exp()), ("loss", loss))
+            }
+        self.report(report)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("val_", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val_")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("test_", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test_")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vocabulary"] = "\n".join(self.trainer.datamodule.vocabulary.words)
+
+    def check_checkpoint(self, checkpoint: dict[str, Any], data: LightningDataModule, path: str | Path) -> None:
+        data.vocabulary.check(checkpoint.get("vocabulary"), path)

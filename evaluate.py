@@ -117,6 +117,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
             "precision": str(trainer.precision),
             "limit_val_batches": settings["trainer"].get("limit_val_batches"),
             "crop_pcts": crop_pcts,
+            **{k: settings["task"][k] for k in ("inference", "protocols") if k in settings["task"]},
             **robustness,
         },
         **results.environment(),

@@ -178,7 +178,6 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         raise
     if leader:
         probe.write()
-        task.write_report(run.path)
     record(
         status="finished",
         corrupt_images=len(data.corrupt.read()),
@@ -189,6 +188,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         wall_clock_s=round(timer.time_elapsed("train"), 1),
     )
     if leader:
+        task.write_report(run.path)
         print(results.summary(run.path))
 
 

@@ -81,10 +81,13 @@ def report(error: BaseException) -> int:
         print("interrupted; resume=true continues the run", file=sys.stderr)
         return 130
     line = explain(error)
+    if line is None and re.search(r"Connection (closed|reset) by peer", str(error)):
+        line = "another process of this run ended; what it said tells why"
     if line is None:
         traceback.print_exception(error)
         return 1
     ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
-    if ranks[:1] in ([], ["0"]):  # the other processes of the run would say the same
+    talking = getattr(sys.modules.get("torch.distributed"), "is_initialized", bool)()
+    if ranks[:1] in ([], ["0"]) or talking:  # before they share out work, all processes would say the same
         print(f"error: {line}", file=sys.stderr)
     return 2

@@ -46,7 +46,12 @@ def run_settings(run: RunFolder, config: DictConfig, typed: Sequence[str]) -> di
     for key, value in as_trained.items():  # the one part of a run's config that reaches the trainer
         if isinstance(value, dict | list) or "${" in str(value):
             raise InputError(f"trainer.{key} in {run.config_file} is no plain value; refused")
-    more = {"weights": None} | ({"pretrained": False} if "pretrained" in settings["model"] else {})
+    for key in ("num_classes", "in_chans"):
+        made_for, now = settings["model"].get(key), settings["data"].get(key)
+        if made_for is not None and now != made_for:
+            raise InputError(f"data.{key}={now} does not fit the model of {run.path}, which was made for {made_for}")
+    more = {k: None for k in ("weights", "encoder_weights") if k in settings["model"]}
+    more |= {"pretrained": False} if "pretrained" in settings["model"] else {}
     return settings | {
         "model": settings["model"] | more,  # a checkpoint follows
         "trainer": _plain(config.trainer) | {k: v for k, v in as_trained.items() if f"trainer.{k}" not in typed},

@@ -39,7 +39,9 @@ class SlidingWindow:
         for name in ("window", "stride", "batch"):
             check_number(name, getattr(self, name), 1, integer=True)
         if self.stride > self.window:
-            raise InputError(f"stride={self.stride} is larger than window={self.window}: that would leave gaps")
+            raise InputError(
+                f"stride={self.stride} is larger than window={self.window}: that would leave gaps; lower it"
+            )
         if isinstance(self.scales, str) or not isinstance(self.scales, Sequence) or not self.scales:
             raise InputError(f"scales={self.scales} is no list of factors; write scales=[1.0]")
         for scale in self.scales:

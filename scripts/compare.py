@@ -28,7 +28,11 @@ def main() -> int:
         print(comparison_table(groups, arguments.metric).to_markdown(index=False))
         for run in unfinished:
             print(f"not finished, left out: {run}")
-        plot_comparison([(g.label, g.curves()) for g in groups], arguments.figure, arguments.title)
+        plot_comparison(
+            [(g.label, {"encoder": g.curves(), "decoder": g.curves(part="decoder")}) for g in groups],
+            arguments.figure,
+            arguments.title,
+        )
         print(f"figure: {arguments.figure}")
     except Exception as error:
         return report(error)

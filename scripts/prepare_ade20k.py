@@ -79,7 +79,7 @@ def check_names(root: Path, num_classes: int) -> list[str]:
 
     file, info = root / "classes.txt", root / "objectInfo150.txt"
     if not file.exists() and info.exists():  # a table whose last column holds synonyms: building, edifice
-        rows = [line.split("\t") for line in info.read_text().splitlines()[1:]]
+        rows = [line.split("\t") for line in info.read_text(encoding="utf-8", errors="replace").splitlines()[1:]]
         try:
             file.write_text("".join(f"{row[-1].split(',')[0].strip()}\n" for row in rows))
             print(f"wrote {file}")

@@ -15,6 +15,7 @@ from neutreno.data.segmentation import IGNORE
 from neutreno.errors import InputError
 from neutreno.models.segmenter import segmenter
 from neutreno.models.vit import vit
+from neutreno.reports.comparison import load_groups
 from neutreno.tasks.segmentation import Segmentation, scores
 
 CLASSES = 4
@@ -160,6 +161,11 @@ def test_evaluate_repeats_the_runs_figures_and_adds_its_protocols(finished, stre
     assert "decoder layer" in page and "without class embeddings" in page and "val_multi_scale/miou" in page
 
 
+@pytest.mark.parametrize("setting, words", [("data.num_classes=5", "made for 4"), ("data.in_chans=1", "made for 3")])
+def test_a_run_is_not_evaluated_as_something_else(finished, setting, words):
+    assert_one_line_error(run_forked("evaluate.py", "outputs/x", setting, cwd=finished), setting, words)
+
+
 def test_protocols_can_be_changed_at_evaluation(finished, tmp_path):
     arguments = ["cost=null", f"name={tmp_path.name}", "task.protocols.dense={stride:8}", "task.inference.batch=3"]
     done = run_forked("evaluate.py", "outputs/x", *arguments, cwd=finished)
@@ -177,6 +183,61 @@ def test_the_encoder_starts_from_a_run_folder(finished, street_folders, tmp_path
     assert done.returncode == 0, done.stderr
     wide = train(street_folders, tmp_path, f"model.encoder_weights={run}", "model.embed_dim=32", "name=wide")
     assert_one_line_error(wide, "model.encoder_weights", "a width of 16, the model of 32")
+
+
+@pytest.fixture(scope="module")
+def two_seeds(finished, street_folders, tmp_path_factory):
+    """Two runs, each from an encoder run of its own seed, which is gone afterwards."""
+    cwd = tmp_path_factory.mktemp("seeds")
+    for seed in (0, 1):
+        shutil.copytree(finished / "outputs/x", cwd / f"outputs/encoder-seed{seed}")
+        start = f"model.encoder_weights=outputs/encoder-seed{seed}"
+        done = train(street_folders, cwd, start, f"seed={seed}", f"name=run{seed}", "trainer.max_epochs=1")
+        assert done.returncode == 0, done.stderr
+        shutil.rmtree(cwd / f"outputs/encoder-seed{seed}")
+    return cwd
+
+
+def test_a_run_is_evaluated_without_the_run_its_encoder_came_from(two_seeds):
+    done = run_forked("evaluate.py", "outputs/run1", "cost=null", cwd=two_seeds)
+    assert done.returncode == 0, done.stderr
+    evaluation = json.loads((two_seeds / "outputs/run1/evaluation.json").read_text())
+    trained = json.loads((two_seeds / "outputs/run1/result.json").read_text())["metrics"]
+    assert evaluation["metrics"]["val/miou"] == pytest.approx(trained["val/miou"], abs=1e-3)
+    assert evaluation["settings"]["inference"]["stride"] == 16
+    assert evaluation["settings"]["protocols"]["multi_scale"]["flip"] is True
+
+
+def test_runs_from_encoders_of_their_own_seeds_are_one_group_with_both_parts(two_seeds):
+    groups, _ = load_groups([two_seeds / "outputs/run0", two_seeds / "outputs/run1"])
+    assert len(groups) == 1 and len(groups[0].results) == 2
+    assert groups[0].curves().shape == groups[0].curves(part="decoder").shape == (2, 3)
+
+
+def test_a_comparison_shows_what_an_evaluation_added(finished):
+    done = run_forked("evaluate.py", "outputs/x", "cost=null", cwd=finished)
+    assert done.returncode == 0, done.stderr
+    (group,), _ = load_groups([finished / "outputs/x"])
+    assert group.values("val_multi_scale/miou") > 0
+
+
+def test_a_run_whose_validation_shows_nothing_still_finishes(street_folders, tmp_path):
+    done = train(street_folders, tmp_path, "trainer.limit_val_batches=0", "trainer.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path)["status"] == "finished" and not (tmp_path / "outputs/x/class_iou.csv").exists()
+
+
+@pytest.mark.slow
+def test_what_only_another_process_met_is_said(street_folders, tmp_path):
+    """The second validation image is the second process's, and its label is wrong."""
+    root = tmp_path / "copy"
+    shutil.copytree(street_folders, root)
+    file = root / "annotations/validation/1.png"
+    Image.fromarray(np.full_like(np.asarray(Image.open(file)), 9)).save(file)
+    arguments = [*SMALL, f"data.root={root}", "trainer.devices=2", "trainer.strategy=ddp", "probe.num_samples=1"]
+    first, second = run_ranks(2, *arguments, cwd=tmp_path)
+    assert_one_line_error(second, "annotations/validation/1.png", "label 9")
+    assert first.returncode != 0 and "Traceback" not in first.stderr
 
 
 @pytest.mark.slow
@@ -210,6 +271,7 @@ def test_two_processes_give_the_validation_scores_of_one(finished, street_folder
         (["task.protocols.multi_scale.scales=[]"], ["task.protocols.multi_scale", "scales=[]"]),
         (["+task.protocols.multi_scale.strides=1"], ["task.protocols.multi_scale", "strides"]),
         (["model=deit"], ["model=segmenter"]),
+        (["task.num_classes=7"], ["task.num_classes=7", "the model has 4"]),
         (["model.encoder_weights=nothing_here"], ["nothing_here", "neither a run folder"]),
         (["task.schedule=linear"], ["task.schedule=linear", "poly"]),
     ],
@@ -262,3 +324,7 @@ def test_no_data_is_one_line(tmp_path):
     assert_one_line_error(train("nowhere", tmp_path), "data.root=nowhere", "not a folder")
     done = run_forked("train.py", "data=ade20k", cwd=tmp_path)
     assert_one_line_error(done, "data.root is not set")
+
+
+def test_a_segmenter_is_not_trained_to_classify(tmp_path):
+    assert_one_line_error(run_forked("train.py", "model=segmenter", cwd=tmp_path), "choose model=deit")

@@ -198,6 +198,10 @@ class SplitData(LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         data = self._dataset(split, self.eval_transform())
+        if len(data) < self.trainer.world_size:
+            raise InputError(
+                f"{len(data)} samples of the {split} split for {self.trainer.world_size} processes; use fewer"
+            )
         share = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
         sampler = UnrepeatedDistributedSampler(data, **share, shuffle=False)  # no sample counted twice
         loading = {"collate_fn": self.collate_eval, **self._loading()}

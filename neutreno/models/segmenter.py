@@ -103,7 +103,8 @@ class Segmenter(nn.Module):
         down, across = self.encoder.patch_embed.patch_size
         masks = self.decoder(patches).unflatten(2, (rows, columns))
         logits = F.interpolate(masks, size=(rows * down, columns * across), mode="bilinear")
-        return logits[..., :height, :width]
+        padded = logits.shape[-2:] != images.shape[-2:]
+        return logits[..., :height, :width] if padded else logits
 
     def token_features(self, images: Tensor) -> dict[str, list[Tensor]]:
         """Tokens (B, N, C) by layer; entry 0 is what enters the first block.
@@ -176,7 +177,12 @@ def load_encoder(encoder: VisionTransformer, source: str | Path) -> None:
     Raises:
         InputError: they are of another width or do not fit otherwise.
     """
-    weights = read_weights(source)
+    try:
+        weights = read_weights(source)
+    except InputError as error:
+        raise InputError(
+            f"model.encoder_weights: {error}; train that run first, or name other weights (null: from scratch)"
+        ) from error
     if any(name.startswith("encoder.") for name in weights):
         weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
     weights = {k: v for k, v in weights.items() if not k.startswith(("head.", "head_dist."))}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +25,10 @@ class Group:
     label: str
     results: list[dict[str, Any]]
 
-    def curves(self, when: str = "last") -> np.ndarray:
-        """Similarity by layer, all tokens: (seeds, layers)."""
-        return np.array([r["oversmoothing"][when] for r in self.results])
+    def curves(self, when: str = "last", part: str | None = None) -> np.ndarray:
+        """Similarity by layer, all tokens: (seeds, layers); of the part ``decoder``, if there is one, where asked."""
+        curves = [r["oversmoothing"] if part is None else r["oversmoothing"].get(part) for r in self.results]
+        return np.array([curve[when] for curve in curves] if all(curves) else [])
 
     def values(self, metric: str) -> np.ndarray:
         """One value per seed; empty if a run lacks the metric."""
@@ -48,6 +51,10 @@ def load_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
             continue
         settings = identity(RunFolder(folder).config())
         settings = {k: v for k, v in settings.items() if k.rpartition(".")[2] != "seed"}
+        for key in ("model.weights", "model.encoder_weights"):  # where a run starts from the run of its own seed
+            if isinstance(start := settings.get(key), str):
+                settings[key] = re.sub(r"seed\d+", "seed", start)
+        result["metrics"] = _evaluated(Path(folder)) | result["metrics"]
         found.setdefault(json.dumps(settings, sort_keys=True), []).append((settings, result))
     if not found:
         raise InputError("none of the runs is finished" + (": " + ", ".join(unfinished) if unfinished else ""))
@@ -66,6 +73,13 @@ def load_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
         extra = [f"{k}={own.get(k)}" for k in differing if k not in shown]
         groups.append(Group(" ".join([_base_label(result["settings"]), *extra]), [r for _, r in runs]))
     return sorted(groups, key=lambda g: _order(g.results[0]["settings"])), unfinished
+
+
+def _evaluated(folder: Path) -> dict[str, float]:
+    """What ``evaluate.py`` found beside a run's own metrics, such as ``val_multi_scale/miou``."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return dict(json.loads((folder / "evaluation.json").read_text())["metrics"])
+    return {}
 
 
 def _consequences(settings: list[dict[str, Any]]) -> set[str]:

@@ -52,6 +52,15 @@ def render(evaluation: dict[str, Any]) -> str:
     settings = evaluation["settings"]
     source = settings["run"] or settings["model"]["weights"] or f"timm's {settings['model']['name']}"
     page = [f"# {evaluation['name']}", f"Weights: {source}", _table(list(_figures(evaluation)), ["figure", "value"])]
+    if inference := settings.get("inference"):
+        protocols = {"": {}} | {
+            f"_{name}": how for name, how in (settings["protocols"] or {}).items() if how is not None
+        }
+        rows = [
+            [f"val{name}", *(str({**inference, **how}.get(k, "")) for k in ("window", "stride", "scales", "flip"))]
+            for name, how in protocols.items()
+        ]
+        page.append(_table(rows, ["inference", "window", "stride", "scales", "flip"]))
     if corruptions := evaluation["robustness"].get("imagenet_c"):
         rows = [
             [name, *(f"{e:.2f}" for e in by_severity.values()), f"{corruptions['normalised'][name]:.2f}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def parts(kinds: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
+def plain(text: str, most: int | None = None) -> str:
+    """``text`` as it stands, no formula, and cut to ``most`` characters."""
+    return (text if most is None or len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
+
+
+def heading(figure, title: str) -> None:
+    """The title of a whole figure, on as many lines as its width asks for."""
+    size = STYLE["font.size"] * 1.2
+    lines = textwrap.wrap(title, max(20, int(figure.get_figwidth() * 72 / (0.6 * size))), break_on_hyphens=True)
+    figure.suptitle(plain("\n".join(lines)), fontsize=size)
+
+
 def _axes(title: str, xlabel: str = LAYERS, panels: Sequence[int] = (1,)):
     """A figure of panels whose widths are in the ratio of ``panels``."""
     figure, axes = plt.subplots(
@@ -55,8 +68,7 @@ def _axes(title: str, xlabel: str = LAYERS, panels: Sequence[int] = (1,)):
         width_ratios=panels,
         layout="constrained",
     )
-    title = title.replace("$", r"\$")  # no formula
-    figure.suptitle(title, fontsize=STYLE["font.size"] * 1.2)
+    heading(figure, title)
     axes[0, 0].set_ylabel("cosine similarity between tokens")
     for panel in axes[0]:
         panel.set_xlabel(xlabel)
@@ -112,17 +124,28 @@ def plot_similarity(rows: list[dict], path: str | Path, title: str = "", xlabel:
         save(figure, Path(path))
 
 
-def plot_comparison(groups: Sequence[tuple[str, np.ndarray]], path: str | Path, title: str = "") -> None:
-    """Similarity by layer of several groups of runs: (label, curves (seeds, layers)); band = ± sd over seeds."""
+def plot_comparison(groups: Sequence[tuple[str, dict[str, np.ndarray]]], path: str | Path, title: str = "") -> None:
+    """Similarity by layer of several groups of runs; band = ± sd over seeds.
+
+    Args:
+        groups: (label, curves (seeds, layers) by part of the network; a part that no group has is left out).
+    """
+    shown = [part for part in groups[0][1] if any(curves[part].size for _, curves in groups)]
+    depths = {part: max(c[part].shape[1] for _, c in groups if c[part].size) for part in shown}
     with plt.rc_context(STYLE):
-        figure, (axes,) = _axes(title)
-        for i, (label, curves) in enumerate(groups):
-            mean, layers = curves.mean(0), np.arange(curves.shape[1])
-            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
-            axes.plot(layers, mean, marker="o", ms=3, label=label.replace("$", r"\$"), **style)
-            if len(curves) > 1:
-                sd = curves.std(0, ddof=1)
-                axes.fill_between(layers, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
-        axes.legend(loc="best", fontsize=8)
-        _scale(axes, max(c.shape[1] for _, c in groups))
+        figure, axes = _axes(title, panels=[max(depth, 6) for depth in depths.values()])
+        for panel, part in zip(axes, shown, strict=True):
+            for i, (label, by_part) in enumerate(groups):
+                if not (curves := by_part[part]).size:
+                    continue
+                mean, layers = curves.mean(0), np.arange(curves.shape[1])
+                style = {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
+                panel.plot(layers, mean, marker="o", ms=3, label=plain(label), **style)
+                if len(curves) > 1:
+                    sd = curves.std(0, ddof=1)
+                    panel.fill_between(layers, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
+            if len(axes) > 1:
+                panel.set_xlabel(f"{part} {LAYERS}")
+            _scale(panel, depths[part])
+        axes[0].legend(loc="best", fontsize=8)
         save(figure, Path(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from neutreno.files import replacing
-from neutreno.reports.figures import COLOURS, GREY, STYLE, save
+from neutreno.reports.figures import COLOURS, GREY, STYLE, heading, plain, save
 
 IN_A_COLUMN = 50  # bars
 IN_THE_LEGEND = 24
@@ -27,7 +28,7 @@ def class_table(by_class: Mapping[str, Mapping[str, Tensor]], names: Sequence[st
             pd.DataFrame(
                 {
                     "split": where,
-                    "class": range(len(names)),
+                    "index": range(len(names)),
                     "name": list(names),
                     "iou": (100 * found["iou"].numpy()).round(4),
                     "acc": (100 * found["acc"].numpy()).round(4),
@@ -58,14 +59,14 @@ def plot_class_iou(table: pd.DataFrame, path: str | Path, title: str = "") -> No
             sharex=True,
             layout="constrained",
         )
-        figure.suptitle(title.replace("$", r"\$"), fontsize=12)
+        heading(figure, title)
         mean = table.iou.mean()
         for column, panel in enumerate(axes[0]):
             part = table.iloc[column * rows : (column + 1) * rows]
             bars = panel.barh(np.arange(len(part)), part.iou.fillna(0), color=COLOURS[0], height=0.75)
             panel.bar_label(bars, ["–" if math.isnan(v) else f"{v:.1f}" for v in part.iou], padding=3, fontsize=8)
             panel.axvline(mean, color=GREY, linewidth=1, linestyle="--")
-            panel.set_yticks(np.arange(len(part)), [n if len(n) < 24 else f"{n[:23]}…" for n in part.name], fontsize=8)
+            panel.set_yticks(np.arange(len(part)), [plain(name, 24) for name in part.name], fontsize=8)
             panel.set(xlim=(0, 108), ylim=(rows - 0.4, -0.6), xlabel=f"IoU in %, dashed: mean {mean:.1f}")
             panel.tick_params(axis="y", length=0)
         save(figure, Path(path))
@@ -87,19 +88,20 @@ def plot_panel(
         shown: (image (C, h, w) in any range, mask (H, W), prediction (H, W)); what is no class is ignored.
     """
     palette, count = _palette(len(names)), len(names)
-    present: set[int] = set()
+    present: Counter[int] = Counter()  # pixels of each class
     with plt.rc_context({**STYLE, "axes.grid": False}):
         ratio = np.mean([mask.shape[0] / mask.shape[1] for _, mask, _ in shown])
         legend = 0.2 * math.ceil(min(count, IN_THE_LEGEND) / 6) + 0.2
         size = (9.0, 0.7 + legend + len(shown) * (3.0 * ratio + 0.08))
         figure, axes = plt.subplots(len(shown), 3, figsize=size, squeeze=False, layout="constrained")
-        figure.suptitle(title.replace("$", r"\$"), fontsize=12)
+        heading(figure, title)
         for row, (image, mask, predicted) in zip(axes, shown, strict=True):
             image = image.float()
             image = ((image - image.min()) / (image.max() - image.min()).clamp(min=1e-6)).permute(1, 2, 0).numpy()
             truth = np.where(mask.numpy() < count, mask.numpy(), count)
             guess = np.where(truth == count, count, predicted.numpy())
-            present |= {*np.unique(truth), *np.unique(guess)}
+            for labels in (truth, guess):
+                present.update(dict(zip(*np.unique(labels, return_counts=True), strict=True)))
             height, width = truth.shape
             row[0].imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="grey", extent=(0, width, height, 0))
             for axis, labels in zip(row[1:], (truth, guess), strict=True):
@@ -108,8 +110,11 @@ def plot_panel(
             axis.set_title(name, fontsize=10)
         for axis in axes.flat:
             axis.axis("off")
-        handles = [Patch(color=palette[i], label=names[i]) for i in sorted(present - {count})[:IN_THE_LEGEND]]
+        by_area = [i for i, _ in present.most_common() if i != count]
+        handles = [Patch(color=palette[i], label=plain(names[i], 18)) for i in by_area[:IN_THE_LEGEND]]
         if count in present:
             handles.append(Patch(color=palette[count], label="ignored"))
+        if more := len(by_area) - IN_THE_LEGEND:
+            handles += [Patch(color="none", label=f"and {more} more classes")] * (more > 0)
         figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)
         save(figure, Path(path))

@@ -36,6 +36,10 @@ class Classification(Task):
         switch_prob: float = 0.5,
         **kwargs,
     ) -> None:
+        if not hasattr(model, "num_prefix_tokens"):
+            raise InputError(
+                "this data set is classified, and this model does something else: choose model=deit, vit or timm"
+            )
         super().__init__(model, **kwargs)
         check_number("task.label_smoothing", label_smoothing, most=1)
         check_number("task.switch_prob", switch_prob, most=1)

@@ -71,6 +71,8 @@ class Segmentation(Task):
             raise InputError("this data set is segmented: choose model=segmenter or model=segmenter_neutreno")
         super().__init__(model, **kwargs)
         check_number("task.num_classes", num_classes, 2, integer=True)
+        if model.num_classes != num_classes:
+            raise InputError(f"task.num_classes={num_classes}, but the model has {model.num_classes} classes")
         self.num_classes = num_classes
         self.inference = self._window("inference", inference)
         self.protocols = {
@@ -96,7 +98,8 @@ class Segmentation(Task):
                 raise InputError(f"window={side} is smaller than a patch of {patch} pixels; enlarge it")
             return SlidingWindow(**settings)
         except (TypeError, InputError) as error:
-            raise InputError(f"task.{key}: {str(error).removeprefix('SlidingWindow.__init__() ')}") from error
+            out = f"; task.{key}=null leaves it out" if key.startswith("protocols") else ""
+            raise InputError(f"task.{key}: {str(error).removeprefix('SlidingWindow.__init__() ')}{out}") from error
 
     def _new_metric(self) -> MulticlassConfusionMatrix:
         return MulticlassConfusionMatrix(self.num_classes, ignore_index=IGNORE, validate_args=False)
@@ -133,6 +136,8 @@ class Segmentation(Task):
             metric = self.confusion[split][name or "raw"]
             confusion = metric.compute()
             metric.reset()
+            if not confusion.any():
+                raise InputError(f"no labelled pixel in the images of {where}; there is nothing to score")
             figures = scores(confusion)
             for key in ("miou", "pixel_acc", "mean_acc"):
                 report[f"{name}{where}/{key}"] = round(100 * figures[key].item(), 4)
@@ -155,12 +160,16 @@ class Segmentation(Task):
 
     def write_report(self, folder: Path, prefix: str = "") -> list[Path]:
         """IoU by class (CSV and bars) and a panel of validation images; what the last evaluation gave."""
-        names = self.trainer.datamodule.class_names
-        table = reports.class_table(self.by_class, names)
-        files = [folder / f"{prefix}{name}" for name in ("class_iou.csv", "class_iou.png", "predictions.png")]
-        reports.write_class_table(table, files[0])
-        reports.plot_class_iou(table[table.split == "val"], files[1], f"{folder.name}: validation")
-        reports.plot_panel(self._shown, names, files[2], f"{folder.name}: validation")
+        names, title = self.trainer.datamodule.class_names, f"{folder.name}: validation"
+        files = []
+        if "val" in self.by_class:  # no batch of it may have been asked for
+            table = reports.class_table(self.by_class, names)
+            files = [folder / f"{prefix}class_iou.csv", folder / f"{prefix}class_iou.png"]
+            reports.write_class_table(table, files[0])
+            reports.plot_class_iou(table[table.split == "val"], files[1], title)
+        if self._shown:  # none where the images that were to be shown could not be read
+            files.append(folder / f"{prefix}predictions.png")
+            reports.plot_panel(self._shown, names, files[-1], title)
         return files
 
     def test_step(self, batch: list[tuple[Tensor, Tensor]], batch_idx: int) -> None:

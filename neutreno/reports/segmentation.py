@@ -65,7 +65,7 @@ def plot_class_iou(table: pd.DataFrame, path: str | Path, title: str = "") -> No
             part = table.iloc[column * rows : (column + 1) * rows]
             bars = panel.barh(np.arange(len(part)), part.iou.fillna(0), color=COLOURS[0], height=0.75)
             panel.bar_label(bars, ["–" if math.isnan(v) else f"{v:.1f}" for v in part.iou], padding=3, fontsize=8)
-            panel.axvline(mean, color=GREY, linewidth=1, linestyle="--")
+            panel.axvline(mean, color=GREY, linewidth=1, linestyle="--", zorder=0)
             panel.set_yticks(np.arange(len(part)), [plain(name, 24) for name in part.name], fontsize=8)
             panel.set(xlim=(0, 108), ylim=(rows - 0.4, -0.6), xlabel=f"IoU in %, dashed: mean {mean:.1f}")
             panel.tick_params(axis="y", length=0)
@@ -91,7 +91,7 @@ def plot_panel(
     present: Counter[int] = Counter()  # pixels of each class
     with plt.rc_context({**STYLE, "axes.grid": False}):
         ratio = np.mean([mask.shape[0] / mask.shape[1] for _, mask, _ in shown])
-        legend = 0.2 * math.ceil(min(count, IN_THE_LEGEND) / 6) + 0.2
+        legend = 0.2 * math.ceil(min(count, IN_THE_LEGEND) / 5) + 0.2
         size = (9.0, 0.7 + legend + len(shown) * (3.0 * ratio + 0.08))
         figure, axes = plt.subplots(len(shown), 3, figsize=size, squeeze=False, layout="constrained")
         heading(figure, title)
@@ -111,10 +111,10 @@ def plot_panel(
         for axis in axes.flat:
             axis.axis("off")
         by_area = [i for i, _ in present.most_common() if i != count]
-        handles = [Patch(color=palette[i], label=plain(names[i], 18)) for i in by_area[:IN_THE_LEGEND]]
+        handles = [Patch(color=palette[i], label=plain(names[i], 16)) for i in by_area[:IN_THE_LEGEND]]
         if count in present:
             handles.append(Patch(color=palette[count], label="ignored"))
         if more := len(by_area) - IN_THE_LEGEND:
             handles += [Patch(color="none", label=f"and {more} more classes")] * (more > 0)
-        figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)
         save(figure, Path(path))

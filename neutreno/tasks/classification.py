@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from neutreno.errors import InputError, check_number
+from neutreno.models.segmenter import Segmenter
 from neutreno.tasks.base import Task
 
 
@@ -36,9 +37,9 @@ class Classification(Task):
         switch_prob: float = 0.5,
         **kwargs,
     ) -> None:
-        if not hasattr(model, "num_prefix_tokens"):
+        if isinstance(model, Segmenter):
             raise InputError(
-                "this data set is classified, and this model does something else: choose model=deit, vit or timm"
+                "this data set is classified, and model=segmenter segments: choose model=deit, vit or timm"
             )
         super().__init__(model, **kwargs)
         check_number("task.label_smoothing", label_smoothing, most=1)

@@ -96,7 +96,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
         with trainer.precision_plugin.forward_context():
             texts = {split: data.splits[split] for split in ("val", "test")}
             perplexity = perplexities(model, texts, data.segment, sliding, data.eval_batch_size)
-        metrics = {entry["metric"]: entry["ppl"] for entry in perplexity} | metrics
+        metrics |= {entry["metric"]: entry["ppl"] for entry in perplexity}
     elif config.cost is not None:
         with trainer.precision_plugin.forward_context():
             cost = measure_cost(model, (data.in_chans, data.img_size, data.img_size), **config.cost)
@@ -120,6 +120,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
             **{k: settings["task"][k] for k in ("inference", "protocols") if k in settings["task"]},
             **robustness,
         },
+        **data.record(),
         **results.environment(),
     }
     results.write_json(target.path / "evaluation.json", evaluation)

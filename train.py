@@ -72,6 +72,8 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     check_number("seed", config.seed, 0, integer=True)
     if by_steps := "epoch_steps" in config.data:
         count_epochs(config)
+    elif config.trainer.max_steps != -1:
+        raise InputError(f"trainer.max_steps={config.trainer.max_steps}: epochs bound this run; set trainer.max_epochs")
     check_number("trainer.max_epochs", config.trainer.max_epochs, 1, integer=True)
     check_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps, 1, integer=True)
     check_number("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches, 1, integer=True)

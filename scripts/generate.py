@@ -73,8 +73,9 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         check_number("--tokens", arguments.tokens, 1, integer=True)
-        check_number("--temperature", arguments.temperature)
-        check_number("--seed", arguments.seed, integer=True)
+        if arguments.temperature != 0:
+            check_number("--temperature", arguments.temperature, 1e-3)
+        check_number("--seed", arguments.seed, most=2**63 - 1, integer=True)
         if arguments.top_k is not None:
             check_number("--top-k", arguments.top_k, 1, integer=True)
         model, vocabulary, window = load(arguments.run, arguments.checkpoint)

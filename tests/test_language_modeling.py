@@ -22,6 +22,7 @@ from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel
 from neutreno.perplexity import protocols, score
+from neutreno.reports.comparison import load_groups
 from neutreno.tasks.language_modeling import LanguageModeling
 
 # A run of a second: two blocks, twelve steps, a validation after every fourth.
@@ -388,3 +389,49 @@ def test_probe_samples_are_whole_segments_spread_over_the_validation_text():
     starts = [int(np.flatnonzero([np.array_equal(data.splits["val"][i : i + 32], row) for i in
               range(0, len(data.splits["val"]) - 31, 32)])[0]) for row in ids.numpy()]  # fmt: skip
     assert ids.shape == (5, 32) and starts[0] == 0 and starts[-1] == (len(data.splits["val"]) - 1) // 32 - 1
+
+
+def test_perplexity_is_summed_in_float64_even_where_lightning_makes_the_task_bfloat16(tmp_path):
+    loss = result(train(tmp_path, "trainer.precision=bf16-true", "trainer.max_steps=4"))["metrics"]["val/loss"]
+    assert loss != torch.tensor(loss).bfloat16().item()
+
+
+def test_runs_on_different_texts_are_no_seeds_of_each_other(tmp_path):
+    small = ["data=wikitext2", "model.cutoffs=[]", "trainer.max_steps=4"]
+    for seed, text in enumerate((TEXTS, {**TEXTS, "train": TEXTS["train"] * 2})):
+        root = write(tmp_path / f"text{seed}", text)
+        arguments = [*small, f"data.root={root}", "data.batch_size=2", "data.segment=4", f"seed={seed}"]
+        done = run_forked("train.py", *TEXT, *arguments, f"name=run{seed}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    groups, _ = load_groups([tmp_path / "outputs/run0", tmp_path / "outputs/run1"])
+    assert [len(group.results) for group in groups] == [1, 1]
+
+
+@pytest.mark.parametrize("segments, world", [(2, 2), (4, 3), (5, 3), (7, 4)])
+def test_every_process_gets_a_batch_to_evaluate(segments, world):
+    data = PythonDocs(segment=8, epoch_steps=1, batch_size=2, eval_batch_size=64)
+    data.splits = {"val": np.arange(8 * segments + 1, dtype=np.int32)}
+    lengths = []
+    for rank in range(world):
+        data.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+        lengths.append(len(data.val_dataloader()))
+    assert min(lengths) > 0
+
+
+def test_more_processes_than_segments_are_refused_before_training():
+    data = PythonDocs(segment=8, epoch_steps=1, batch_size=4)
+    data.splits = dict.fromkeys(("train", "val"), np.arange(100, dtype=np.int32)) | {"test": np.arange(9)}
+    data.trainer = SimpleNamespace(world_size=2, global_rank=0, accumulate_grad_batches=1)
+    with pytest.raises(InputError, match="the test text of 9 words has fewer segments of 8"):
+        data.train_dataloader()
+
+
+def test_steps_do_not_bound_a_run_of_epochs(tmp_path):
+    done = run_forked("train.py", "trainer.max_steps=3", cwd=tmp_path)
+    assert_one_line_error(done, "trainer.max_steps=3", "set trainer.max_epochs")
+
+
+def test_an_odd_width_is_refused(tmp_path):
+    done = run_forked("train.py", *TEXT, "model.embed_dim=15", "model.num_heads=3", cwd=tmp_path)
+    assert_one_line_error(done, "model.embed_dim=15")
+    assert not (tmp_path / "outputs").exists()

@@ -185,13 +185,20 @@ class TextData(SplitData):
         return self.trainer.accumulate_grad_batches
 
     def train_dataloader(self) -> StreamLoader:
+        for split in ("val", "test"):  # before the long work
+            if len(self.splits[split]) - 1 <= self.segment * (self.trainer.world_size - 1):
+                raise InputError(
+                    f"the {split} text of {len(self.splits[split]):,} words has fewer segments of {self.segment} than "
+                    f"there are processes ({self.trainer.world_size}); use fewer"
+                )
         world, rank = self.trainer.world_size, self.trainer.global_rank
         ids, rows = self.splits["train"], self.batch_size
         return StreamLoader(ids, rows, self.segment, self.epoch_steps, self._parts, world, rank)
 
     def _eval_loader(self, split: str) -> SegmentLoader:
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        return SegmentLoader(self.splits[split], self.segment, self.eval_batch_size, world, rank)
+        ids, world, rank = self.splits[split], self.trainer.world_size, self.trainer.global_rank
+        share = max(1, segments_of(len(ids), self.segment) // world)  # every process gets a batch
+        return SegmentLoader(ids, self.segment, min(self.eval_batch_size, share), world, rank)
 
     def probe_batch(self, num_samples: int) -> Tensor:
         ids, segment = self.splits["val"], self.segment

@@ -142,7 +142,7 @@ class TextFile:
                 cut = max(chunk.rfind(b"\n"), chunk.rfind(b" ")) + 1
                 whole, rest = chunk[:cut], chunk[cut:]
                 if whole:
-                    last = self._decode(whole, offset)
+                    last = self._decode(whole, offset).removeprefix("" if offset else "\ufeff")
                     yield last
                     offset += len(whole)
         if rest:
@@ -176,6 +176,10 @@ class ParquetFiles:
                 table = pq.ParquetFile(path)
                 if "text" not in table.schema_arrow.names:
                     raise InputError(f"{path} has no column text; it has: {', '.join(table.schema_arrow.names)}")
+                if not pa.types.is_string(kind := table.schema_arrow.field("text").type) and not (
+                    pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+                ):
+                    raise InputError(f"{path}: its column text holds {kind}, not strings")
                 for batch in table.iter_batches(10_000, columns=["text"]):
                     yield _lines(batch.column(0).to_pylist())
             except UnicodeDecodeError as error:
@@ -287,6 +291,10 @@ def prepare(sources: dict[str, Any], folder: Path, min_count: int, where: str) -
             word, or is not UTF-8; the cache cannot be written.
     """
     checksums = {split: checksum(source.files) for split, source in sources.items()}
+    if folder.exists() and not (folder / "record.json").exists():
+        raise InputError(
+            f"{folder} is there, but does not hold the ids of {where}; name another folder, data.cache=FOLDER"
+        )
     if not (folder / "record.json").exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -329,7 +337,8 @@ def _build(sources: dict[str, Any], checksums: dict[str, str], folder: Path, min
         lengths["train"] = _write(unfinished / "train.ids", map(builder.add, sources["train"].blocks()))
         vocabulary, ids = builder.finish()
         if len(vocabulary) == 2:
-            raise InputError(f"{sources['train'].files[0]} holds no word")
+            rare = f" that stands there {min_count} times or more (data.min_count)" if min_count > 1 else ""
+            raise InputError(f"{sources['train'].files[0]} holds no word{rare}")
         if lengths["train"]:
             preliminary = np.memmap(unfinished / "train.ids", np.int32, "r+")
             for start in range(0, len(preliminary), BLOCK):

@@ -65,6 +65,8 @@ class LanguageModel(nn.Module):
         check_number("model.depth", depth, 1, integer=True)
         check_number("model.embed_dim", embed_dim, 2, integer=True)
         check_number("model.mlp_ratio", mlp_ratio, 0.1)
+        if embed_dim % 2:
+            raise InputError(f"model.embed_dim={embed_dim} is odd: positions are pairs of sine and cosine")
         check_number("model.drop_rate", drop_rate, most=0.99)
         check_number("model.attn_drop_rate", attn_drop_rate, most=0.99)
         self.softmax = AdaptiveSoftmax(vocab_size, embed_dim, cutoffs)

@@ -52,7 +52,7 @@ class Block(nn.Module):
             causal=causal,
         )
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop)
+        self.mlp = Mlp(dim, hidden_features=round(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def attention_sublayer(self, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,8 @@ def load_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
         for key in ("model.weights", "model.encoder_weights"):  # where a run starts from the run of its own seed
             if isinstance(start := settings.get(key), str):
                 settings[key] = re.sub(r"seed\d+", "seed", start)
+        for split, digest in result.get("text", {}).get("sha256", {}).items():  # data.root may hold any text
+            settings[f"{split} text"] = digest[:8]
         result["metrics"] = _evaluated(Path(folder)) | result["metrics"]
         found.setdefault(json.dumps(settings, sort_keys=True), []).append((settings, result))
     if not found:

@@ -62,6 +62,15 @@ class LanguageModeling(Task):
             }
         self.report(report)
 
+    def on_validation_epoch_start(self) -> None:
+        for metric in self.metrics.modules():
+            if isinstance(
+                metric, MeanMetric
+            ):  # Lightning makes all of a task bfloat16 where its precision is bf16-true
+                metric.set_dtype(torch.float64)
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate("val_", batch)
 

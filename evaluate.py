@@ -28,6 +28,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     from neutreno import console, results
     from neutreno.callbacks.probe import curve_rows, measure_similarity
     from neutreno.cost import check_settings, measure_cost
+    from neutreno.errors import InputError
     from neutreno.evaluation import (
         evaluate_crops,
         evaluate_protocols,
@@ -68,6 +69,8 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     if language := isinstance(task, LanguageModeling):
         sliding = [max(1, data.segment // 8)] if sliding is None else sliding
         protocols(sliding, data.segment)  # refused before the long work
+    elif "sliding" in typed:
+        raise InputError(f"sliding={config.sliding} is for language models; leave it out")
     target.path.mkdir(parents=True, exist_ok=True)
     corrupt = target.path / "evaluation_corrupt_images.txt"
     rank_zero_only(corrupt.unlink)(missing_ok=True)  # of an earlier evaluation

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import assert_one_line_error, run_forked, run_ranks
+from conftest import TINY, assert_one_line_error, run_forked, run_ranks
 from test_resume import assert_equal, dies_after, load, metrics
 from test_text import TEXTS, write
 
@@ -429,6 +429,17 @@ def test_more_processes_than_segments_are_refused_before_training():
 def test_steps_do_not_bound_a_run_of_epochs(tmp_path):
     done = run_forked("train.py", "trainer.max_steps=3", cwd=tmp_path)
     assert_one_line_error(done, "trainer.max_steps=3", "set trainer.max_epochs")
+
+
+def test_windows_over_text_are_for_language_models(finished, tmp_path):
+    done = run_forked("train.py", *TINY, "name=digits", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run_forked("evaluate.py", "outputs/digits", "sliding=[32]", cwd=tmp_path)
+    assert_one_line_error(done, "sliding=[32]", "language models")
+
+
+def test_cutoffs_are_a_list(tmp_path):
+    assert_one_line_error(run_forked("train.py", *TEXT, "model.cutoffs=5", cwd=tmp_path), "model.cutoffs=[5]")
 
 
 def test_an_odd_width_is_refused(tmp_path):

@@ -208,7 +208,7 @@ def test_torchrun_makes_one_run_folder(tmp_path):
     (folder,) = (tmp_path / "outputs").iterdir()
     record = json.loads((folder / "result.json").read_text())
     assert record["status"] == "finished" and record["devices"]["processes"] == 2
-    assert done.stdout.count("training samples") == 1 and not (tmp_path / ".hydra").exists()
+    assert done.stdout.count("training images") == 1 and not (tmp_path / ".hydra").exists()
 
 
 @pytest.mark.slow

@@ -130,7 +130,6 @@ def bench_attention(repeats: int) -> list[tuple[str, str]]:
 
 
 def bench_probe(repeats: int) -> list[tuple[str, str]]:
-
     from neutreno.callbacks.probe import measure_similarity
 
     rows = []

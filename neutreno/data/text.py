@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from neutreno.data.images import quiet_hub
 from neutreno.errors import InputError
 from neutreno.files import UNFINISHED, replacing
 
@@ -253,7 +254,7 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, HubText]:
         raise InputError(
             f"data.reader={reader} is not known for text; write hfds/HUB_ID, e.g. hfds/Salesforce/wikitext"
         )
-    datasets.disable_progress_bars()
+    quiet_hub()
     try:
         found = datasets.load_dataset(reader.removeprefix("hfds/"), **reader_args)
     except Exception as error:  # no network, no such data set, a config that must be named: each raises its own kind

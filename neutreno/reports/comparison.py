@@ -117,6 +117,8 @@ def comparison_table(groups: Sequence[Group], metrics: Sequence[str] | None = No
         row |= {m: spread(group.values(m), 2) for m in metrics}
         for when, name in (("initial", "similarity, initial"), ("last", "similarity, trained")):
             row[f"{name}, last layer"] = spread(group.curves(when)[:, -1], 3)
+            if (decoder := group.curves(when, "decoder")).size:
+                row[f"{name}, decoder's last layer"] = spread(decoder[:, -1], 3)
         rows.append(row)
     return pd.DataFrame(rows)
 

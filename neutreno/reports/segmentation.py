@@ -114,7 +114,7 @@ def plot_panel(
         handles = [Patch(color=palette[i], label=plain(names[i], 16)) for i in by_area[:IN_THE_LEGEND]]
         if count in present:
             handles.append(Patch(color=palette[count], label="ignored"))
-        if more := len(by_area) - IN_THE_LEGEND:
-            handles += [Patch(color="none", label=f"and {more} more classes")] * (more > 0)
+        if (more := len(by_area) - IN_THE_LEGEND) > 0:
+            handles.append(Patch(color="none", label=f"and {more} more classes"))
         figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)
         save(figure, Path(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,8 @@ SCHEDULES = {"cosine": CosineLRScheduler, "poly": partial(PolyLRScheduler, power
 
 
 class Task(LightningModule):
-    """Trains ``model``. A subclass gives ``loss(batch)`` and the validation and test steps.
+    """Trains ``model``. A subclass gives ``loss(batch)``, keeps ``self.metrics = self.per_network(…)``, updates them in
+    ``_evaluate(split, batch)`` and hands their values to :meth:`report` in ``_report(split)``.
 
     ``main_metric`` chooses the best epoch, the one where it is largest (``main_metric_mode`` "max") or smallest.
 
@@ -108,6 +110,33 @@ class Task(LightningModule):
     def networks(self) -> dict[str, nn.Module]:
         """The networks that are evaluated, by the prefix of their metrics: raw weights, and their average if kept."""
         return {"": self.model} | ({"ema/": self.ema.module} if self.ema is not None else {})
+
+    def per_network(self, new_metric: Callable[[], nn.Module]) -> nn.ModuleDict:
+        """A metric for every split and network (``raw`` or ``ema/``), so that none ever sees another's samples."""
+        return nn.ModuleDict(
+            {
+                split: nn.ModuleDict({name or "raw": new_metric() for name in self.networks})
+                for split in ("val_", "test_")
+            }
+        )
+
+    def _evaluate(self, split: str, batch) -> None:
+        raise NotImplementedError
+
+    def _report(self, split: str) -> None:
+        raise NotImplementedError
+
+    def validation_step(self, batch, batch_idx: int) -> None:
+        self._evaluate("val_", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val_")
+
+    def test_step(self, batch, batch_idx: int) -> None:
+        self._evaluate("test_", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test_")
 
     def log_now(self, metrics: dict[str, float]) -> None:
         """Hand metrics to all loggers at once, at the number of optimizer steps done.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
@@ -52,13 +54,7 @@ class Classification(Task):
             self.mixup = Mixup(
                 mixup, cutmix, switch_prob=switch_prob, label_smoothing=label_smoothing, num_classes=num_classes
             )
-        # A nested ModuleDict: one collection per network and split, so that neither ever sees the other's samples.
-        self.metrics = nn.ModuleDict(
-            {
-                split: nn.ModuleDict({name or "raw": self._new_metrics(num_classes) for name in self.networks})
-                for split in ("val_", "test_")
-            }
-        )
+        self.metrics = self.per_network(partial(self._new_metrics, num_classes))
 
     @staticmethod
     def _new_metrics(num_classes: int) -> MetricCollection:
@@ -97,15 +93,3 @@ class Classification(Task):
                 report[f"{name}{split.removesuffix('_')}/{key}"] = round(100 * number, 4) if key != "loss" else number
             collection.reset()
         self.report(report)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("val_", batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._report("val_")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test_", batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._report("test_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,7 @@ class LanguageModeling(Task):
 
     def __init__(self, model: nn.Module, **kwargs) -> None:
         super().__init__(model, **kwargs)
-        self.metrics = nn.ModuleDict(
-            {
-                split: nn.ModuleDict(
-                    {
-                        name or "raw": MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
-                        for name in self.networks
-                    }
-                )
-                for split in ("val_", "test_")
-            }
-        )
+        self.metrics = self.per_network(partial(MeanMetric, nan_strategy="disable"))
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return self.model(*batch).mean()
@@ -63,25 +54,11 @@ class LanguageModeling(Task):
         self.report(report)
 
     def on_validation_epoch_start(self) -> None:
-        for metric in self.metrics.modules():
-            if isinstance(
-                metric, MeanMetric
-            ):  # Lightning makes all of a task bfloat16 where its precision is bf16-true
+        for split in self.metrics.values():  # here, for Lightning's bf16-true makes all of a task bfloat16
+            for metric in split.values():
                 metric.set_dtype(torch.float64)
 
     on_test_epoch_start = on_validation_epoch_start
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("val_", batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._report("val_")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test_", batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._report("test_")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vocabulary"] = "\n".join(self.trainer.datamodule.vocabulary.words)

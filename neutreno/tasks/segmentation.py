@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,6 @@ class Segmentation(Task):
         check_number("task.num_classes", num_classes, 2, integer=True)
         if model.num_classes != num_classes:
             raise InputError(f"task.num_classes={num_classes}, but the model has {model.num_classes} classes")
-        self.num_classes = num_classes
         self.inference = self._window("inference", inference)
         self.protocols = {
             name: self._window(f"protocols.{name}", {**inference, **more})
@@ -81,12 +81,8 @@ class Segmentation(Task):
             if more is not None
         }
         self.protocol = ""
-        self.confusion = nn.ModuleDict(
-            {
-                split: nn.ModuleDict({name or "raw": self._new_metric() for name in self.networks})
-                for split in ("val_", "test_")
-            }
-        )
+        new_metric = partial(MulticlassConfusionMatrix, num_classes, ignore_index=IGNORE, validate_args=False)
+        self.metrics = self.per_network(new_metric)
         self.by_class: dict[str, dict[str, Tensor]] = {}  # of the raw weights, by split and protocol
         self._shown: list[tuple[Tensor, Tensor, Tensor]] = []  # image, mask, prediction
         self._to_show = False
@@ -100,9 +96,6 @@ class Segmentation(Task):
         except (TypeError, InputError) as error:
             out = f"; task.{key}=null leaves it out" if key.startswith("protocols") else ""
             raise InputError(f"task.{key}: {str(error).removeprefix('SlidingWindow.__init__() ')}{out}") from error
-
-    def _new_metric(self) -> MulticlassConfusionMatrix:
-        return MulticlassConfusionMatrix(self.num_classes, ignore_index=IGNORE, validate_args=False)
 
     @contextmanager
     def following(self, protocol: str) -> Iterator[None]:
@@ -125,7 +118,7 @@ class Segmentation(Task):
         for name, network in self.networks.items():
             predicted = segment(network, images, [mask.shape for mask in masks], self.inference)
             for one, mask in zip(predicted, masks, strict=True):
-                self.confusion[split][name or "raw"].update(one.flatten(), mask.flatten())
+                self.metrics[split][name or "raw"].update(one.flatten(), mask.flatten())
             if not name and split == "val_" and self._to_show:
                 self._shown.append((images[0].cpu(), masks[0].cpu(), predicted[0].cpu()))
 
@@ -133,7 +126,7 @@ class Segmentation(Task):
         report = {}
         where = f"{split.removesuffix('_')}{self.protocol}"
         for name in self.networks:
-            metric = self.confusion[split][name or "raw"]
+            metric = self.metrics[split][name or "raw"]
             confusion = metric.compute()
             metric.reset()
             if not confusion.any():
@@ -153,10 +146,7 @@ class Segmentation(Task):
     def validation_step(self, batch: list[tuple[Tensor, Tensor]], batch_idx: int) -> None:
         every = max(1, self.trainer.num_val_batches[0] // SHOWN)  # spread over the set
         self._to_show = not self.protocol and batch_idx % every == 0 and len(self._shown) < SHOWN
-        self._evaluate("val_", batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._report("val_")
+        super().validation_step(batch, batch_idx)
 
     def write_report(self, folder: Path, prefix: str = "") -> list[Path]:
         """IoU by class (CSV and bars) and a panel of validation images; what the last evaluation gave."""
@@ -171,9 +161,3 @@ class Segmentation(Task):
             files.append(folder / f"{prefix}predictions.png")
             reports.plot_panel(self._shown, names, files[-1], title)
         return files
-
-    def test_step(self, batch: list[tuple[Tensor, Tensor]], batch_idx: int) -> None:
-        self._evaluate("test_", batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._report("test_")

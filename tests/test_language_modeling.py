@@ -157,6 +157,7 @@ def test_stride_window_is_what_validation_reports(scored):
     task.trainer = SimpleNamespace(state=SimpleNamespace(fn=None), world_size=1)
     task.log_dict = lambda found, logger: reported.update(found)
     reported = {}
+    task.on_validation_epoch_start()
     for batch in SegmentLoader(ids, 16, 3):
         task.validation_step(batch, 0)
     task.on_validation_epoch_end()

@@ -1,0 +1,84 @@
+"""NeuTRENO on fused attention against the N × N matrix, alone and in a training step; speed and memory."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+
+from benchmarks import timing
+from benchmarks.timing import ratio, training_step
+from neutreno.attention import NeutrenoAttention, SoftmaxAttention
+from neutreno.models.vit import vit
+
+
+class ExplicitNeutreno(NeutrenoAttention):
+    """The equation written out, with the N × N matrix in memory, as the released code does."""
+
+    def mix(self, q, k, v, v0):
+        a = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1)
+        return a @ v if v0 is None else a @ v + self.lam * (v0 - v)
+
+
+KINDS = {"fused": NeutrenoAttention, "explicit": ExplicitNeutreno}
+
+
+def bench_step(repeats: int) -> list[tuple[str, str]]:
+    images = torch.randn(8 if timing.DEVICE.type == "cpu" else 128, 3, 224, 224)
+    reference = training_step(timm.create_model("deit_tiny_patch16_224"), images)
+    softmax = training_step(vit("tiny", attention=SoftmaxAttention), images)
+    neutreno = training_step(vit("tiny", attention=partial(NeutrenoAttention, lam=0.6)), images)
+    explicit = training_step(vit("tiny", attention=partial(ExplicitNeutreno, lam=0.6)), images)
+    what = f"training step of DeiT-tiny, 224 px, batch {len(images)}"
+    return [
+        (f"{what}: our softmax against timm's model", ratio(softmax, reference, repeats)),
+        (f"{what}: NeuTRENO against our softmax", ratio(neutreno, softmax, repeats)),
+        (f"{what}: NeuTRENO against an explicit N × N NeuTRENO", ratio(neutreno, explicit, repeats)),
+    ]
+
+
+def attention_pass(kind: type[NeutrenoAttention], tokens: int) -> Callable[[], None]:
+    layer = kind(192, num_heads=3, lam=0.6).to(timing.DEVICE)
+    x = torch.randn(1, tokens, 192, device=timing.DEVICE, requires_grad=True)
+    v0 = torch.randn(1, 3, tokens, 64, device=timing.DEVICE)
+    return lambda: layer(x, v0)[0].sum().backward()
+
+
+def peak_mib(kind: str, tokens: int) -> float:
+    """Memory of one forward and backward pass beyond what stood before it, in a process of its own."""
+    words = [sys.executable, sys.argv[0], "--peak", kind, str(tokens), "--device", timing.DEVICE.type]
+    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+def measure_peak(kind: type[NeutrenoAttention], tokens: int) -> float:
+    attention_pass(kind, 8)()  # load the libraries
+    call = attention_pass(kind, tokens)
+    if timing.DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+    status = lambda key: int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])  # noqa: E731
+    before = status("VmRSS")
+    call()
+    return (status("VmHWM") - before) / 1024
+
+
+def bench_attention(repeats: int) -> list[tuple[str, str]]:
+    rows = []
+    for tokens in (197, 1025, 4097):
+        calls = attention_pass(NeutrenoAttention, tokens), attention_pass(ExplicitNeutreno, tokens)
+        rows.append((f"attention of DeiT-tiny, N = {tokens}: NeuTRENO against explicit N × N", ratio(*calls, repeats)))
+        fused, explicit = (statistics.median(peak_mib(k, tokens) for _ in range(3)) for k in ("fused", "explicit"))
+        rows.append((f"its peak memory, N = {tokens}", f"{fused:.1f} MiB against {explicit:.1f} MiB"))
+    return rows

@@ -1,0 +1,164 @@
+"""What a run adds to its training steps: the probe, Lightning's loop, loading."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks import timing
+from benchmarks.timing import ratio, seconds, training_step
+from neutreno.models.vit import vit
+
+
+def bench_probe(repeats: int) -> list[tuple[str, str]]:
+    from neutreno.callbacks.probe import measure_similarity
+
+    rows = []
+    cases = {
+        "the default run (mini, digits; 128 samples; 39 steps of 32)": (
+            vit("mini", img_size=8, patch_size=2, in_chans=1, num_classes=10), (1, 8, 8), 32, 39,
+        ),
+        "DeiT-tiny on CIFAR-10's size (patch 4; 128 samples; 351 steps of 128)": (
+            vit("tiny", img_size=32, patch_size=4, num_classes=10), (3, 32, 32), 128, 351,
+        ),
+    }  # fmt: skip
+    for name, (model, shape, batch, steps) in cases.items():
+        step = training_step(model, torch.randn(batch, *shape))
+        inputs = torch.randn(128, *shape)
+        step(), measure_similarity(model, inputs)
+        shares = [
+            seconds(lambda m=model, i=inputs: measure_similarity(m, i)) / (seconds(step) * steps)
+            for _ in range(repeats)
+        ]
+        rows.append((f"one probe as a share of an epoch of {name}", f"{100 * statistics.median(shares):.2f} %"))
+    return rows
+
+
+def bench_loop(repeats: int) -> list[tuple[str, str]]:
+    """Lightning's loop with the callbacks and log of a run, against the same steps in a bare loop."""
+    from lightning import Callback, Trainer
+
+    from neutreno import console
+    from neutreno.callbacks.exact_resume import ExactResume
+    from neutreno.callbacks.finite_loss import FiniteLoss
+    from neutreno.callbacks.metrics_csv import MetricsCSV
+    from neutreno.data.digits import Digits
+    from neutreno.tasks.classification import Classification
+
+    console.quiet(0)
+
+    class Clock(Callback):
+        def on_train_epoch_start(self, trainer, task):
+            self.start = time.perf_counter()
+
+        def on_train_epoch_end(self, trainer, task):
+            self.seconds = time.perf_counter() - self.start  # of the last epoch
+
+    def parts():
+        data = Digits(img_size=8, in_chans=1, num_classes=10, batch_size=32)
+        data.setup()
+        model = vit("mini", img_size=8, patch_size=2, in_chans=1, num_classes=10)
+        return data, Classification(model, num_classes=10, opt_args={"fused": True})
+
+    def lightning() -> float:
+        (data, task), clock = parts(), Clock()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                max_epochs=2,
+                accelerator=timing.DEVICE.type,
+                devices=1,
+                limit_val_batches=0,
+                logger=MetricsCSV(Path(folder) / "metrics.csv"),
+                callbacks=[ExactResume(0), FiniteLoss(), clock],
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                log_every_n_steps=20,
+            )
+            trainer.fit(task, data)
+        return clock.seconds
+
+    def bare() -> float:
+        data, task = parts()
+        data.trainer = Trainer(accelerator=timing.DEVICE.type, devices=1, logger=False, enable_checkpointing=False)
+        task.trainer, data.trainer.datamodule = data.trainer, data
+        data.trainer.fit_loop.max_epochs = 2
+        setup = task.configure_optimizers()
+        optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+        model, loader, done = task.model.to(timing.DEVICE).train(), data.train_dataloader(), 0
+        for epoch in range(2):
+            loader.batch_sampler.set_epoch(epoch)
+            start = time.perf_counter()
+            for images, labels in loader:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images.to(timing.DEVICE)), labels.to(timing.DEVICE)).backward()
+                optimizer.step()
+                done += 1
+                schedule.step_update(done)
+            spent = time.perf_counter() - start
+        return spent
+
+    lightning(), bare()
+    pairs = []
+    for i in range(max(3, repeats // 4)):
+        ours, plain = (lightning(), bare()) if i % 2 == 0 else (bare(), lightning())[::-1]
+        pairs.append(plain / ours)
+    spread = f"{statistics.median(pairs):.3f} (range {min(pairs):.3f}–{max(pairs):.3f}, {len(pairs)} pairs)"
+    return [("an epoch of the default run: Lightning's loop against a bare loop", spread)]
+
+
+def bench_loading(repeats: int) -> list[tuple[str, str]]:
+    """An epoch of batches of small images, cropped and flipped: kept on the device against read one by one."""
+    from types import SimpleNamespace
+
+    from PIL import Image
+
+    from neutreno.data.classification import ImageClassification
+
+    shape = {"img_size": 32, "in_chans": 3, "num_classes": 2, "batch_size": 128, "crop_padding": 4, "crop_pct": 1.0}
+    shape |= {"mean": [0.5] * 3, "std": [0.2] * 3, "augment": {"color_jitter": None, "re_prob": 0.0}}
+    rows = []
+    with tempfile.TemporaryDirectory() as root:
+        noise = np.random.default_rng(0)
+        for i in range(2048):
+            file = Path(root) / "train" / f"class{i % 2}" / f"{i}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+
+        def epoch(workers: int, on_device: bool) -> Callable[[], None]:
+            data = ImageClassification(root=root, num_workers=workers, on_device=on_device, **shape)
+            data.setup()
+            data.trainer = SimpleNamespace(
+                accumulate_grad_batches=1,
+                world_size=1,
+                global_rank=0,
+                strategy=SimpleNamespace(root_device=timing.DEVICE),
+            )
+            loader = data.train_dataloader()
+
+            def once() -> None:
+                for images, _ in loader:
+                    images.to(timing.DEVICE)
+
+            return once
+
+        held = epoch(0, True)
+        for workers in (0, 2):
+            what = "the training process" if workers == 0 else f"{workers} workers"
+            rows.append(
+                (
+                    f"loading 32-pixel JPEGs: on the device against one by one in {what}",
+                    ratio(held, epoch(workers, False), repeats),
+                )
+            )
+        held_s = statistics.median(seconds(held) for _ in range(repeats))
+        rows.append(("images/s loaded from the device", f"{1842 // 128 * 128 / held_s:,.0f}"))
+    return rows

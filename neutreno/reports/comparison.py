@@ -1,97 +1,79 @@
-"""Comparing runs: grouped over seeds, told apart by the settings in which they differ."""
+"""Comparing runs: grouped over seeds, told apart by the settings in which they differ, measured against a baseline."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from scipy import stats
 
-from neutreno.errors import InputError
-from neutreno.results import read_result
-from neutreno.runs import RunFolder, identity
+from neutreno.reports.reading import Run
 
 
 @dataclass
 class Group:
-    """Finished runs that differ in nothing but their seed."""
+    """Finished runs that differ in nothing but their seed, in the order of their seeds."""
 
     label: str
-    results: list[dict[str, Any]]
+    runs: list[Run]
 
-    def curves(self, when: str = "last", part: str | None = None) -> np.ndarray:
-        """Similarity by layer, all tokens: (seeds, layers); of the part ``decoder``, if there is one, where asked."""
-        curves = [r["oversmoothing"] if part is None else r["oversmoothing"].get(part) for r in self.results]
-        return np.array([curve[when] for curve in curves] if all(curves) else [])
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.runs[0].settings
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs]
+
+    def curves(self, when: str = "last", tokens: str = "all") -> np.ndarray:
+        """Similarity by layer: (seeds, layers); empty if a run lacks it."""
+        curves = [run.curve(when, tokens) for run in self.runs]
+        return np.array(curves if all(curves) and len({len(c) for c in curves}) == 1 else [])
 
     def values(self, metric: str) -> np.ndarray:
         """One value per seed; empty if a run lacks the metric."""
-        found = [r["metrics"][metric] for r in self.results if metric in r["metrics"]]
-        return np.array(found if len(found) == len(self.results) else [])
+        found = [run.metrics[metric] for run in self.runs if metric in run.metrics]
+        return np.array(found if len(found) == len(self.runs) else [])
 
 
-def load_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
-    """Group the finished runs among ``folders``; the second value names those that are not finished.
-
-    Raises:
-        InputError: a folder is no run folder, or no run is finished.
-    """
-    found: dict[str, list[tuple[dict, dict]]] = {}
-    unfinished = []
-    for folder in dict.fromkeys(str(Path(f)) for f in folders):
-        result = read_result(folder)
-        if result.get("status") != "finished":
-            unfinished.append(f"{folder} ({result.get('status')})")
+def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+    """Group the finished runs; the second value says which were left out and why."""
+    found: dict[str, list[Run]] = {}
+    left_out = []
+    for run in runs:
+        if not run.finished:
+            reason = run.result.get("reason")
+            left_out.append(f"{run.path} is not finished ({run.status}{f': {reason}' if reason else ''})")
             continue
-        settings = identity(RunFolder(folder).config())
-        settings = {k: v for k, v in settings.items() if k.rpartition(".")[2] != "seed"}
-        for key in ("model.weights", "model.encoder_weights"):  # where a run starts from the run of its own seed
-            if isinstance(start := settings.get(key), str):
-                settings[key] = re.sub(r"seed\d+", "seed", start)
-        for split, digest in result.get("text", {}).get("sha256", {}).items():  # data.root may hold any text
-            settings[f"{split} text"] = digest[:8]
-        result["metrics"] = _evaluated(Path(folder)) | result["metrics"]
-        found.setdefault(json.dumps(settings, sort_keys=True), []).append((settings, result))
-    if not found:
-        raise InputError("none of the runs is finished" + (": " + ", ".join(unfinished) if unfinished else ""))
-    for runs in found.values():
-        seeds = [result["settings"]["seed"] for _, result in runs]
-        if len(set(seeds)) < len(seeds):
-            names = ", ".join(result["name"] for _, result in runs)
-            raise InputError(f"the same run is given twice, under two names: {names}")
-    settings = [runs[0][0] for runs in found.values()]
+        row = found.setdefault(json.dumps(run.row, sort_keys=True), [])
+        if twin := next((other for other in row if other.seed == run.seed), None):
+            left_out.append(f"{run.path} is the same run as {twin.path}")
+        else:
+            row.append(run)
+    rows = [members[0].row for members in found.values()]
     shown = {"attention.lam", "recipe.lam"}  # λ̃ stands in the base label
-    shown |= {"attention._target_", "block._target_", "model.size", "data._target_", *_consequences(settings)}
-    differing = [k for k in sorted(set().union(*settings)) if len({str(s.get(k)) for s in settings}) > 1]
+    shown |= {"attention._target_", "block._target_", "model.size", "data._target_", *_consequences(rows)}
+    differing = [k for k in sorted(set().union(*rows)) if len({str(row.get(k)) for row in rows}) > 1]
     groups = []
-    for runs in found.values():
-        own, result = runs[0]
-        extra = [f"{k}={own.get(k)}" for k in differing if k not in shown]
-        groups.append(Group(" ".join([_base_label(result["settings"]), *extra]), [r for _, r in runs]))
-    return sorted(groups, key=lambda g: _order(g.results[0]["settings"])), unfinished
+    for members in found.values():
+        extra = [f"{k}={members[0].row.get(k)}" for k in differing if k not in shown]
+        label = " ".join([base_label(members[0].settings), *extra])
+        groups.append(Group(label, sorted(members, key=lambda run: run.seed)))
+    return sorted(groups, key=lambda g: _order(g.settings)), left_out
 
 
-def _evaluated(folder: Path) -> dict[str, float]:
-    """What ``evaluate.py`` found beside a run's own metrics, such as ``val_multi_scale/miou``."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return dict(json.loads((folder / "evaluation.json").read_text())["metrics"])
-    return {}
-
-
-def _consequences(settings: list[dict[str, Any]]) -> set[str]:
+def _consequences(rows: list[dict[str, Any]]) -> set[str]:
     """Keys that differ only because the data set does: the label already names it."""
-    if len({s["data._target_"] for s in settings}) == 1:
+    if len({row["data._target_"] for row in rows}) <= 1:
         return set()
-    return {k for s in settings for k in s if k.startswith(("data.", "recipe.", "task.", "trainer."))}
+    return {k for row in rows for k in row if k.startswith(("data.", "recipe.", "task.", "trainer."))}
 
 
-def _base_label(s: dict[str, Any]) -> str:
+def base_label(s: dict[str, Any]) -> str:
+    """``digits deit-mini neutreno λ̃=0.6 + featscale``."""
     lam = "" if s["lam"] is None else f" λ̃={s['lam']:g}"
     block = "" if s["block"] == "plain" else f" + {s['block']}"
     return f"{s['data']} {s['model']}-{s['size']} {s['attention']}{lam}{block}"
@@ -102,25 +84,52 @@ def _order(s: dict[str, Any]) -> tuple:
     return (s["data"], s["model"], str(s["size"]), block, s["attention"] != "softmax", s["attention"], s["lam"] or 0.0)
 
 
-def comparison_table(groups: Sequence[Group], metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """One row per group: mean ± standard deviation over seeds of the metrics and of the tokens' similarity."""
-    if metrics is None:
-        known = ["test/top1", "val/top1", "test/miou", "val/miou", "test/ppl", "val/ppl"]
-        known += ["best/test/top1", "ema/test/top1", "ema/val/top1"]
-        metrics = [m for m in known if any(len(g.values(m)) for g in groups)]
-    for metric in metrics:
-        if not any(len(g.values(metric)) for g in groups):
-            raise InputError(f"no run has the metric {metric}; there are: {', '.join(groups[0].results[0]['metrics'])}")
-    rows = []
-    for group in groups:
-        row = {"runs": group.label, "seeds": len(group.results)}
-        row |= {m: spread(group.values(m), 2) for m in metrics}
-        for when, name in (("initial", "similarity, initial"), ("last", "similarity, trained")):
-            row[f"{name}, last layer"] = spread(group.curves(when)[:, -1], 3)
-            if (decoder := group.curves(when, "decoder")).size:
-                row[f"{name}, decoder's last layer"] = spread(decoder[:, -1], 3)
-        rows.append(row)
-    return pd.DataFrame(rows)
+def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
+    """The row that ``group`` is measured against: softmax attention (λ̃ = 0 is the same) in a plain block on the same
+    data, network and size, and among several such rows the one whose other settings are nearest."""
+    own = group.settings
+
+    def distance(other: Group) -> tuple[int, bool]:
+        here, there = group.runs[0].row, other.runs[0].row
+        return sum(here.get(k) != there.get(k) for k in {*here, *there}), other.settings["attention"] != "softmax"
+
+    def is_plain(s: dict[str, Any]) -> bool:
+        return s["block"] == "plain" and (s["attention"] == "softmax" or s["lam"] == 0)
+
+    alike = [g for g in groups if all(g.settings[k] == own[k] for k in ("data", "model", "size"))]
+    candidates = [g for g in alike if is_plain(g.settings)]
+    if not candidates or group in candidates:
+        return None
+    return min(candidates, key=distance)
+
+
+@dataclass
+class Difference:
+    """Mean difference of a metric between two groups and its confidence interval; NaN bounds if it has none."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def difference(group: Group, baseline: Group, metric: str, paired: bool = False, level: float = 0.95) -> Difference:
+    """``group`` − ``baseline``: Welch's interval of independent samples, or the interval of the seeds' differences.
+
+    Paired, only seeds that both groups have count. Fewer than two runs on a side leave no interval.
+    """
+    if paired:
+        common = sorted(set(group.seeds) & set(baseline.seeds))
+        a, b = (
+            np.array([dict(zip(g.seeds, g.values(metric), strict=True))[s] for s in common]) for g in (group, baseline)
+        )
+    else:
+        a, b = group.values(metric), baseline.values(metric)
+    mean = float(a.mean() - b.mean()) if len(a) and len(b) else float("nan")
+    if min(len(a), len(b)) < 2 or (np.ptp(a - b) if paired else np.ptp(a) + np.ptp(b)) == 0:
+        return Difference(mean, float("nan"), float("nan"))
+    test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
+    interval = test.confidence_interval(level)
+    return Difference(mean, float(interval.low), float(interval.high))
 
 
 def spread(values: np.ndarray, digits: int) -> str:

@@ -1,0 +1,147 @@
+"""Run folders as tables, figures and the dashboard read them: what cannot be read is left out and named."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from neutreno.errors import InputError
+from neutreno.results import read_result
+from neutreno.runs import RunFolder, identity
+
+
+@dataclass
+class Run:
+    """A run folder: ``result`` is its ``result.json``, ``config`` its ``config.yaml``."""
+
+    path: Path
+    result: dict[str, Any]
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``running``, ``failed`` or ``interrupted``."""
+        return self.result["status"]
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The few settings by which people tell runs apart."""
+        return self.result["settings"]
+
+    @property
+    def seed(self) -> int:
+        return self.settings["seed"]
+
+    @property
+    def task(self) -> str:
+        """``classification``, ``segmentation`` or ``language modeling``."""
+        return self.config["task"]["_target_"].split(".")[-2].replace("_", " ")
+
+    @property
+    def experiment(self) -> str | None:
+        """The experiment file the run was started with, such as ``table1/deit_tiny_neutreno``."""
+        given = [o.partition("=")[2] for o in self.result["overrides"] if o.lstrip("+").startswith("experiment=")]
+        return given[-1] if given else None
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """The run's own metrics and what ``evaluate.py`` found beside them, such as ``val_multi_scale/miou``."""
+        found: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = dict(json.loads((self.path / "evaluation.json").read_text())["metrics"])
+        found |= self.result.get("metrics", {})
+        return {name: value for name, value in found.items() if _is_number(value)}
+
+    @property
+    def main_metric(self) -> str | None:
+        """What the run is judged by: the test split's figure where there is one, else the validation's."""
+        known = [f"{split}/{name}" for name in ("top1", "miou", "ppl") for split in ("test", "val")]
+        return next((name for name in known if name in self.metrics), None)
+
+    def curve(self, when: str = "last", tokens: str = "all") -> list[float]:
+        """Similarity of tokens by layer, ``when`` being ``initial`` or ``last``; empty if it was not measured."""
+        curves = self.result.get("oversmoothing", {})
+        return (curves if tokens == "all" else curves.get(tokens, {})).get(when, [])
+
+    @cached_property
+    def row(self) -> dict[str, Any]:
+        """What runs of one row of a table share: flat settings without seed, places and ways of execution."""
+        settings = {k: v for k, v in identity(self.config).items() if k.rpartition(".")[2] != "seed"}
+        for key in ("model.weights", "model.encoder_weights"):  # where a run starts from the run of its own seed
+            if isinstance(start := settings.get(key), str):
+                settings[key] = re.sub(r"seed\d+", "seed", start)
+        for split, digest in self.result.get("text", {}).get("sha256", {}).items():  # data.root may hold any text
+            settings[f"{split} text"] = digest[:8]
+        return settings
+
+
+def read_run(folder: str | Path) -> Run:
+    """One run folder, finished or not.
+
+    Raises:
+        InputError: it is none, or its files are not what a run writes.
+    """
+    result = read_result(folder)
+    _check(result, Path(folder) / "result.json")
+    return Run(Path(folder), result, RunFolder(folder).config())
+
+
+def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
+    """The runs among ``folders``, each a run folder or a folder of them; and a line for each that could not be read.
+
+    Raises:
+        InputError: there is no run at all.
+    """
+    runs, problems = [], []
+    for folder in dict.fromkeys(Path(f) for f in folders):
+        inside = sorted(f.parent for f in folder.glob("*/config.yaml")) if not (folder / "config.yaml").exists() else []
+        for path in inside or [folder]:
+            try:
+                if not path.is_dir():
+                    raise InputError(f"{path}: there is no such folder")
+                runs.append(read_run(path))
+            except InputError as error:
+                problems.append(str(error))
+    if not runs:
+        raise InputError("there are no runs to read" + (f": {'; '.join(problems)}" if problems else ""))
+    return runs, problems
+
+
+def _check(result: dict[str, Any], path: Path) -> None:
+    """Refuse what was edited by hand into something a run does not write."""
+    curves = result.get("oversmoothing", {})
+    sound = (
+        isinstance(result.get("settings"), dict)
+        and {"data", "model", "size", "attention", "lam", "block", "seed"} <= result["settings"].keys()
+        and isinstance(result.get("overrides"), list)
+        and all(isinstance(o, str) for o in result["overrides"])
+        and isinstance(result.get("metrics", {}), dict)
+        and isinstance(curves, dict)
+        and all(
+            isinstance(curve, list) and all(map(_is_number, curve))
+            for kind in (curves, *(c for c in curves.values() if isinstance(c, dict)))
+            for curve in kind.values()
+            if not isinstance(curve, dict)
+        )
+    )
+    if not sound or not isinstance(result["settings"]["seed"], int):
+        raise InputError(f"{path} is not what a run writes; was it edited?")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

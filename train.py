@@ -6,7 +6,6 @@ compose → check the run folder → build → fit → evaluate → result.json
 import contextlib
 import logging
 import os
-import subprocess
 import sys
 
 import hydra
@@ -22,23 +21,19 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole; exit_w
 def main(config: DictConfig) -> None:
     job = HydraConfig.get()
     overrides = list(job.overrides.task)
-    if job.mode == RunMode.MULTIRUN:
-        run_in_own_process(overrides)
-        return
+    choices = dict(job.runtime.choices)
     try:
-        train(config, dict(job.runtime.choices), overrides)
+        if job.mode == RunMode.MULTIRUN:  # each as a process of its own, when all are known
+            from neutreno.launchers import plan
+
+            sweep.append((plan(config, choices, overrides), config))
+        else:
+            train(config, choices, overrides)
     except Exception as error:
         exit_with(error)  # here, because Hydra would add a line of its own
 
 
-failed_jobs: list[str] = []
-
-
-def run_in_own_process(overrides: list[str]) -> None:
-    """One job of a sweep. In one process a failing job would end the sweep and DDP's environment leak into the next."""
-    print(f"\n$ python train.py {' '.join(overrides)}", flush=True)
-    if subprocess.run([sys.executable, os.path.abspath(__file__), *overrides]).returncode:
-        failed_jobs.append(" ".join(overrides))
+sweep: list[tuple] = []  # the runs that -m asks for
 
 
 def exit_with(error: BaseException) -> None:
@@ -197,8 +192,10 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
 if __name__ == "__main__":
     try:
         main()
+        if sweep:
+            from neutreno.launchers import launch
+
+            if launch([job for job, _ in sweep], sweep[0][1]):
+                sys.exit(2)
     except (Exception, KeyboardInterrupt) as error:
         exit_with(error)
-    if failed_jobs:
-        print(f"error: {len(failed_jobs)} runs of the sweep failed: {'; '.join(failed_jobs)}", file=sys.stderr)
-        sys.exit(2)

@@ -38,7 +38,7 @@ BUILDABLE = {
 
 # Where and how a run is executed, not what it is: free to change on resume, absent from its name.
 _EXECUTION = re.compile(
-    r"(name|resume|output_dir|trainer|logger(\..*)?|(progress|checkpoint)\..*|data\.(root|cache|num_workers|eval_batch_size)"
+    r"(name|resume|output_dir|trainer|logger(\..*)?|launcher(\..*)?|(progress|checkpoint)\..*|data\.(root|cache|num_workers|eval_batch_size)"
     r"|data\.device_batch|compile|preflight|expected\..*"
     r"|trainer\.(accelerator|devices|num_nodes|(strategy|plugins)(\..*)?|inference_mode|enable_.*))$"
 )
@@ -110,6 +110,8 @@ class RunFolder:
         if not resume:
             state = "holds a finished run" if self.status == "finished" else "exists already"
             raise InputError(f"{self.path} {state}; resume=true continues it, name=… starts another")
+        if {file.name for file in self.path.iterdir()} <= {".lock"}:  # killed before it began
+            return
         if not self.config_file.exists():
             raise InputError(f"{self.path} holds no config.yaml to resume from; choose another name=…")
         before, now = identity(self.config()), identity(config)

@@ -1,0 +1,265 @@
+"""Many runs: each a process of its own, in sequence, several at once, or as jobs of a SLURM cluster."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tqdm.auto import tqdm
+
+from neutreno.errors import InputError, check_number
+from neutreno.runs import RunFolder, default_name
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+POLL_S = 0.2
+
+
+@dataclass
+class Job:
+    """One run to be made: what is typed after ``train.py``, and the folder it leaves."""
+
+    overrides: list[str]
+    run: RunFolder
+    state: str  # "to run", "to resume", "finished", or why it cannot be run
+    log: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.run.path.name
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, str(TRAIN), *self.overrides]
+
+
+def plan(config: DictConfig, choices: dict[str, str], overrides: Sequence[str]) -> Job:
+    """What is to be done for one run of a sweep. Unless ``resume`` is given, a sweep continues what is unfinished."""
+    overrides = list(overrides)
+    if not any(o.startswith("resume=") for o in overrides):
+        overrides.append("resume=true")
+        config.resume = True
+    run = RunFolder(config.output_dir, config.name or default_name(config, choices, overrides))
+    state = "to resume" if run.config_file.exists() else "to run"
+    if config.resume is True and state == "to resume":
+        try:
+            run.check(OmegaConf.to_container(config, resolve=True), resume=True)
+            state = "finished" if run.status == "finished" else state
+        except InputError as error:
+            state = str(error)
+        except OmegaConfBaseException:  # the run itself says what is missing
+            pass
+    return Job(overrides, run, state)
+
+
+def launch(jobs: Sequence[Job], config: DictConfig) -> list[tuple[Job, str]]:
+    """Make the runs that are not finished, with a line of progress; returns those that failed, with the reason.
+
+    Every run's output goes to a file of its own, ``<output_dir>/.sweeps/<time>/<run>.log``. One failing run does not
+    stop the others; a sweep that is killed takes its runs with it, and the same command goes on.
+    """
+    launcher = hydra.utils.instantiate(config.launcher, _convert_="all")
+    logs = Path(config.output_dir) / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    failed = [(job, job.state) for job in jobs if job.state not in ("to run", "to resume", "finished")]
+    finished = [job for job in jobs if job.state == "finished"]
+    todo = [job for job in jobs if job.state in ("to run", "to resume")]
+    progress = Progress(len(jobs), len(finished), len(failed))
+    progress.say()
+    if todo:
+        logs.mkdir(parents=True, exist_ok=True)
+        print(f"what the runs say: {logs}")
+    for number, job in enumerate(todo):
+        job.log = logs / f"{number:03d}-{job.name}.log"
+
+    def ended(job: Job, code: int) -> None:
+        reason = None
+        if code or job.run.status != "finished":
+            reason = _reason(job, code)
+            failed.append((job, reason))
+        progress.ended(job, reason)
+
+    launcher.run(todo, progress.started, ended, progress.running)
+    progress.close()
+    for job, reason in failed:
+        print(f"error: {job.name}: {reason}", file=sys.stderr)
+    return failed
+
+
+class Progress:
+    """How many runs are done, running and left: a bar on a terminal, lines elsewhere."""
+
+    def __init__(self, total: int, done: int, failed: int) -> None:
+        self.total, self.done, self.failed, self._running = total, done, failed, 0
+        self._bar = tqdm(total=total, initial=done, unit="run", dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def say(self, event: str = "") -> None:
+        left = self.total - self.done - self.failed - self._running
+        failed = f", {self.failed} failed" if self.failed else ""
+        line = f"[{self.done} of {self.total} runs done, {self._running} running, {left} left{failed}]"
+        if self._bar is None:
+            print(f"{line} {event}".rstrip(), flush=True)
+        else:
+            tqdm.write(event or line)
+            self._bar.set_description_str(line)
+
+    def started(self, job: Job) -> None:
+        self._running += 1
+        self.say(f"{job.name}: {'resumes' if job.state == 'to resume' else 'starts'}")
+
+    def ended(self, job: Job, reason: str | None) -> None:
+        self._running -= 1
+        self.done, self.failed = self.done + (reason is None), self.failed + (reason is not None)
+        if self._bar is not None:
+            self._bar.update(reason is None)
+        self.say(f"{job.name}: {'finished' if reason is None else f'failed: {reason}'}")
+
+    def running(self, jobs: Sequence[Job]) -> None:
+        """Show the latest line of what runs, where a terminal shows one."""
+        if self._bar is not None:
+            self._bar.set_postfix_str("; ".join(filter(None, map(_last_line, jobs))), refresh=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _last_line(job: Job) -> str:
+    try:
+        lines = job.log.read_text(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _reason(job: Job, code: int) -> str:
+    last = _last_line(job)
+    if last.startswith("error: "):
+        return last.removeprefix("error: ")
+    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{how}{f', its last words: {last}' if last else ''} (see {job.log})"
+
+
+def execute(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
+    """Start a run whose output goes to ``log`` and which is killed when this process dies."""
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=_die_with_parent
+        )
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":  # elsewhere the folder's lock keeps a second process out
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; a resumed run is the same run
+
+
+class Local:
+    """On this machine, ``at_once`` runs at a time."""
+
+    def __init__(self, at_once: int = 1) -> None:
+        check_number("launcher.at_once", at_once, 1, integer=True)
+        self.at_once = at_once
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        started: Callable[[Job], None],
+        ended: Callable[[Job, int], None],
+        running: Callable[[Sequence[Job]], None],
+    ) -> None:
+        waiting, slots = list(reversed(jobs)), dict.fromkeys(range(min(self.at_once, len(jobs))))
+        gpus = visible_gpus() if self.at_once > 1 else []
+        while waiting or any(slots.values()):
+            for slot, busy in slots.items():
+                if busy and busy[1].poll() is not None:
+                    slots[slot] = None
+                    ended(busy[0], busy[1].returncode)
+                if slots[slot] is None and waiting:
+                    job = waiting.pop()
+                    slots[slot] = job, execute(job.command, job.log, self._environment(slot, gpus))
+                    started(job)
+            running([busy[0] for busy in slots.values() if busy])
+            time.sleep(POLL_S)
+
+    def _environment(self, slot: int, gpus: list[str]) -> dict[str, str]:
+        environment = dict(os.environ)
+        if self.at_once > 1:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.at_once)))
+        if len(gpus) > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        return environment
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a run may be given, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return named.split(",")
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+class SlurmRun:
+    """What a SLURM job does: the run as a process of its own, queued again by submitit when its time is up."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.command, self.log = command, log
+
+    def __call__(self) -> int:
+        # As one task of SLURM's, Lightning would take itself for one of several that srun started.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SUBMITIT_"))}
+        return execute(self.command, self.log, environment).wait()
+
+    def checkpoint(self) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)  # resume=true goes on where it was
+
+
+class Slurm:
+    """As jobs of a SLURM cluster, ``at_once`` at a time; ``parameters`` are submitit's."""
+
+    def __init__(self, cluster: str = "slurm", at_once: int = 16, parameters: dict[str, Any] | None = None) -> None:
+        check_number("launcher.at_once", at_once, 1, integer=True)
+        self.cluster, self.at_once, self.parameters = cluster, at_once, parameters or {}
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        started: Callable[[Job], None],
+        ended: Callable[[Job, int], None],
+        running: Callable[[Sequence[Job]], None],
+    ) -> None:
+        if not jobs:
+            return
+        try:
+            import submitit
+        except ModuleNotFoundError as error:
+            raise InputError("launcher=slurm needs the package submitit: pip install submitit") from error
+        try:
+            executor = submitit.AutoExecutor(jobs[0].log.parent / "%j", cluster=self.cluster)
+            given = {k: v for k, v in self.parameters.items() if v is not None}
+            executor.update_parameters(name="neutreno", slurm_array_parallelism=self.at_once, **given)
+        except (RuntimeError, ValueError, TypeError, NameError) as error:
+            raise InputError(f"launcher=slurm: {' '.join(str(error).split())}") from error
+        runs = executor.submit_array([SlurmRun(job.command, job.log.resolve()) for job in jobs])
+        pending = dict(enumerate(runs))
+        for job in jobs:
+            started(job)
+        while pending:
+            for number, run in list(pending.items()):
+                if run.done():
+                    del pending[number]
+                    ended(jobs[number], 1 if run.exception() else run.result())
+            running([jobs[number] for number in pending])
+            time.sleep(POLL_S if self.cluster != "slurm" else 10)

@@ -233,6 +233,20 @@ class Slurm:
         check_number("launcher.at_once", at_once, 1, integer=True)
         self.cluster, self.at_once, self.parameters = cluster, at_once, parameters or {}
 
+    def executor(self, folder: Path) -> Any:
+        """submitit's, set up; its files go below ``folder``."""
+        try:
+            import submitit
+        except ModuleNotFoundError as error:
+            raise InputError("launcher=slurm needs the package submitit: pip install submitit") from error
+        try:
+            executor = submitit.AutoExecutor(folder / "%j", cluster=self.cluster)
+            given = {k: v for k, v in self.parameters.items() if v is not None}
+            executor.update_parameters(name="neutreno", slurm_array_parallelism=self.at_once, **given)
+        except (RuntimeError, ValueError, TypeError, NameError) as error:
+            raise InputError(f"launcher=slurm: {' '.join(str(error).split())}") from error
+        return executor
+
     def run(
         self,
         jobs: Sequence[Job],
@@ -242,17 +256,9 @@ class Slurm:
     ) -> None:
         if not jobs:
             return
-        try:
-            import submitit
-        except ModuleNotFoundError as error:
-            raise InputError("launcher=slurm needs the package submitit: pip install submitit") from error
-        try:
-            executor = submitit.AutoExecutor(jobs[0].log.parent / "%j", cluster=self.cluster)
-            given = {k: v for k, v in self.parameters.items() if v is not None}
-            executor.update_parameters(name="neutreno", slurm_array_parallelism=self.at_once, **given)
-        except (RuntimeError, ValueError, TypeError, NameError) as error:
-            raise InputError(f"launcher=slurm: {' '.join(str(error).split())}") from error
-        runs = executor.submit_array([SlurmRun(job.command, job.log.resolve()) for job in jobs])
+        runs = self.executor(jobs[0].log.parent).submit_array(
+            [SlurmRun(job.command, job.log.resolve()) for job in jobs]
+        )
         pending = dict(enumerate(runs))
         for job in jobs:
             started(job)

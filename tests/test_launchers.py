@@ -1,0 +1,134 @@
+"""Many runs from one command: sweeps, tables, several at once, SLURM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, assert_one_line_error, run_forked, run_script
+
+from neutreno.launchers import Local, Slurm
+
+SWEEP = ["-m", "attention.lam=0,0.6", "seed=0,1", *TINY, "launcher.at_once=2"]
+
+
+def runs_in(folder):
+    return sorted(p for p in (folder / "outputs").iterdir() if p.name != ".sweeps")
+
+
+def status(run):
+    file = run / "result.json"
+    return json.loads(file.read_text())["status"] if file.exists() else None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere a killed sweep leaves its runs, which finish by themselves"
+)
+def test_a_killed_sweep_is_continued_by_the_same_command_and_runs_nothing_twice(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *SWEEP]
+    with open(tmp_path / "first.log", "w") as out:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        sweep = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out, env=environment)
+        until = time.monotonic() + 200
+        while not any(status(r) == "finished" for r in (tmp_path / "outputs").glob("digits*")):
+            assert sweep.poll() is None and time.monotonic() < until, (tmp_path / "first.log").read_text()
+            time.sleep(0.02)
+        children = subprocess.run(["pgrep", "-P", str(sweep.pid)], capture_output=True, text=True).stdout.split()
+        sweep.send_signal(signal.SIGKILL)
+        sweep.wait()
+    for child in children:  # a run that went on would be written by two
+        for _ in range(500):
+            if not Path(f"/proc/{child}").exists():
+                break
+            time.sleep(0.02)
+        else:
+            pytest.fail("a run outlived its sweep")
+    before = {r: (r / "result.json").stat().st_mtime_ns for r in runs_in(tmp_path) if status(r) == "finished"}
+    assert 1 <= len(before) < 4
+    again = run_script("train.py", *SWEEP, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"[{len(before)} of 4 runs done" in again.stdout and "[4 of 4 runs done, 0 running, 0 left]" in again.stdout
+    assert len(runs_in(tmp_path)) == 4 and all(status(r) == "finished" for r in runs_in(tmp_path))
+    assert all((r / "result.json").stat().st_mtime_ns == when for r, when in before.items())
+    third = run_script("train.py", *SWEEP, cwd=tmp_path)
+    assert third.returncode == 0 and third.stdout.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_submitit_runs_a_sweep_as_jobs(tmp_path):
+    sweep = ["-m", "attention.lam=-1,0.6", *TINY, "launcher=slurm", "launcher.cluster=local"]
+    local = ["launcher.parameters.gpus_per_node=null", "launcher.parameters.timeout_min=5"]
+    done = run_script("train.py", *sweep, *local, cwd=tmp_path)
+    assert done.returncode == 2 and "attention.lam=-1" in done.stderr and "Traceback" not in done.stderr
+    assert [status(r) for r in runs_in(tmp_path)] == ["finished"]
+    assert list(tmp_path.glob("outputs/.sweeps/*/*/*submitted.pkl"))
+
+
+def test_slurm_gets_an_array_of_jobs_with_the_resources_asked_for(tmp_path, monkeypatch):
+    """What sbatch is given, caught by a command of its name."""
+    submitit = pytest.importorskip("submitit")
+    (tmp_path / "bin").mkdir()
+    for name, script in {"sbatch": 'cp "$1" "$SBATCH_COPY"; echo Submitted batch job 12', "srun": "true"}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("SBATCH_COPY", str(tmp_path / "script"))
+    launcher = Slurm(at_once=3, parameters={"timeout_min": 90, "gpus_per_node": 2, "slurm_partition": "big"})
+    executor = launcher.executor(tmp_path / "logs")
+    assert isinstance(executor._executor, submitit.SlurmExecutor)
+    executor.submit_array([str, str, str, str])
+    script = (tmp_path / "script").read_text()
+    for line in ("--array=0-3%3", "--time=90", "--gpus-per-node=2", "--partition=big", "--job-name=neutreno"):
+        assert f"#SBATCH {line}" in script, script
+
+
+def test_runs_at_once_share_the_cores_and_take_a_gpu_each(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    found = [Local(at_once=3)._environment(slot, ["4", "6"]) for slot in range(3)]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == ["4", "6", "4"]
+    assert {e["OMP_NUM_THREADS"] for e in found} == {"2"}
+    assert Local()._environment(0, [])["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.slow
+def test_reproduce_plans_every_row_and_seed(tmp_path):
+    command = ["scripts/reproduce.py", "small", "--seeds", "2", *TINY, "trainer.max_epochs=1"]
+    plan = run_forked(*command, "--dry-run", cwd=tmp_path)
+    assert plan.returncode == 0 and not (tmp_path / "outputs").exists(), plan.stderr
+    lines = plan.stdout.splitlines()
+    assert len(lines) == 13 and all(
+        line.startswith("to run     python train.py experiment=small/") for line in lines[:-1]
+    )
+    assert "softmax" in lines[0] and lines[-1] == "0 of 12 runs finished, 12 left"
+
+
+def test_reproduce_says_what_it_cannot_do(tmp_path):
+    assert_one_line_error(run_forked("scripts/reproduce.py", "table9", cwd=tmp_path), "table9", "table1")
+    assert_one_line_error(
+        run_forked("scripts/reproduce.py", "table1", "seed=3", cwd=tmp_path), "seed=3", "leave it out"
+    )
+    assert_one_line_error(run_forked("scripts/reproduce.py", "table1", "--seeds", "0", cwd=tmp_path), "--seeds 0")
+    assert_one_line_error(run_forked("scripts/reproduce.py", "table1", "nope=1", "--dry-run", cwd=tmp_path), "nope")
+
+
+@pytest.mark.slow
+def test_reproduce_ends_with_the_table_and_says_what_failed(street_folders, tmp_path):
+    small = ["img_size=32", "num_workers=0", "batch_size=2", "num_classes=4", "class_names=null", "resize=[64,32]"]
+    arguments = [f"data.root={street_folders}", *(f"data.{s}" for s in small), "model.depth=1", "model.embed_dim=16"]
+    arguments += ["model.num_heads=1", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "task.protocols={}"]
+    done = run_script("scripts/reproduce.py", "camvid", "--seeds", "1", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[2 of 2 runs done, 0 running, 0 left]" in done.stdout
+    table = [line for line in done.stdout.splitlines() if line.startswith("| camvid/")]
+    assert [line.split()[1] for line in table] == ["camvid/softmax", "camvid/neutreno"]
+    assert "trainer.max_epochs=1 (experiment: 40)" in done.stdout  # not the experiment's own settings
+    failing = [a.replace(str(street_folders), "nowhere") for a in arguments]
+    again = run_script("scripts/reproduce.py", "camvid", "--seeds", "2", *failing, cwd=tmp_path)
+    assert again.returncode == 2 and again.stdout.count("| camvid/") == 2  # the finished runs' table all the same
+    assert [line.count("nowhere") > 0 for line in again.stderr.splitlines() if line.startswith("error: ")] == [True] * 2

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from neutreno.errors import InputError
 from neutreno.files import UNFINISHED, replacing
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 # All that may be built from a run folder's config. It is data; a dotted path would resolve torch.os.system too.
 BUILDABLE = {
@@ -39,7 +43,7 @@ BUILDABLE = {
 # Where and how a run is executed, not what it is: free to change on resume, absent from its name.
 _EXECUTION = re.compile(
     r"(name|resume|output_dir|trainer|logger(\..*)?|launcher(\..*)?|(progress|checkpoint)\..*|data\.(root|cache|num_workers|eval_batch_size)"
-    r"|data\.device_batch|compile|preflight|expected\..*"
+    r"|data\.device_batch|compile|preflight|expected\..*|paper(\..*)?"
     r"|trainer\.(accelerator|devices|num_nodes|(strategy|plugins)(\..*)?|inference_mode|enable_.*))$"
 )
 _IN_EVERY_NAME = {"model", "data", "attention", "attention.lam", "block", "model.size", "seed"}
@@ -212,3 +216,17 @@ def _check_plain(node: Any) -> None:
             raise InputError(f"the run's config holds the interpolation {node!r}; a run writes none; refused")
     elif node is not None and type(node) not in (bool, int, float):  # YAML makes tuples, sets and dates too
         raise InputError(f"the run's config holds a {type(node).__name__}; a run writes none; refused")
+
+
+def departures(config: dict[str, Any], experiment: str, overrides: Sequence[str]) -> list[str]:
+    """Where a run's settings depart from those of its experiment file as it stands now, beyond seed and paths."""
+    given = [f"experiment={experiment}", f"seed={config['seed']}"]
+    given += [o for o in overrides if _EXECUTION.match(o.lstrip("+~").partition("=")[0])]
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed = hydra.compose("train", overrides=given)
+        own = identity(OmegaConf.to_container(composed, resolve=True))
+    except (HydraException, OmegaConfBaseException) as error:
+        return [f"its experiment cannot be composed any more ({' '.join(str(error).split())[:120]})"]
+    now = identity(config)
+    return [f"{k}={now.get(k)} (experiment: {own.get(k)})" for k in sorted({*own, *now}) if own.get(k) != now.get(k)]

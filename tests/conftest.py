@@ -226,3 +226,50 @@ def run_ranks(
         return Forked("train.py", *arguments, cwd=cwd, setup=setup)
 
     return [run.wait() for run in [start(rank) for rank in range(processes)]]
+
+
+def make_run(folder: Path, *overrides: str, status: str = "finished", value: float = 90.0, drift: float = 0.0) -> Path:
+    """A run folder in the real format, without training: its config is composed, its figures are made up."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from neutreno.results import settings_of
+
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        choices = dict(compose("train", [*overrides], return_hydra_config=True).hydra.runtime.choices)
+        config = compose("train", [*overrides])
+    folder.mkdir(parents=True)
+    config.name = folder.name
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.to_container(config, resolve=True)))
+    metric = {"lm": "test/ppl", "segmenter": "test/miou"}.get(choices["model"].partition("_")[0], "test/top1")
+    measured = {
+        step: {kind: [0.1 + 0.01 * layer + drift * step / 100 for layer in range(5)] for kind in ("all", "patch")}
+        for step in (0, 50, 100)
+    }
+    result = {
+        "name": folder.name,
+        "status": status,
+        "settings": settings_of(config, choices),
+        "overrides": [*overrides],
+    }
+    if status == "finished":
+        curves = {"initial": measured[0]["all"], "last": measured[100]["all"]}
+        result |= {
+            "metrics": {metric: value, "val/loss": 1.0},
+            "oversmoothing": {**curves, "patch": curves},
+            "steps": 100,
+        }
+    (folder / "result.json").write_text(json.dumps(result))
+    lines = ["step,epoch,train/loss,val/loss"]
+    lines += [f"{s},{s / 10},{2 / (1 + s):.5g},{'' if s % 50 else 1.5 / (1 + s):.5}" for s in range(0, 101, 10)]
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    rows = ["step,epoch,when,tokens,layer,mean,sd,samples"]
+    for step, kinds in measured.items():
+        when = {0: "initial", 100: "final"}.get(step, "training")
+        rows += [
+            f"{step},{step // 10},{when},{k},{i},{v},0.05,8"
+            for k, layers in kinds.items()
+            for i, v in enumerate(layers)
+        ]
+    (folder / "oversmoothing.csv").write_text("\n".join(rows) + "\n")
+    return folder

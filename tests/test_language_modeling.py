@@ -22,7 +22,7 @@ from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel
 from neutreno.perplexity import protocols, score
-from neutreno.reports.comparison import load_groups
+from neutreno.reports.tables import load_groups
 from neutreno.tasks.language_modeling import LanguageModeling
 
 # A run of a second: two blocks, twelve steps, a validation after every fourth.
@@ -230,8 +230,8 @@ def test_evaluate_refuses_a_stride_beyond_the_window(finished):
     assert_one_line_error(done, "sliding: stride=64", "from 1 to 16")
 
 
-def test_compare_shows_perplexity(finished):
-    done = run_forked("scripts/compare.py", str(finished), cwd=finished.parents[1])
+def test_a_table_shows_perplexity(finished):
+    done = run_forked("scripts/tables.py", str(finished), cwd=finished.parents[1])
     assert done.returncode == 0 and "test/ppl" in done.stdout and "python_docs lm-mini neutreno λ̃=0.4" in done.stdout
 
 
@@ -405,7 +405,7 @@ def test_runs_on_different_texts_are_no_seeds_of_each_other(tmp_path):
         done = run_forked("train.py", *TEXT, *arguments, f"name=run{seed}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     groups, _ = load_groups([tmp_path / "outputs/run0", tmp_path / "outputs/run1"])
-    assert [len(group.results) for group in groups] == [1, 1]
+    assert [len(group.runs) for group in groups] == [1, 1]
 
 
 @pytest.mark.parametrize("segments, world", [(2, 2), (4, 3), (5, 3), (7, 4)])

@@ -15,7 +15,7 @@ from neutreno.data.segmentation import IGNORE
 from neutreno.errors import InputError
 from neutreno.models.segmenter import segmenter
 from neutreno.models.vit import vit
-from neutreno.reports.comparison import load_groups
+from neutreno.reports.tables import load_groups
 from neutreno.tasks.segmentation import Segmentation, scores
 
 CLASSES = 4
@@ -210,8 +210,8 @@ def test_a_run_is_evaluated_without_the_run_its_encoder_came_from(two_seeds):
 
 def test_runs_from_encoders_of_their_own_seeds_are_one_group_with_both_parts(two_seeds):
     groups, _ = load_groups([two_seeds / "outputs/run0", two_seeds / "outputs/run1"])
-    assert len(groups) == 1 and len(groups[0].results) == 2
-    assert groups[0].curves().shape == groups[0].curves(part="decoder").shape == (2, 3)
+    assert len(groups) == 1 and len(groups[0].runs) == 2
+    assert groups[0].curves().shape == groups[0].curves(tokens="decoder").shape == (2, 3)
 
 
 def test_a_comparison_shows_what_an_evaluation_added(finished):

@@ -103,10 +103,12 @@ def some_text(tmp_path_factory):
 def test_every_experiment_composes_and_trains_two_steps(experiment, tmp_path, request):
     arguments = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "name=x"]
     segments = experiment.startswith(("table2", "camvid"))
-    if experiment.startswith("table3"):
+    if experiment.startswith(("table3", "wikitext2")):
         arguments = ["trainer.max_steps=2", "data.epoch_steps=2", f"data.root={request.getfixturevalue('some_text')}"]
         arguments += ["data.batch_size=2", "model.depth=1", "model.cutoffs=[5]", "name=x"]
-    elif not experiment.startswith("digits"):
+    elif experiment.startswith("small/text"):
+        arguments = ["trainer.max_steps=2", "data.epoch_steps=2", "model.depth=1", "name=x"]
+    elif not experiment.startswith("small/"):
         small = ["batch_size=2", "num_classes=4"] if segments else ["batch_size=8", "num_classes=100"]
         folder = request.getfixturevalue("street_folders" if segments else "proxy_images")
         arguments += [*(f"data.{s}" for s in [*small, "img_size=32", "num_workers=0"]), f"data.root={folder}"]
@@ -122,11 +124,12 @@ def test_every_experiment_composes_and_trains_two_steps(experiment, tmp_path, re
     row = experiment.rpartition("/")[2]
     assert result["settings"]["attention"] == ("neutreno" if "neutreno" in row else "softmax")
     assert result["settings"]["block"] == ("featscale" if "featscale" in row else "plain")
-    family = {"table2": "segmenter", "camvid": "segmenter", "table3": "lm"}.get(experiment.partition("/")[0], "deit")
+    families = {"table2": "segmenter", "camvid": "segmenter", "small/scenes": "segmenter"}
+    families |= {"table3": "lm", "wikitext2": "lm", "small/text": "lm"}
+    family = next((f for start, f in families.items() if experiment.startswith(start)), "deit")
     assert result["settings"]["model"] == family
-    size = {"softmax": "small", "neutreno": "small", "small_softmax": "mini", "small_neutreno": "mini"}  # Table 3's
-    vision = next((s for s in ("tiny", "small") if s in row), "mini")
-    assert result["settings"]["size"] == (size[row] if experiment.startswith("table3") else vision)
+    size = "small" if experiment.startswith("table3") else next((s for s in ("tiny", "small") if s in row), "mini")
+    assert result["settings"]["size"] == size
 
 
 def test_table_3_is_the_released_codes_recipe():
@@ -137,7 +140,9 @@ def test_table_3_is_the_released_codes_recipe():
     assert neutreno.model.size == "small" and neutreno.model.drop_rate == 0.1 and neutreno.model.attn_drop_rate == 0
     assert neutreno.model.cutoffs == [20_000, 40_000, 200_000]
     configs = [OmegaConf.to_container(config) for config in (softmax, neutreno)]
-    assert configs[0].pop("attention") != configs[1].pop("attention") and configs[0] == configs[1]
+    for key in ("attention", "paper"):
+        assert configs[0].pop(key) != configs[1].pop(key)
+    assert configs[0] == configs[1]
 
 
 @pytest.mark.parametrize("data", ["python_docs", "wikitext2", "wikitext103"])
@@ -164,7 +169,9 @@ def test_rows_of_table_2_differ_in_attention_and_encoder_alone():
     starts = [config.model.encoder_weights for config in composed_rows]
     configs = [OmegaConf.to_container(config) for config in composed_rows]
     assert [config["model"].pop("encoder_weights") for config in configs] != starts  # made of seed and output_dir
-    assert configs[0].pop("attention") != configs[1].pop("attention") and configs[0] == configs[1]
+    for key in ("attention", "paper"):
+        assert configs[0].pop(key) != configs[1].pop(key)
+    assert configs[0] == configs[1]
     for row, start in zip(rows, starts, strict=True):
         experiment = f"experiment=table1/deit_tiny_{row}"
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -198,7 +205,7 @@ def test_the_block_that_was_built_is_named(tmp_path):
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "outputs").iterdir()
     assert run.name.startswith("digits-deit_mini-neutreno-lam0.6-featscale-seed0")
-    compared = run_forked("scripts/compare.py", str(run), cwd=tmp_path)
+    compared = run_forked("scripts/tables.py", str(run), cwd=tmp_path)
     assert "digits deit-mini neutreno λ̃=0.6 + featscale" in compared.stdout
 
 
@@ -311,12 +318,12 @@ def test_run_folder_is_named_after_what_is_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_compare_tells_groups_apart_and_counts_seeds(tmp_path):
+def test_a_table_tells_groups_apart_and_counts_seeds(tmp_path):
     for lam, seed in (("0", 0), ("0", 1), ("0.4", 0)):
         arguments = [*TINY, f"attention.lam={lam}", f"seed={seed}", f"name=r{lam}_{seed}"]
         assert run_forked("train.py", *arguments, cwd=tmp_path).returncode == 0
     runs = [str(p) for p in sorted((tmp_path / "outputs").iterdir())]
-    done = run_forked("scripts/compare.py", *runs, "--figure", "c.png", cwd=tmp_path)
+    done = run_forked("scripts/tables.py", *runs, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[0] == "|"]
     assert lines[0][:3] == ["runs", "seeds", "test/top1"]
@@ -329,18 +336,19 @@ def test_compare_tells_groups_apart_and_counts_seeds(tmp_path):
     ]
     mean, sd = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
     assert lines[2][2] == f"{mean:.2f} ± {sd:.2f}"
-    assert (tmp_path / "c.png").stat().st_size > 10_000
+    drawn = run_forked("scripts/figures.py", *runs, "--output", "c", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "c.png").stat().st_size > 10_000 and b"/Type3" not in (tmp_path / "c.pdf").read_bytes()
 
 
-def test_compare_says_what_it_cannot_do(finished, tmp_path):
+def test_tables_and_figures_say_what_they_cannot_do(finished, tmp_path):
     run = str(finished[0])
-    assert_one_line_error(run_forked("scripts/compare.py", run, "--metric", "nope", cwd=tmp_path), "nope", "test/top1")
-    assert_one_line_error(run_forked("scripts/compare.py", run, "--figure", "x.foo", cwd=tmp_path), "x.foo", ".pdf")
-    assert_one_line_error(run_forked("scripts/compare.py", run, "--figure", "no/x.png", cwd=tmp_path), "no folder no")
-
-
-def test_compare_refuses_what_is_no_run(tmp_path):
-    assert_one_line_error(run_forked("scripts/compare.py", str(tmp_path), cwd=tmp_path), "not a run folder")
+    assert_one_line_error(run_forked("scripts/tables.py", run, "--metric", "nope", cwd=tmp_path), "nope", "test/top1")
+    assert_one_line_error(run_forked("scripts/tables.py", run, "--baseline", "nope", cwd=tmp_path), "matches 0 rows")
+    assert_one_line_error(run_forked("scripts/figures.py", run, "--output", "no/x", cwd=tmp_path), "no folder no")
+    for script in ("tables", "figures"):
+        assert_one_line_error(run_forked(f"scripts/{script}.py", "nowhere", cwd=tmp_path), "no such folder")
+        assert_one_line_error(run_forked(f"scripts/{script}.py", str(tmp_path), cwd=tmp_path), "no runs to read")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

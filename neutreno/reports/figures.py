@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -124,28 +125,66 @@ def plot_similarity(rows: list[dict], path: str | Path, title: str = "", xlabel:
         save(figure, Path(path))
 
 
-def plot_comparison(groups: Sequence[tuple[str, dict[str, np.ndarray]]], path: str | Path, title: str = "") -> None:
-    """Similarity by layer of several groups of runs; band = ± sd over seeds.
+PAPER = {  # ready to paste: a column of 3.25 in or a page of 6.75 in, fonts that stay text
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.titlesize": 8,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "savefig.dpi": 300,
+}
+MARKERS = "osD^vPX"
 
-    Args:
-        groups: (label, curves (seeds, layers) by part of the network; a part that no group has is left out).
+
+def plot_curves(panels: Sequence[tuple[str, Sequence[Curves]]], prefix: str | Path, title: str = "") -> list[Path]:
+    """Similarity by layer, a panel per task and part of a network, mean over seeds with a band of ± sd.
+
+    More than four λ̃ share one colour scale. Writes ``prefix.pdf`` and ``prefix.png``, and returns their paths.
     """
-    shown = [part for part in groups[0][1] if any(curves[part].size for _, curves in groups)]
-    depths = {part: max(c[part].shape[1] for _, c in groups if c[part].size) for part in shown}
-    with plt.rc_context(STYLE):
-        figure, axes = _axes(title, panels=[max(depth, 6) for depth in depths.values()])
-        for panel, part in zip(axes, shown, strict=True):
-            for i, (label, by_part) in enumerate(groups):
-                if not (curves := by_part[part]).size:
-                    continue
-                mean, layers = curves.mean(0), np.arange(curves.shape[1])
-                style = {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
-                panel.plot(layers, mean, marker="o", ms=3, label=plain(label), **style)
-                if len(curves) > 1:
-                    sd = curves.std(0, ddof=1)
-                    panel.fill_between(layers, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
-            if len(axes) > 1:
-                panel.set_xlabel(f"{part} {LAYERS}")
-            _scale(panel, depths[part])
-        axes[0].legend(loc="best", fontsize=8)
-        save(figure, Path(path))
+    with plt.rc_context({**STYLE, **PAPER}):
+        width = min(6.75, max(3.25, 2.25 * len(panels)))
+        figure, axes = plt.subplots(
+            ncols=len(panels), figsize=(width, 2.5), sharey=True, squeeze=False, layout="constrained"
+        )
+        if title:
+            figure.suptitle(plain(title), fontsize=PAPER["axes.titlesize"] + 1)
+        axes[0, 0].set_ylabel("cosine similarity between tokens")
+        lams = {c.lam for _, rows in panels for c in rows}
+        scale = plt.Normalize(min(lams), max(lams)) if len(lams) > 4 else None
+        for panel, (heading_, rows) in zip(axes[0], panels, strict=True):
+            for number, row in enumerate(rows):
+                mean, layers = row.values.mean(0), np.arange(row.values.shape[1])
+                colour = COLOURS[number % len(COLOURS)] if scale is None else plt.cm.viridis(0.9 * scale(row.lam))
+                style = {"color": colour, "linestyle": ("-", "--", ":", "-.")[number % 4 if scale is None else 0]}
+                marker = MARKERS[number % len(MARKERS)]
+                panel.plot(layers, mean, marker=marker, ms=2.5, lw=1.1, label=plain(row.label), **style)
+                if len(row.values) > 1:
+                    sd = row.values.std(0, ddof=1)
+                    alpha = 0.15 if scale is None else 0.06
+                    panel.fill_between(layers, mean - sd, mean + sd, color=colour, alpha=alpha, linewidth=0)
+            panel.set(title=plain(heading_), xlabel="layer (0 = embedding)")
+            _scale(panel, max(row.values.shape[1] for row in rows))
+        if scale is None:
+            axes[0, 0].legend(loc="best")
+        else:
+            colours = matplotlib.colors.ListedColormap(plt.cm.viridis(np.linspace(0, 0.9, 256)))
+            mappable = plt.cm.ScalarMappable(scale, colours)
+            figure.colorbar(mappable, ax=axes[0, -1], label="λ̃ (0 = softmax)", ticks=sorted(lams))
+        paths = [Path(f"{prefix}.{kind}") for kind in ("pdf", "png")]
+        for path in paths:
+            with replacing(path, "wb") as file:
+                figure.savefig(file, format=path.suffix[1:])
+        plt.close(figure)
+    return paths
+
+
+@dataclass
+class Curves:
+    """One row of a comparison: similarity by layer of its runs (seeds, layers)."""
+
+    label: str
+    lam: float
+    values: np.ndarray

@@ -1,0 +1,195 @@
+"""Tables of results: our rows over seeds, their difference to the baseline, and the paper's figures beside them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from neutreno.errors import InputError
+from neutreno.reports.comparison import Group, baseline_of, difference, group_runs, spread
+from neutreno.reports.figures import Curves
+from neutreno.reports.reading import read_runs
+from neutreno.runs import departures
+
+METRICS = ["test/top1", "val/top1", "test/miou", "val/miou", "val_multi_scale/miou", "test/ppl", "val/ppl"]
+METRICS += ["best/test/top1", "ema/test/top1", "ema/val/top1"]
+KINDS = {"all": "", "decoder": ", decoder"}
+
+
+def print_tables(
+    folders: Sequence[str | Path],
+    metrics: Sequence[str] | None = None,
+    style: str = "md",
+    paired: bool = False,
+    baseline: str | None = None,
+) -> None:
+    """Print the table of the runs in ``folders``; warnings go to stderr.
+
+    Raises:
+        InputError: there is no finished run, or none has a metric asked for.
+    """
+    groups, notes = load_groups(folders)
+    print(render(table(groups, metrics, paired, baseline), style))
+    if style == "md":
+        for line in footnotes(groups):
+            print(f"\n{line}")
+    for note in notes:
+        print(f"not in the table: {note}", file=sys.stderr if style == "csv" else sys.stdout)
+
+
+def load_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
+    """The finished runs among ``folders``, of one task, grouped over seeds; and what was left out, and why.
+
+    Raises:
+        InputError: no run is left.
+    """
+    runs, problems = read_runs(folders)
+    for problem in problems:
+        print(f"warning: {problem}; left out", file=sys.stderr)
+    first = next((run for run in runs if run.finished), runs[0])
+    for run in runs:
+        if run.task != first.task:
+            print(
+                f"warning: {run.path} is {run.task}, not {first.task} as {first.path}; left out, give it another table",
+                file=sys.stderr,
+            )
+    groups, left_out = group_runs([run for run in runs if run.task == first.task])
+    if not groups:
+        raise InputError(f"none of the runs is finished: {'; '.join(left_out)}")
+    return groups, left_out
+
+
+def table(
+    groups: Sequence[Group], metrics: Sequence[str] | None = None, paired: bool = False, baseline: str | None = None
+) -> pd.DataFrame:
+    """One row per group. Every figure is a dict, see :func:`render`.
+
+    ``baseline``: part of the name of the row to measure all others against; default: plain softmax on its data.
+
+    Raises:
+        InputError: no run has a metric asked for, or no single row matches ``baseline``.
+    """
+    known = list(dict.fromkeys(m for g in groups for run in g.runs for m in run.metrics))
+    if metrics is None:
+        asked = [m for g in groups for m in g.runs[0].config.get("paper") or {}]
+        metrics = [m for m in dict.fromkeys([*METRICS, *asked]) if any(len(g.values(m)) for g in groups)]
+    for metric in metrics:
+        if not any(len(g.values(metric)) for g in groups):
+            raise InputError(f"no run has the metric {metric}; there are: {', '.join(known)}")
+    fixed = None
+    if baseline is not None:
+        matching = [g for g in groups if baseline in name_of(g)]
+        if len(matching) != 1:
+            names = ", ".join(name_of(g) for g in groups)
+            raise InputError(f"--baseline {baseline} matches {len(matching)} rows; give a part of one of: {names}")
+        fixed = matching[0]
+    rows = []
+    for group in groups:
+        against = baseline_of(group, groups) if fixed is None else fixed if group is not fixed else None
+        paper = group.runs[0].config.get("paper") or {}
+        row: dict[str, Any] = {"runs": name_of(group), "seeds": len(group.runs)}
+        for number, metric in enumerate(metrics):
+            values = group.values(metric)
+            row[metric] = _spread(values)
+            if number == 0 and against is not None and len(values) and len(against.values(metric)):
+                found = difference(group, against, metric, paired)
+                row["difference"] = {"difference": found.mean, "low": found.low, "high": found.high}
+            if figure := paper.get(metric):
+                row[f"paper's {metric}"] = {"paper": figure["value"], "provenance": figure["provenance"]}
+        for kind, where in KINDS.items():
+            for when, said in (("initial", "initial"), ("last", "trained")):
+                if (curves := group.curves(when, kind)).size:
+                    row[f"similarity{where}, {said}"] = _spread(curves[:, -1])
+        rows.append(row)
+    columns = ["runs", "seeds"]
+    for number, metric in enumerate(metrics):
+        columns += [metric, *(["difference"] if number == 0 else []), f"paper's {metric}"]
+    columns += [f"similarity{where}, {said}" for where in KINDS.values() for said in ("initial", "trained")]
+    frame = pd.DataFrame(rows)
+    frame = frame[[c for c in columns if c in frame]]
+    return frame.rename(columns={"difference": f"{metrics[0]}: difference, 95 % {'paired' if paired else 'Welch'}"})
+
+
+def _spread(values: np.ndarray) -> dict[str, Any] | None:
+    if not len(values):
+        return None
+    return {"mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else np.nan, "values": values}
+
+
+def name_of(group: Group) -> str:
+    """The experiment that all runs of a row were started with, else the settings that tell it apart."""
+    names = {run.experiment for run in group.runs}
+    name = names.pop() if len(names) == 1 else None
+    return group.label if name is None else f"{name} *" if departures_of(group) else name
+
+
+def departures_of(group: Group) -> list[str]:
+    run = group.runs[0]
+    return departures(run.config, run.experiment, run.result["overrides"]) if run.experiment else []
+
+
+def footnotes(groups: Sequence[Group]) -> list[str]:
+    """What the rows marked ``*`` do otherwise than their experiment."""
+    return [f"\\* {g.runs[0].experiment} departs: {', '.join(found)}" for g in groups if (found := departures_of(g))]
+
+
+def _cell(content: Any, column: str) -> str:
+    digits = 3 if column.startswith("similarity") else 2
+    if not isinstance(content, dict):
+        return "" if content is None or content != content else str(content)
+    if "values" in content:
+        return spread(content["values"], digits)
+    if "paper" in content:
+        return f"{content['paper']:.2f} ({content['provenance']})"
+    said = f"{content['difference']:+.2f}"
+    if np.isnan(content["low"]):
+        return said
+    return f"{said} ({content['low']:.2f} to {content['high']:.2f})"
+
+
+def render(frame: pd.DataFrame, style: str = "md") -> str:
+    """As Markdown, LaTeX (booktabs) or CSV, where every number has a column of its own."""
+    if style == "csv":
+        flat = [
+            {
+                (key if part is None else f"{key} {part}"): value
+                for key, content in row.items()
+                for part, value in (
+                    {k: v for k, v in content.items() if k != "values"}
+                    if isinstance(content, dict)
+                    else {None: content}
+                ).items()
+            }
+            for row in frame.to_dict("records")
+        ]
+        return pd.DataFrame(flat).to_csv(index=False).rstrip("\n")
+    texts = pd.DataFrame({c: [_cell(content, c) for content in frame[c]] for c in frame})
+    if style == "md":
+        return texts.to_markdown(index=False, disable_numparse=True)
+    from tabulate import tabulate
+
+    latex = tabulate(texts, list(texts), tablefmt="latex_booktabs", showindex=False, disable_numparse=True)
+    return latex.replace("λ̃", r"$\tilde\lambda$").replace("±", r"$\pm$").replace("–", "--")
+
+
+def panels_of(groups: Sequence[Group], when: str = "last") -> list[tuple[str, list[Curves]]]:
+    """What :func:`~neutreno.reports.figures.plot_curves` draws: a panel per data set and part of the network."""
+    panels: dict[str, list[Curves]] = {}
+    for group in groups:
+        s = group.settings
+        alike = [g for g in groups if g.settings["data"] == s["data"]]
+        sizes = {(g.settings["model"], g.settings["size"]) for g in alike}
+        name = "NeuTRENO" if s["attention"] == "neutreno" else s["attention"]
+        short = " ".join(
+            [name, *([f"λ̃ = {s['lam']:g}"] if s["lam"] is not None else []), *([s["block"]] * (s["block"] != "plain"))]
+        )
+        label = short if len(sizes) == 1 else f"{s['model']}-{s['size']} {short}"
+        for kind, where in KINDS.items():
+            if (curves := group.curves(when, kind)).size:
+                panels.setdefault(f"{s['data']}{where}", []).append(Curves(label, s["lam"] or 0.0, curves))
+    return list(panels.items())

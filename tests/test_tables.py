@@ -1,0 +1,122 @@
+"""Tables: means, intervals, the paper's figures, and what is left out."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, assert_one_line_error, make_run, run_forked
+from scipy import stats
+
+SOFTMAX, NEUTRENO = [90.0, 92.5, 91.0, 89.5], [93.0, 92.0, 94.5, 95.5]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed in range(4):
+        make_run(tmp_path / f"runs/s{seed}", "model=deit", f"seed={seed}", value=SOFTMAX[seed])
+        make_run(tmp_path / f"runs/n{seed}", "data.num_workers=2", f"seed={seed}", value=NEUTRENO[seed])
+    return tmp_path / "runs"
+
+
+def tables(*arguments, cwd):
+    done = run_forked("scripts/tables.py", *map(str, arguments), cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def welch(a, b):
+    """Written out: degrees of freedom after Welch and Satterthwaite."""
+    va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
+    free = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    half = stats.t.ppf(0.975, free) * math.sqrt(va + vb)
+    return np.mean(a) - np.mean(b) - half, np.mean(a) - np.mean(b) + half
+
+
+def paired(a, b):
+    d = np.subtract(a, b)
+    half = stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
+    return d.mean() - half, d.mean() + half
+
+
+@pytest.mark.parametrize(("option", "interval"), [([], welch), (["--paired"], paired)])
+def test_means_and_intervals_are_those_of_an_independent_computation(runs, option, interval):
+    found = pd.read_csv(io.StringIO(tables(runs, "--format", "csv", *option, cwd=runs).stdout))
+    assert list(found["runs"]) == ["digits deit-mini softmax", "digits deit-mini neutreno λ̃=0.6"]
+    assert list(found["seeds"]) == [4, 4]
+    column = next(c for c in found if c.endswith(" low")).removesuffix(" low")
+    for row, values in zip(found.to_dict("records"), (SOFTMAX, NEUTRENO), strict=True):
+        assert row["test/top1 mean"] == pytest.approx(np.mean(values))
+        assert row["test/top1 sd"] == pytest.approx(np.std(values, ddof=1))
+    row = found.iloc[1]
+    low, high = interval(NEUTRENO, SOFTMAX)
+    assert row[f"{column} low"] == pytest.approx(low) and row[f"{column} high"] == pytest.approx(high)
+    assert row[f"{column} difference"] == pytest.approx(np.mean(NEUTRENO) - np.mean(SOFTMAX))
+    assert math.isnan(found.iloc[0][f"{column} low"])  # the baseline
+
+
+def test_markdown_and_latex_say_the_same(runs):
+    done = tables(runs, cwd=runs).stdout
+    low, high = welch(NEUTRENO, SOFTMAX)
+    assert f"| +3.00 ({low:.2f} to {high:.2f}) |" in done and "93.75 ± 1.55" in done
+    latex = tables(runs, "--format", "latex", cwd=runs).stdout
+    assert latex.startswith(r"\begin{tabular}") and r"93.75 $\pm$ 1.55" in latex and "λ" not in latex
+
+
+def test_unfinished_runs_are_listed_never_averaged(runs):
+    make_run(runs / "n9", "seed=9", status="running")
+    done = tables(runs, cwd=runs)
+    assert "n9 is not finished (running)" in done.stdout and "93.75" in done.stdout
+
+
+def test_what_departs_from_its_experiment_is_marked_and_paths_and_seeds_are_not(tmp_path):
+    experiment = "experiment=table1/deit_tiny_neutreno"
+    make_run(tmp_path / "own", experiment, "data.root=x", "seed=3", "trainer=gpu", "data.num_workers=1")
+    make_run(tmp_path / "short", "experiment=table1/deit_tiny_softmax", "data.root=x", "trainer.max_epochs=3")
+    done = tables(tmp_path / "own", tmp_path / "short", cwd=tmp_path).stdout
+    assert "| table1/deit_tiny_neutreno " in done and "| table1/deit_tiny_softmax * " in done
+    assert "deit_tiny_softmax departs: trainer.max_epochs=3 (experiment: 300)" in done
+
+
+def test_the_papers_figures_stand_beside_ours_with_their_provenance(tmp_path):
+    run = make_run(tmp_path / "x", "experiment=table1/deit_tiny_neutreno", "data.root=x")
+    result = json.loads((run / "result.json").read_text())
+    result["metrics"] |= {"val/top1": 72.5, "val/top5": 91.0}
+    (run / "result.json").write_text(json.dumps(result))
+    done = tables(run, cwd=tmp_path).stdout
+    assert "73.01 (recalled)" in done and "91.56 (recalled)" in done
+
+
+def test_every_row_of_the_paper_carries_its_figures():
+    import yaml
+
+    for file in (ROOT / "configs/experiment").glob("table[123]/*.yaml"):
+        paper = yaml.safe_load(file.read_text()).get("paper", {})
+        assert paper or (file.stem.startswith("deit_small_") and "featscale" in file.stem) or "small" in file.stem, file
+        for figure in paper.values():
+            assert figure["value"] > 1 and figure["provenance"].split(",")[0] in ("recalled", "listed", "code")
+
+
+def test_what_cannot_be_read_is_named_and_left_out(runs):
+    (runs / "no_result").mkdir()
+    half = make_run(runs / "half", "seed=5")
+    (half / "result.json").write_text((half / "result.json").read_text()[:100])
+    for name, key, value in (("text", "metrics", "good"), ("seedless", "settings", {}), ("list", "oversmoothing", [1])):
+        file = make_run(runs / name, "seed=6") / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    other = make_run(runs.parent / "words", "data=digit_scenes")
+    done = tables(runs, runs / "no_result", other, cwd=runs)
+    assert "Traceback" not in done.stderr and "93.75 ± 1.55" in done.stdout
+    warnings = done.stderr.splitlines()
+    assert all(line.startswith("warning: ") for line in warnings)
+    for name in ("no_result", "half", "text", "seedless", "list", "words"):
+        assert any(name in line for line in warnings), name
+    assert "words is segmentation, not classification" in done.stderr
+
+
+def test_no_finished_run_is_one_line(tmp_path):
+    make_run(tmp_path / "a", status="failed")
+    done = run_forked("scripts/tables.py", str(tmp_path / "a"), cwd=tmp_path)
+    assert_one_line_error(done, "none of the runs is finished")

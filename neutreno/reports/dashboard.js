@@ -2,7 +2,7 @@
 const { runs, reload_s } = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]; // Okabe & Ito
-const MANY = 12; // beyond so many lines a legend hides more than it says
+const MANY = 8; // beyond so many lines a legend hides more than it says
 
 // What the reader chose; kept in the address, so that loading the page anew keeps it.
 const view = { filter: "", chosen: [], sort: "name", down: false, average: true, when: 100 };
@@ -10,7 +10,7 @@ try { Object.assign(view, JSON.parse(decodeURIComponent(location.hash.slice(1)))
 const keep = () => history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(view)));
 
 const last = (list) => list[list.length - 1];
-const number = (v) => (typeof v === "number" ? (Number.isInteger(v) ? String(v) : v.toPrecision(4)) : v ?? "–");
+const number = (v) => (typeof v === "number" ? String(Number(v.toPrecision(4))) : v ?? "–");
 const mean = (v) => v.reduce((a, b) => a + b, 0) / v.length;
 const sd = (v) => (v.length < 2 ? 0 : Math.sqrt(v.reduce((s, x) => s + (x - mean(v)) ** 2, 0) / (v.length - 1)));
 const lam = (run) => run.lam ?? 0;
@@ -61,7 +61,8 @@ function drawTable() {
   head.append(element("th", "✓"));
   for (const column of columns()) {
     const arrow = column === view.sort ? (view.down ? " ▾" : " ▴") : "";
-    const th = element("th", (titles[column] ?? column ?? "metric") + arrow);
+    const numeric = ["lam", "seed", "final", view.metric].includes(column);
+    const th = element("th", (titles[column] ?? column ?? "metric") + arrow, { className: numeric ? "number" : "" });
     th.onclick = () => { view.down = view.sort === column && !view.down; view.sort = column; update(); };
     head.append(th);
   }
@@ -103,7 +104,9 @@ const label = (group) => {
   const r = group[0];
   const block = r.block === "plain" ? "" : ` + ${r.block}`;
   const strength = r.lam === null ? "" : ` λ̃=${r.lam}`;
-  return `${r.data} ${r.model}-${r.size} ${r.attention}${strength}${block} (n = ${group.length})`;
+  const network = (run) => `${run.data} ${run.model}-${run.size} `;
+  const common = shown().every((run) => network(run) === network(r));
+  return `${common ? "" : network(r)}${r.attention}${strength}${block} (n = ${group.length})`;
 };
 
 // One scale of colours over λ̃; softmax is λ̃ = 0 and dashed.
@@ -111,15 +114,18 @@ function scale() {
   const all = ofTask().map(lam);
   return [Math.min(...all), Math.max(...all)];
 }
-const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [220, 210, 50]];
+const STOPS = { light: [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [220, 210, 50]],
+  dark: [[150, 105, 215], [96, 130, 205], [60, 165, 165], [105, 205, 105], [240, 230, 70]] };
+const stops = () => STOPS[document.documentElement.dataset.theme];
 function colour(value, opacity = 1) {
   const [low, high] = scale();
-  const x = high > low ? ((value - low) / (high - low)) * (VIRIDIS.length - 1) : 1;
-  const i = Math.min(Math.floor(x), VIRIDIS.length - 2);
-  const rgb = VIRIDIS[i].map((c, k) => Math.round(c + (x - i) * (VIRIDIS[i + 1][k] - c)));
+  const all = stops();
+  const x = high > low ? ((value - low) / (high - low)) * (all.length - 1) : 1;
+  const i = Math.min(Math.floor(x), all.length - 2);
+  const rgb = all[i].map((c, k) => Math.round(c + (x - i) * (all[i + 1][k] - c)));
   return `rgba(${rgb.join(",")},${opacity})`;
 }
-const COLOURSCALE = VIRIDIS.map((c, i) => [i / (VIRIDIS.length - 1), `rgb(${c.join(",")})`]);
+const colourscale = () => stops().map((c, i) => [i / (stops().length - 1), `rgb(${c.join(",")})`]);
 
 function lines(series, crowded) {
   // series: {group, x, ys (one list of values per run), name}
@@ -146,14 +152,14 @@ function draw(id, traces, xaxis, yaxis, legend = true, colourbar = false) {
   const data = traces.slice();
   if (colourbar && scale()[1] > scale()[0]) {
     data.push({ x: [null], y: [null], type: "scatter", mode: "markers", showlegend: false, hoverinfo: "skip", meta: "colours",
-      marker: { color: [scale()[0]], cmin: scale()[0], cmax: scale()[1], colorscale: COLOURSCALE, showscale: true,
+      marker: { color: [scale()[0]], cmin: scale()[0], cmax: scale()[1], colorscale: colourscale(), showscale: true,
         colorbar: { title: { text: "λ̃" }, thickness: 12, outlinewidth: 0 } } });
   }
   const size = innerWidth >= 1800 ? 16 : 13;
   Plotly.react(id, data, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size }, margin: { l: 55, r: 15, t: 10, b: 45 },
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, showlegend: legend,
-    legend: { orientation: "h", y: -0.2, font: { size: size - 2 } }, hovermode: "closest",
+    modebar: { bgcolor: "rgba(0,0,0,0)" }, legend: { x: 0.01, y: 0.99, bgcolor: "rgba(0,0,0,0)", font: { size: size - 2 } }, hovermode: "closest",
   }, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
 }
 
@@ -206,7 +212,7 @@ function drawLambda() {
 function drawScatter() {
   const found = judged().filter((run) => run.final !== null);
   const [cmin, cmax] = scale();
-  const marker = { color: found.map(lam), cmin, cmax, colorscale: COLOURSCALE, size: 10, opacity: 0.85, showscale: cmax > cmin,
+  const marker = { color: found.map(lam), cmin, cmax, colorscale: colourscale(), size: 10, opacity: 0.85, showscale: cmax > cmin,
     colorbar: { title: { text: "λ̃" }, thickness: 12, outlinewidth: 0 }, symbol: found.map((run) => (run.attention === "softmax" ? "diamond" : "circle")) };
   draw("scatter", [{ x: found.map((r) => r.final), y: found.map((r) => r.metrics[view.metric]), text: found.map((r) => r.name), meta: found.map((r) => r.name),
     type: "scatter", mode: "markers", marker, hovertemplate: "%{text}<br>%{y:.4g} at %{x:.3f}<extra></extra>" }],
@@ -243,7 +249,8 @@ function fill(id, options, value) {
 }
 
 function choices() {
-  const tasks = [...new Set(runs.map((run) => run.task))];
+  const count = (task) => runs.filter((run) => run.task === task).length;
+  const tasks = [...new Set(runs.map((run) => run.task))].sort((a, b) => count(b) - count(a));
   if (!tasks.includes(view.task)) view.task = tasks[0];
   const some = ofTask();
   const metrics = [...new Set(some.flatMap((run) => Object.keys(run.metrics)))].sort();

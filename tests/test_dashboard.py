@@ -1,0 +1,165 @@
+"""The dashboard: one file, in a real browser where there is one."""
+
+import json
+import shutil
+
+import pytest
+from conftest import assert_one_line_error, make_run, run_forked
+
+from neutreno.reports.dashboard import write_dashboard
+from neutreno.reports.reading import read_runs
+
+PLOTS = ("layers", "training", "lambda", "scatter")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Three λ̃ × two seeds, a softmax run, an unfinished run and a text run, on one page."""
+    folder = tmp_path_factory.mktemp("page")
+    for lam in (0.2, 0.6, 1.0):
+        for seed in (0, 1):
+            name = f"digits-lam{lam:g}-seed{seed}"
+            make_run(
+                folder / "runs" / name, f"attention.lam={lam}", f"seed={seed}", value=90 + lam + seed, drift=lam / 5
+            )
+    make_run(folder / "runs/digits-softmax", "model=deit", value=92.0)
+    make_run(folder / "runs/digits-running", "seed=7", status="running")
+    make_run(folder / "runs/<b>scenes", "data=digit_scenes", value=40.0)
+    done = run_forked("scripts/dashboard.py", "runs", "--output", "d.html", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "9 runs" in done.stdout and " MB" in done.stdout
+    return folder / "d.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs Chromium and its driver (Debian: apt install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--window-size=1280,1400")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def drawn(browser, plot):
+    """Names of the runs behind the traces of a plot."""
+    script = (
+        "return document.getElementById(arguments[0]).data.map(t => t.meta).filter(m => m && m !== 'colours').flat()"
+    )
+    return set(browser.execute_script(script, plot))
+
+
+def type_filter(browser, text):
+    script = "const f = document.getElementById('filter'); f.value = arguments[0]; f.dispatchEvent(new Event('input'))"
+    browser.execute_script(script, text)
+
+
+def names(browser):
+    return browser.execute_script("return [...document.querySelectorAll('#runs tbody a')].map(a => a.textContent)")
+
+
+@pytest.mark.slow
+def test_every_plot_follows_the_table_and_no_request_leaves_the_page(browser, page):
+    browser.get(page.as_uri())
+    assert len(names(browser)) == 8  # the other task has a page of its own
+    for plot in PLOTS:
+        assert {f"digits-lam{lam}-seed{seed}" for lam in ("0.2", "0.6", "1") for seed in (0, 1)} <= drawn(browser, plot)
+    type_filter(browser, "lam=0.6 finished")
+    two = {"digits-lam0.6-seed0", "digits-lam0.6-seed1"}
+    assert set(names(browser)) == two and all(drawn(browser, plot) == two for plot in PLOTS)
+    assert browser.execute_script("return document.querySelector('#diff tbody').innerText").split() == [
+        "seed",
+        "0",
+        "1",
+    ]
+    type_filter(browser, "")
+    for name in ("lam1-seed0", "softmax"):
+        script = "[...document.querySelectorAll('#runs tbody tr')].find(r => r.innerText.includes(arguments[0]))"
+        browser.execute_script(f"{script}.querySelector('input').click()", name)
+    chosen = {"digits-lam1-seed0", "digits-softmax"}
+    assert all(drawn(browser, plot) == chosen for plot in PLOTS)
+    assert "attention._target_" in browser.execute_script(diff)
+    browser.refresh()  # the view survives
+    assert all(drawn(browser, plot) == chosen for plot in PLOTS)
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert urls and all(url.startswith(("file:", "data:", "blob:")) for url in urls), urls
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.mark.slow
+def test_the_slider_shows_the_curves_over_training(browser, page):
+    browser.get(page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0"}))
+    browser.refresh()
+    curve = "return document.getElementById('layers').data[0].y"
+    move = "const w = document.getElementById('when'); w.value = arguments[0]; w.dispatchEvent(new Event('input'))"
+    found = []
+    for share in (0, 50, 100):
+        browser.execute_script(move, share)
+        found.append(browser.execute_script(curve)[0])
+    assert found == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.slow
+def test_columns_sort_and_tasks_have_pages_of_their_own(browser, page):
+    browser.get(page.as_uri())
+    browser.execute_script("[...document.querySelectorAll('#runs th')].find(h => h.innerText == 'test/top1').click()")
+    values = "return [...document.querySelectorAll('#runs tbody tr')].map(r => r.children[10].innerText)"
+    found = [float(v) for v in browser.execute_script(values) if v != "–"]
+    assert len(found) == 7 and found == sorted(found)
+    browser.execute_script("const t = document.getElementById('task'); t.value = 'segmentation'; t.onchange()")
+    assert names(browser) == ["<b>scenes"]  # as text, no tag
+
+
+@pytest.mark.slow
+def test_two_hundred_runs_build_and_stay_usable(browser, tmp_path):
+    first = make_run(tmp_path / "runs/r0", "attention.lam=0.1", value=90.0)
+    for i in range(1, 200):
+        shutil.copytree(first, tmp_path / f"runs/r{i}")
+        result = json.loads((first / "result.json").read_text())
+        result["settings"] |= {"seed": i % 5, "lam": i // 5 / 40}
+        (tmp_path / f"runs/r{i}/result.json").write_text(json.dumps(result))
+    runs, problems = read_runs([tmp_path / "runs"])
+    assert len(runs) == 200 and not problems
+    write_dashboard(runs, tmp_path / "d.html")
+    assert (tmp_path / "d.html").stat().st_size < 8e6
+    browser.get((tmp_path / "d.html").as_uri())
+    assert len(names(browser)) == 200
+    type_filter(browser, "seed=3")
+    assert len(names(browser)) == 40 == len(drawn(browser, "scatter"))
+
+
+def test_a_page_that_watches_loads_itself_anew_until_the_runs_end(tmp_path):
+    run = make_run(tmp_path / "runs/a", status="running")
+    for reload_s in (10.0, None):
+        write_dashboard(read_runs([run])[0], tmp_path / "d.html", reload_s)
+        assert f'"reload_s":{json.dumps(reload_s)}' in (tmp_path / "d.html").read_text()
+
+
+def test_what_cannot_be_read_is_named_and_left_out(tmp_path):
+    make_run(tmp_path / "runs/good", value=90.0)
+    half = make_run(tmp_path / "runs/half")
+    (half / "result.json").write_text('{"status": "fini')
+    (make_run(tmp_path / "runs/none") / "result.json").unlink()
+    (tmp_path / "runs/good/metrics.csv").write_text("step,epoch,val/top1\n1,1,50\n2,")  # half written
+    (tmp_path / "runs/good/oversmoothing.csv").write_text("nonsense")
+    done = run_forked("scripts/dashboard.py", "runs", cwd=tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "1 runs" in done.stdout
+    assert "half" in done.stderr and "none" in done.stderr and done.stderr.count("warning: ") == 2
+    assert_one_line_error(run_forked("scripts/dashboard.py", "nowhere", cwd=tmp_path), "nowhere")
+    assert_one_line_error(run_forked("scripts/dashboard.py", "runs", "--every", "0", cwd=tmp_path), "--every")
+
+
+def test_names_cannot_end_the_script_that_carries_them(tmp_path):
+    run = make_run(tmp_path / "runs/x")
+    text = run / "config.yaml"
+    text.write_text(text.read_text().replace("opt: adamw", "opt: </script><script>alert(1)"))
+    write_dashboard(read_runs([run])[0], tmp_path / "d.html")
+    assert "<script>alert" not in (tmp_path / "d.html").read_text()

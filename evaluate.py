@@ -26,6 +26,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     from lightning.pytorch.utilities import rank_zero_only
 
     from neutreno import console, results
+    from neutreno.callbacks.loggers import log_report, make_loggers
     from neutreno.callbacks.probe import curve_rows, measure_similarity
     from neutreno.cost import check_settings, measure_cost
     from neutreno.errors import InputError
@@ -132,7 +133,24 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     title = f"{evaluation['name']}, last checkpoint" if run is not None else evaluation["name"]
     plot_similarity(evaluation["oversmoothing"], target.path / "evaluation.png", title, evaluation["layers"])
     figures = [target.path / "evaluation.png", *task.write_report(target.path, "evaluation_")]
+    curves: dict[str, dict[str, list[float]]] = {}
+    for row in evaluation["oversmoothing"]:
+        curves.setdefault(row["tokens"], {"last": []})["last"].append(row["mean"])
+    loggers = make_loggers(config.logger or {}, target.path, group_of(run, choices), "eval")
+    for logger in loggers:
+        logger.log_hyperparams(evaluation["settings"])
+    log_report(loggers, metrics, curves, target.path / "evaluation.png")
     print(f"{page}\nrecord  {target.path / 'evaluation.json'}, .md\nfigure  {', '.join(map(str, figures))}")
+
+
+def group_of(run, choices: dict[str, str]) -> str:
+    """Under which a web service files the evaluation: as its run, by experiment or else data set."""
+    from neutreno.results import read_result
+
+    if run is None:
+        return choices["experiment"] or choices["data"]
+    given = [o.partition("=")[2] for o in read_result(run.path)["overrides"] if o.startswith("experiment=")]
+    return given[-1] if given else read_result(run.path)["settings"]["data"]
 
 
 def exit_with(error: BaseException) -> None:

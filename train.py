@@ -50,6 +50,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     from neutreno.callbacks.checkpointing import Checkpoint
     from neutreno.callbacks.exact_resume import ExactResume
     from neutreno.callbacks.finite_loss import FiniteLoss
+    from neutreno.callbacks.loggers import log_report, make_loggers
     from neutreno.callbacks.metrics_csv import MetricsCSV
     from neutreno.callbacks.probe import OversmoothingProbe
     from neutreno.callbacks.progress import RunProgress
@@ -122,7 +123,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         every_n_steps = config.checkpoint.every_n_steps
         callbacks.append(Checkpoint(**checkpoints, filename="last", every_n_train_steps=every_n_steps))
     loggers = [MetricsCSV(run.path / "metrics.csv")]
-    loggers += [hydra.utils.instantiate(sink, folder=run.path) for sink in (config.logger or {}).values()]
+    loggers += make_loggers(config.logger or {}, run.path, choices["experiment"] or choices["data"], "train")
     trainer = hydra.utils.instantiate(
         config.trainer,
         callbacks=callbacks,
@@ -186,6 +187,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     )
     if leader:
         task.write_report(run.path)
+        log_report(loggers[1:], metrics, probe.by_kind(), run.path / "oversmoothing.png")
         print(results.summary(run.path))
 
 

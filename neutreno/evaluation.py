@@ -18,7 +18,7 @@ from neutreno.tasks.base import Task
 
 # What may be set beside a run folder; the rest is what the run was trained with.
 _FREE = re.compile(
-    r"(run|name|output_dir|imagenet_[acr]|crop_pcts|sliding|data\..*"
+    r"(run|name|output_dir|imagenet_[acr]|crop_pcts|sliding|logger(\..*)?|data\..*"
     r"|(cost|trainer|probe|hydra|task\.(inference|protocols))(\..*)?)$"
 )
 

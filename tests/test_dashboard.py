@@ -74,11 +74,8 @@ def test_every_plot_follows_the_table_and_no_request_leaves_the_page(browser, pa
     type_filter(browser, "lam=0.6 finished")
     two = {"digits-lam0.6-seed0", "digits-lam0.6-seed1"}
     assert set(names(browser)) == two and all(drawn(browser, plot) == two for plot in PLOTS)
-    assert browser.execute_script("return document.querySelector('#diff tbody').innerText").split() == [
-        "seed",
-        "0",
-        "1",
-    ]
+    diff = "return document.querySelector('#diff tbody').innerText"
+    assert browser.execute_script(diff).split() == ["seed", "0", "1"]
     type_filter(browser, "")
     for name in ("lam1-seed0", "softmax"):
         script = "[...document.querySelectorAll('#runs tbody tr')].find(r => r.innerText.includes(arguments[0]))"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import hydra
 from lightning.pytorch.loggers import Logger
 
 from neutreno.errors import InputError
@@ -16,7 +18,64 @@ from neutreno.errors import InputError
 log = logging.getLogger(__name__)
 
 
-def wandb_logger(folder: Path, project: str, offline: bool = True, **kwargs: Any) -> Logger:
+def make_loggers(config: Any, folder: Path, experiment: str, job: str) -> list[Logger]:
+    """The sinks that ``logger=`` asks for; ``experiment`` groups runs, ``job`` is ``train`` or ``eval``."""
+    return [hydra.utils.instantiate(sink, folder=folder, experiment=experiment, job=job) for sink in config.values()]
+
+
+def log_report(loggers: Sequence[Logger], metrics: dict[str, float], curves: dict[str, Any], figure: Path) -> None:
+    """Hand what a run ends with to the sinks: metrics, similarity by layer (``{kind: {when: […]}}``) and its figure.
+
+    A sink that fails costs a warning, never the run: its folder is the record.
+    """
+    for logger in loggers:
+        try:
+            _REPORTS[type(logger).__name__](logger, metrics, curves, figure)
+        except Exception as error:
+            log.warning("%s took no report: %s", type(logger).__name__, " ".join(str(error).split()))
+
+
+def _report_to_wandb(logger: Logger, metrics: dict[str, float], curves: dict[str, Any], figure: Path) -> None:
+    import wandb
+
+    run = logger.experiment
+    content: dict[str, Any] = {"oversmoothing/figure": wandb.Image(str(figure))}
+    for kind, measured in curves.items():
+        known = {_WHEN[when]: curve for when, curve in measured.items() if curve}
+        if known:
+            layers = list(range(max(map(len, known.values()))))
+            title = f"Similarity of tokens by layer: {kind}"
+            series = wandb.plot.line_series(layers, list(known.values()), list(known), title=title, xname="layer")
+            content[f"oversmoothing/curves/{kind}"] = series
+    run.log(content)
+    run.summary.update(metrics)
+    run.finish()
+
+
+def _report_to_tensorboard(logger: Logger, metrics: dict[str, float], curves: dict[str, Any], figure: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    writer = logger.experiment
+    writer.add_image("oversmoothing/figure", np.asarray(Image.open(figure).convert("RGB")), dataformats="HWC")
+    for name, value in metrics.items():
+        writer.add_scalar(f"result/{name}", value)
+    writer.flush()
+
+
+_WHEN = {"initial": "at initialisation", "last": "trained"}
+_REPORTS = {"WandbLogger": _report_to_wandb, "TensorBoardLogger": _report_to_tensorboard}
+
+
+def wandb_logger(
+    folder: Path,
+    project: str,
+    offline: bool = True,
+    experiment: str | None = None,
+    job: str = "train",
+    group: str | None = None,
+    **kwargs: Any,
+) -> Logger:
     """Weights & Biases under ``folder``: online only if that is asked for and this machine is logged in."""
     try:
         from lightning.pytorch.loggers import WandbLogger
@@ -24,10 +83,17 @@ def wandb_logger(folder: Path, project: str, offline: bool = True, **kwargs: Any
         if not offline and not _logged_in_to_wandb():
             log.warning("not logged in to Weights & Biases (`wandb login`): logging offline to %s", folder / "wandb")
             offline = True
-        name = folder.name
-        # the same id on resume, so that both parts are one run
+        name = folder.name if job == "train" else f"{folder.name}-{job}"
         return WandbLogger(
-            name=name, id=name[-128:], save_dir=folder, project=project, offline=offline, resume="allow", **kwargs
+            name=name,
+            id=name[-128:],  # the same on resume, so that both parts are one run
+            save_dir=folder,
+            project=project,
+            offline=offline,
+            resume="allow",
+            group=group or experiment,
+            job_type=job,
+            **kwargs,
         )
     except ModuleNotFoundError as error:
         raise InputError("logger=wandb needs the package wandb: pip install wandb") from error
@@ -43,11 +109,13 @@ def _logged_in_to_wandb() -> bool:
         return False
 
 
-def tensorboard_logger(folder: Path) -> Logger:
+def tensorboard_logger(folder: Path, experiment: str | None = None, job: str = "train") -> Logger:
     """TensorBoard event files in ``folder/tensorboard``."""
     try:
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+        return TensorBoardLogger(
+            folder, name="", version="tensorboard" if job == "train" else f"tensorboard_{job}", default_hp_metric=False
+        )
     except ModuleNotFoundError as error:
         raise InputError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from error

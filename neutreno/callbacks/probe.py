@@ -87,9 +87,13 @@ class OversmoothingProbe(Callback):
 
     def curves(self) -> dict[str, Any]:
         """``{"initial": […], "last": […]}`` of all tokens, and the same for every other kind under its name."""
-        when = ("initial", "last")
-        others = {row["tokens"]: None for row in self.rows if row["tokens"] != "all"}
-        return {w: self.curve(w) for w in when} | {kind: {w: self.curve(w, kind) for w in when} for kind in others}
+        found = self.by_kind()
+        return found.pop("all", {"initial": [], "last": []}) | found
+
+    def by_kind(self) -> dict[str, dict[str, list[float]]]:
+        """``{kind of tokens: {"initial": […], "last": […]}}``."""
+        kinds = dict.fromkeys(row["tokens"] for row in self.rows)
+        return {kind: {when: self.curve(when, kind) for when in ("initial", "last")} for kind in kinds}
 
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
         if not self.rows:

@@ -186,7 +186,7 @@ function drawTraining() {
     return [{ group: having, x: having[0].curves[view.curve][0].slice(0, length), ys: having.map((run) => run.curves[view.curve][1].slice(0, length)), name: label(group) }];
   });
   const crowded = series.length > MANY;
-  draw("training", lines(series, crowded), { title: { text: "step" } }, { title: { text: view.curve } }, !crowded && innerWidth > 700, true);
+  draw("training", lines(series, crowded), { title: { text: "step" } }, { title: { text: view.curve } }, false, true);
 }
 
 const rowName = (run) => [run.data, `${run.model}-${run.size}`, run.block === "plain" ? "" : `+ ${run.block}`].join(" ");

@@ -158,7 +158,8 @@ class RunFolder:
         import yaml
 
         try:
-            content = yaml.safe_load(self.config_file.read_text())
+            safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where many runs are read
+            content = yaml.load(self.config_file.read_text(), Loader=safe)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"{self.path} is not a run folder: it holds no config.yaml") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:

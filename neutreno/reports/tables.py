@@ -88,9 +88,11 @@ def table(
             names = ", ".join(name_of(g) for g in groups)
             raise InputError(f"--baseline {baseline} matches {len(matching)} rows; give a part of one of: {names}")
         fixed = matching[0]
+    measured_against = {id(g): baseline_of(g, groups) if fixed is None else fixed for g in groups}
+    baselines = {id(b) for b in measured_against.values()}
     rows = []
     for group in groups:
-        against = baseline_of(group, groups) if fixed is None else fixed if group is not fixed else None
+        against = measured_against[id(group)] if group is not fixed else None
         paper = group.runs[0].config.get("paper") or {}
         row: dict[str, Any] = {"runs": name_of(group), "seeds": len(group.runs)}
         for number, metric in enumerate(metrics):
@@ -99,6 +101,8 @@ def table(
             if number == 0 and against is not None and len(values) and len(against.values(metric)):
                 found = difference(group, against, metric, paired)
                 row["difference"] = {"difference": found.mean, "low": found.low, "high": found.high}
+            elif number == 0 and id(group) in baselines:
+                row["difference"] = "baseline"
             if figure := paper.get(metric):
                 row[f"paper's {metric}"] = {"paper": figure["value"], "provenance": figure["provenance"]}
         for kind, where in KINDS.items():

@@ -83,10 +83,12 @@ def launch(jobs: Sequence[Job], config: DictConfig) -> list[tuple[Job, str]]:
 
     def ended(job: Job, code: int) -> None:
         reason = None
-        if code or job.run.status != "finished":
+        if code:
             reason = _reason(job, code)
             failed.append((job, reason))
         progress.ended(job, reason)
+        if config.preflight and reason is None:  # what it says is all it leaves
+            print(job.log.read_text())
 
     launcher.run(todo, progress.started, ended, progress.running)
     progress.close()

@@ -121,7 +121,13 @@ def test_reproduce_says_what_it_cannot_do(tmp_path):
 def test_reproduce_ends_with_the_table_and_says_what_failed(street_folders, tmp_path):
     small = ["img_size=32", "num_workers=0", "batch_size=2", "num_classes=4", "class_names=null", "resize=[64,32]"]
     arguments = [f"data.root={street_folders}", *(f"data.{s}" for s in small), "model.depth=1", "model.embed_dim=16"]
-    arguments += ["model.num_heads=1", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "task.protocols={}"]
+    arguments += [
+        "model.num_heads=1",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+        "task.protocols.multi_scale=null",
+        "task.protocols.half_stride=null",
+    ]
     done = run_script("scripts/reproduce.py", "camvid", "--seeds", "1", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[2 of 2 runs done, 0 running, 0 left]" in done.stdout

@@ -73,9 +73,13 @@ def main() -> int:
         failed = launch(jobs, config)
         finished = [job.run.path for job in jobs if job.run.status == "finished"]
         if finished:
+            from neutreno.reports.reading import read_runs
             from neutreno.reports.tables import print_tables
 
-            print_tables(finished)
+            runs, _ = read_runs(finished)
+            for task in dict.fromkeys(run.task for run in runs):
+                print(f"\n{task}\n")
+                print_tables([run.path for run in runs if run.task == task])
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
     return 2 if failed else 0

@@ -168,7 +168,11 @@ def plot_curves(panels: Sequence[tuple[str, Sequence[Curves]]], prefix: str | Pa
             panel.set(title=plain(heading_), xlabel="layer (0 = embedding)")
             _scale(panel, max(row.values.shape[1] for row in rows))
         if scale is None:
-            axes[0, 0].legend(loc="best")
+            said: list[str] = []
+            for panel, (_, rows) in zip(axes[0], panels, strict=True):
+                if (labels := [row.label for row in rows]) != said:  # a legend holds for what follows, too
+                    panel.legend(loc="best")
+                    said = labels
         else:
             colours = matplotlib.colors.ListedColormap(plt.cm.viridis(np.linspace(0, 0.9, 256)))
             mappable = plt.cm.ScalarMappable(scale, colours)

@@ -39,7 +39,7 @@ def browser():
         pytest.skip("needs Chromium and its driver (Debian: apt install chromium chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking"):
         options.add_argument(f"--{flag}")
     options.add_argument("--window-size=1280,1400")
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})

@@ -60,10 +60,14 @@ class SoftmaxAttention(nn.Module):
         dropout = self.attn_drop if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens (B, N, C): three of (B, H, N, D)."""
+        batch, tokens, _ = x.shape
+        return self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
     def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        batch, tokens, dim = x.shape
-        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        out = self.mix(q, k, v, v0).transpose(1, 2).reshape(batch, tokens, dim)
+        q, k, v = self.project(x)
+        out = self.mix(q, k, v, v0).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(out)), v
 
 

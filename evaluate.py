@@ -27,7 +27,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
 
     from neutreno import console, results
     from neutreno.callbacks.loggers import log_report, make_loggers
-    from neutreno.callbacks.probe import curve_rows, measure_similarity
+    from neutreno.callbacks.probe import measure_tokens, probed
     from neutreno.cost import check_settings, measure_cost
     from neutreno.errors import InputError
     from neutreno.evaluation import (
@@ -76,6 +76,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     corrupt = target.path / "evaluation_corrupt_images.txt"
     rank_zero_only(corrupt.unlink)(missing_ok=True)  # of an earlier evaluation
     data.note_corrupt(corrupt)
+    measures = probed(settings["probe"].get("measures", ["cosine"]))
     trainer = hydra.utils.instantiate(
         settings["trainer"],
         logger=False,
@@ -114,7 +115,7 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
         "perplexity": perplexity,
         "cost": cost,
         "layers": getattr(model, "layers", LAYERS),
-        "oversmoothing": curve_rows(measure_similarity(model, inputs), len(inputs)),
+        "oversmoothing": measure_tokens(model, inputs, measures),
         "settings": {
             "run": None if run is None else str(run.path),
             **{key: settings[key] for key in ("data", "model")},
@@ -135,7 +136,8 @@ def evaluate(config: DictConfig, choices: dict[str, str], typed: list[str]) -> N
     figures = [target.path / "evaluation.png", *task.write_report(target.path, "evaluation_")]
     curves: dict[str, dict[str, list[float]]] = {}
     for row in evaluation["oversmoothing"]:
-        curves.setdefault(row["tokens"], {"last": []})["last"].append(row["mean"])
+        if row["measure"] == "cosine":
+            curves.setdefault(row["tokens"], {"last": []})["last"].append(row["mean"])
     loggers = make_loggers(config.logger or {}, target.path, group_of(run, choices), "eval")
     for logger in loggers:
         logger.log_hyperparams(evaluation["settings"])

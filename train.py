@@ -103,7 +103,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     if config.preflight:
         return preflight(config, task, data, plugins)
 
-    probe = OversmoothingProbe(run.path, **config.probe)
+    probe = OversmoothingProbe(run.path, **settings["probe"])
     timer = Timer(verbose=False)
     # "last" is a callback of its own: ModelCheckpoint(save_last=True) saves it only when "best" improved.
     checkpoints = {"dirpath": run.path / "checkpoints", "enable_version_counter": False}
@@ -181,6 +181,7 @@ def train(config: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
         corrupt_images=len(data.corrupt.read()),
         metrics=metrics,
         oversmoothing=probe.curves(),
+        measures=probe.further_curves(),
         steps=trainer.global_step,
         devices=describe(trainer, data),  # device_batch=auto is known only now
         wall_clock_s=round(timer.time_elapsed("train"), 1),

@@ -5,10 +5,13 @@ and ``v0`` those of the first layer, both (B, H, N, D) with C = H·D. ``v0 is No
 trunk hands the first layer's ``v`` to all later ones. There is no layer index and no cached state, so compilation,
 activation checkpointing and data-parallel training need no special care.
 
-A new variant is a subclass that overrides :meth:`SoftmaxAttention.mix`.
+A new variant is a subclass of :class:`Variant` that overrides ``attend``, the rule in softmax attention's place. Below,
+A is the row-softmax of Q Kᵀ / √D and D = 11ᵀ / N the uniform average; in causal models both run over j ≤ i.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -55,10 +58,22 @@ class SoftmaxAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
-        """The rule itself: q, k, v, v0 (B, H, N, D) → U (B, H, N, D). If ``causal``, no token of U knows later ones."""
+    def average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """A V, fused."""
         dropout = self.attn_drop if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """A (B, H, N, N), which fused attention never holds: for measures, and for rules that need it."""
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        if self.causal:
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+            scores = scores.masked_fill(future, -torch.inf)
+        return scores.softmax(-1)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
+        """The rule itself: q, k, v, v0 (B, H, N, D) → U (B, H, N, D). If ``causal``, no token of U knows later ones."""
+        return self.average(q, k, v)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens (B, N, C): three of (B, H, N, D)."""
@@ -90,11 +105,193 @@ class NeutrenoAttention(SoftmaxAttention):
         check_number("attention.lam", lam)
         self.lam = float(lam)
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
+        """U without the fidelity term."""
+        return self.average(q, k, v)
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
-        out = super().mix(q, k, v, v0)
+        out = self.attend(q, k, v, v0)
         if v0 is None or self.lam == 0:
             return out
         return torch.add(out, v0 - v, alpha=self.lam)
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}"
+
+
+class Variant(NeutrenoAttention):
+    """Another rule in softmax attention's place; ``lam`` adds NeuTRENO's fidelity term to it as well.
+
+    Args:
+        lam: λ̃ ≥ 0; None: no fidelity term.
+    """
+
+    def __init__(self, *args, lam: float | None = None, **kwargs) -> None:
+        super().__init__(*args, lam=0.0 if lam is None else lam, **kwargs)
+
+    def token_mean(self, v: Tensor) -> Tensor:
+        """D V: the mean token, (B, H, 1, D); of the tokens up to each, (B, H, N, D), if causal."""
+        if not self.causal:
+            return v.mean(-2, keepdim=True)
+        kind = torch.promote_types(v.dtype, torch.float32)
+        count = torch.arange(1, v.shape[-2] + 1, device=v.device, dtype=kind)
+        return (v.to(kind).cumsum(-2) / count[:, None]).to(v.dtype)
+
+
+class AttnScale(Variant):
+    """AttnScale: ``U = (D + (1 + ω)(A − D)) V = (1 + ω) A V − ω D V``, with a learned ω per head that starts at 0.
+
+    Raises the weight of what sets tokens apart (A − D removes no more than the average). Stays on fused attention.
+    (Wang et al., "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis", ICLR 2022.)
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.omega = nn.Parameter(torch.zeros(self.num_heads))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
+        omega = self.omega[:, None, None]
+        return (1 + omega) * self.average(q, k, v) - omega * self.token_mean(v)
+
+
+class CentredAttention(Variant):
+    """Centred attention: ``U = (A − D) V = A V − D V``; no parameter, fused. (Ali, Galanti, Wolf, "Centered
+    Self-Attention Layers", 2023.)"""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
+        return self.average(q, k, v) - self.token_mean(v)
+
+
+class LaplacianHeads(Variant):
+    """Laplacian heads: the first heads use ``U = (I − A) V``, a step against the average, the others ``A V``. Fused.
+
+    (arXiv 2602.09297, which argues that some smoothing helps.)
+
+    Args:
+        fraction: of the heads that use I − A, rounded; from 0 to 1.
+    """
+
+    def __init__(self, *args, fraction: float = 0.5, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        check_number("attention.fraction", fraction, most=1)
+        self.laplacian = round(fraction * self.num_heads)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
+        out = self.average(q, k, v)
+        return torch.cat([v[:, : self.laplacian] - out[:, : self.laplacian], out[:, self.laplacian :]], dim=1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, laplacian={self.laplacian} of {self.num_heads} heads"
+
+
+class GFSA(Variant):
+    """Graph-filter self-attention: ``U = A' V, A' = A + λ_h (A + (K − 1)(A² − A))``, a learned λ per head from 0.
+
+    The bracket approximates A^K to first order. ``A² V = A (A V)`` is a second fused call, in training with a dropout
+    mask of its own. (Choi et al., "Graph Convolutions Enrich the Self-Attention in Transformers!", NeurIPS 2024; their
+    code learns the weight of A as well.)
+
+    Args:
+        power: K ≥ 2.
+    """
+
+    def __init__(self, *args, power: int = 4, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        check_number("attention.power", power, 2, integer=True)
+        self.power = power
+        self.filter = nn.Parameter(torch.zeros(self.num_heads))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
+        once = self.average(q, k, v)
+        twice = self.average(q, k, once)
+        return once + self.filter[:, None, None] * (once + (self.power - 1) * (twice - once))
+
+
+class ExclusiveAttention(Variant):
+    """XSA: ``zᵢ = yᵢ − (yᵢᵀ vᵢ) vᵢ / ‖vᵢ‖², y = A V``: a token takes from the others only what its own value lacks.
+
+    No parameter, fused; where vᵢ = 0, zᵢ = yᵢ. (Exclusive self-attention, arXiv 2603.09078.)
+    """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
+        own = F.normalize(v, dim=-1)
+        y = self.average(q, k, v)
+        return y - (y * own).sum(-1, keepdim=True) * own
+
+
+class ValueResidual(Variant):
+    """Value residual (ResFormer): ``U = A (½ V_0 + ½ V_l)`` in every layer but the first. Fused.
+
+    A fidelity term, if asked for, is λ̃ (V_0 − V_l) with V_l as projected. (Zhou et al., "Value Residual Learning For
+    Alleviating Attention Concentration In Transformers", 2024.)
+
+    Args:
+        learned: each layer learns the two weights, from ½ and ½.
+    """
+
+    def __init__(self, *args, learned: bool = False, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.shares = nn.Parameter(torch.full((2,), 0.5)) if learned else (0.5, 0.5)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
+        return self.average(q, k, v if v0 is None else self.shares[0] * v0 + self.shares[1] * v)
+
+
+class ReAttention(Variant):
+    """Re-attention: ``U = Norm_h(Θ A) V``; Θ (H, H) mixes the heads' maps, and batch normalisation follows per head.
+
+    Needs A itself, so it holds an N × N matrix; Θ starts at the identity. Normalisation takes the mean over all tokens
+    and samples of a batch, so it is no attention for causal models, and processes that share a batch out differ by
+    their parts' statistics. (Zhou et al., "DeepViT: Towards Deeper Vision Transformer", 2021.)
+
+    Raises:
+        InputError: the model is causal.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if self.causal:
+            raise InputError(
+                "attention=reattention normalises over all tokens, so a language model would see the future"
+            )
+        self.theta = nn.Parameter(torch.eye(self.num_heads))
+        self.norm = nn.BatchNorm2d(self.num_heads)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
+        a = F.dropout(self.weights(q, k), self.attn_drop, self.training)
+        return self.norm(torch.einsum("gh,bhij->bgij", self.theta, a)) @ v
+
+
+class LinearAttention(Variant):
+    """Linear attention: A is ``φ(Q) φ(K)ᵀ`` with rows normalised to sum 1, φ = elu + 1, in O(N D²) time.
+
+    Causal models sum in chunks of tokens, so that no N × N matrix is held either. Sums are taken in float32 and without
+    autocast. There are no weights to drop: ``attn_drop`` has no effect. (Katharopoulos et al., "Transformers are RNNs",
+    ICML 2020.)
+    """
+
+    chunk = 64
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        products = (F.elu(q) + 1) @ (F.elu(k) + 1).mT
+        if self.causal:
+            products = products.tril()
+        return products / products.sum(-1, keepdim=True)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
+        kind = torch.promote_types(v.dtype, torch.float32)
+        with torch.autocast(v.device.type, enabled=False):
+            q, k = F.elu(q.to(kind)) + 1, F.elu(k.to(kind)) + 1
+            values = F.pad(v.to(kind), (0, 1), value=1.0)  # the last column sums up the weights
+            summed = self._sum_before(q, k, values) if self.causal else q @ (k.mT @ values)
+            return (summed[..., :-1] / summed[..., -1:]).to(v.dtype)
+
+    def _sum_before(self, q: Tensor, k: Tensor, values: Tensor) -> Tensor:
+        """``Σ_{j ≤ i} (qᵢ·kⱼ) valuesⱼ``: by a masked product within a chunk, by a running sum of k ⊗ values before."""
+        tokens = q.shape[-2]
+        q, k, values = (
+            F.pad(x, (0, 0, 0, -tokens % self.chunk)).unflatten(-2, (-1, self.chunk)) for x in (q, k, values)
+        )
+        states = k.mT @ values
+        earlier = states.cumsum(-3) - states
+        return ((q @ k.mT).tril() @ values + q @ earlier).flatten(-3, -2)[..., :tokens, :]

@@ -21,8 +21,16 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 # All that may be built from a run folder's config. It is data; a dotted path would resolve torch.os.system too.
 BUILDABLE = {
+    "neutreno.attention.AttnScale",
+    "neutreno.attention.CentredAttention",
+    "neutreno.attention.ExclusiveAttention",
+    "neutreno.attention.GFSA",
+    "neutreno.attention.LaplacianHeads",
+    "neutreno.attention.LinearAttention",
     "neutreno.attention.NeutrenoAttention",
+    "neutreno.attention.ReAttention",
     "neutreno.attention.SoftmaxAttention",
+    "neutreno.attention.ValueResidual",
     "neutreno.data.classification.ImageClassification",
     "neutreno.data.digit_scenes.DigitScenes",
     "neutreno.data.digits.Digits",
@@ -33,7 +41,9 @@ BUILDABLE = {
     "neutreno.models.segmenter.segmenter",
     "neutreno.models.timm.timm_model",
     "neutreno.models.transformer.Block",
+    "neutreno.models.transformer.ContraNormBlock",
     "neutreno.models.transformer.FeatScaleBlock",
+    "neutreno.models.transformer.LayerScaleBlock",
     "neutreno.models.vit.vit",
     "neutreno.tasks.classification.Classification",
     "neutreno.tasks.language_modeling.LanguageModeling",
@@ -43,7 +53,7 @@ BUILDABLE = {
 # Where and how a run is executed, not what it is: free to change on resume, absent from its name.
 _EXECUTION = re.compile(
     r"(name|resume|output_dir|trainer|logger(\..*)?|launcher(\..*)?|(progress|checkpoint)\..*|data\.(root|cache|num_workers|eval_batch_size)"
-    r"|data\.device_batch|compile|preflight|expected\..*|paper(\..*)?"
+    r"|data\.device_batch|probe\.measures|compile|preflight|expected\..*|paper(\..*)?"
     r"|trainer\.(accelerator|devices|num_nodes|(strategy|plugins)(\..*)?|inference_mode|enable_.*))$"
 )
 _IN_EVERY_NAME = {"model", "data", "attention", "attention.lam", "block", "model.size", "seed"}
@@ -53,7 +63,7 @@ def default_name(config: DictConfig, choices: dict[str, str], overrides: Sequenc
     """A readable folder name without ``=`` or ``,``: data, model, attention and block as built, λ̃, seed, the rest."""
     model = family(choices)
     parts = [choices["data"], "_".join(filter(None, [model, config.model.get("size")])), choices["attention"]]
-    if "lam" in config.attention:
+    if config.attention.get("lam") is not None:
         parts.append(f"lam{config.attention.lam:g}" if _is_number(config.attention.lam) else "lam")
     if choices["block"] != "plain":
         parts.append(choices["block"])

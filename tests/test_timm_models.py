@@ -6,7 +6,7 @@ import torch
 from conftest import assert_one_line_error, run_forked
 from torch import nn
 
-from neutreno.callbacks.probe import curve_rows, measure_similarity
+from neutreno.callbacks.probe import measure_tokens
 from neutreno.checkpoints import load_weights
 from neutreno.errors import InputError
 from neutreno.models.timm import TimmModel, data_settings, timm_model
@@ -76,7 +76,7 @@ def test_class_and_distillation_tokens_are_told_from_patches(model, prefix, patc
 )
 def test_stages_of_a_hierarchical_model_have_a_curve(model, stages):
     model = timm_model(**model, num_classes=2)
-    rows = curve_rows(measure_similarity(model, torch.randn(3, 3, 64, 64)), 3)
+    rows = measure_tokens(model, torch.randn(3, 3, 64, 64))
     assert len(rows) == 2 * stages and model.layers == "stage"
     assert all(-1 <= row["mean"] <= 1 for row in rows)  # no NaN either
     maps = model.eval().net.forward_intermediates(torch.zeros(1, 3, 64, 64), intermediates_only=True)

@@ -1,10 +1,12 @@
-"""The over-smoothing probe: how similar the tokens are after every block, before, while and after training."""
+"""The over-smoothing probe: what the tokens are like after every block, before, while and after training."""
 
 from __future__ import annotations
 
 import copy
 import csv
 from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +14,113 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from neutreno.errors import check_number
+from neutreno.attention import SoftmaxAttention
+from neutreno.errors import InputError, check_number
 from neutreno.files import replacing
-from neutreno.oversmoothing import mean_cosine_similarity
+from neutreno.models.transformer import Trunk
+from neutreno.oversmoothing import ATTENTION_MEASURES, MEASURES, check_measures
 from neutreno.parallel import gathered
 from neutreno.reports.figures import plot_similarity
 
-COLUMNS = ("step", "epoch", "when", "tokens", "layer", "mean", "sd", "samples")
+COLUMNS = ("step", "epoch", "when", "measure", "tokens", "layer", "mean", "sd", "samples")
 
 
 @torch.no_grad()
-def measure_similarity(model: nn.Module, inputs: Tensor, batch_size: int = 64) -> dict[str, list[tuple[float, float]]]:
-    """Mean and standard deviation over samples of the tokens' cosine similarity, per layer (entry 0: the embedding).
+def measure_tokens(
+    model: nn.Module, inputs: Tensor, measures: Sequence[str] = ("cosine",), batch_size: int = 64, **fixed: Any
+) -> list[dict[str, Any]]:
+    """Measures of over-smoothing by layer, as a tidy table: one row per measure, kind of tokens and layer.
 
-    In evaluation mode and float32. Keys: the kinds of tokens of ``model.token_features``.
+    In evaluation mode and float32. ``mean`` and ``sd`` are over samples. Layer 0 is the embedding, layer k the output
+    of block k, or for measures of attention its weights. Kinds of tokens are those of ``model.token_features``.
+
+    Args:
+        measures: names of :data:`neutreno.oversmoothing.MEASURES` and ``ATTENTION_MEASURES``.
+        fixed: columns to put before.
+
+    Raises:
+        InputError: attention is to be measured in a model that does not use the project's.
     """
     was_training = model.training
     if next(model.parameters()).dtype != torch.float32:
         model = copy.deepcopy(model).float()
     model.eval()
     device = next(model.parameters()).device
+    of_attention = [name for name in measures if name in ATTENTION_MEASURES]
+    found: dict[tuple[str, str, int], list[Tensor]] = defaultdict(list)
+    hooks = _hook_attention(model, of_attention, found) if of_attention else []
     try:
         with torch.autocast(device.type, enabled=False):
-            samples = defaultdict(list)
             for part in inputs.split(batch_size):
                 for tokens, layers in model.token_features(part.to(device)).items():
-                    samples[tokens].append(torch.stack([mean_cosine_similarity(x) for x in layers]).cpu())
+                    for name in measures:
+                        for layer, x in enumerate(layers if name in MEASURES else ()):
+                            found[name, tokens, layer].append(MEASURES[name](x).cpu())
     finally:
+        for hook in hooks:
+            hook.remove()
         model.train(was_training)
-    joined = {tokens: torch.cat(parts, dim=1) for tokens, parts in samples.items()}
-    return {
-        tokens: list(zip(s.mean(1).tolist(), s.std(1, correction=min(1, s.shape[1] - 1)).tolist(), strict=True))
-        for tokens, s in joined.items()
-    }
+    rows = []
+    for (name, tokens, layer), parts in sorted(found.items(), key=lambda item: measures.index(item[0][0])):
+        samples = torch.cat(parts)
+        sd = samples.std(correction=min(1, len(samples) - 1)).item()
+        values = {"mean": samples.mean().item(), "sd": sd, "samples": len(samples)}
+        rows.append({**fixed, "measure": name, "tokens": tokens, "layer": layer, **values})
+    return rows
 
 
-def curve_rows(similarity: dict[str, list[tuple[float, float]]], samples: int, **fixed: Any) -> list[dict[str, Any]]:
-    """What :func:`measure_similarity` gave, as a tidy table: one row per kind of tokens and layer."""
+def _hook_attention(model: nn.Module, measures: list[str], found: dict) -> list[Any]:
+    """Have the attention of every block measured as the model runs; the weights are built a layer at a time."""
+
+    def measure(attention: SoftmaxAttention, arguments: tuple, tokens: str, layer: int) -> None:
+        q, k, _ = attention.project(arguments[0])
+        for name in measures:
+            found[name, tokens, layer].append(ATTENTION_MEASURES[name](attention.weights(q, k)).cpu())
+
+    trunks = [module for module in model.modules() if isinstance(module, Trunk)]
+    if not trunks:
+        raise InputError(
+            f"probe.measures: {', '.join(measures)} needs this project's attention, which {type(model).__name__} "
+            "does not use; leave it out"
+        )
     return [
-        {**fixed, "tokens": tokens, "layer": layer, "mean": mean, "sd": sd, "samples": samples}
-        for tokens, layers in similarity.items()
-        for layer, (mean, sd) in enumerate(layers)
+        block.attn.register_forward_pre_hook(partial(measure, tokens=tokens, layer=layer))
+        for tokens, trunk in zip(("all", "decoder"), trunks, strict=False)
+        for layer, block in enumerate(trunk, start=1)
     ]
 
 
+def probed(measures: Any) -> list[str]:
+    """``probe.measures``, and the cosine similarity before them, which tables and figures always show.
+
+    Raises:
+        InputError: they are no list of known names.
+    """
+    return list(dict.fromkeys(["cosine", *check_measures("probe.measures", measures)]))
+
+
 class OversmoothingProbe(Callback):
-    """Measures token similarity by layer on fixed validation samples: at initialisation, every n epochs, at the end.
+    """Measures tokens by layer on fixed validation samples: at initialisation, every n epochs, at the end.
 
     Logs ``oversmoothing/cosine/layer_07`` (all tokens; layer_00 is the embedding, layer_k the output of block k) and
-    the model's other kinds of tokens, such as ``oversmoothing/cosine_patch/layer_07`` without class token, and writes
-    ``oversmoothing.csv`` and ``oversmoothing.png`` into ``folder``. What was measured travels in the checkpoint, so a
-    resumed run ends with the same files.
+    the model's other kinds of tokens, such as ``oversmoothing/cosine_patch/layer_07`` without class token, for every
+    measure by its name, and writes ``oversmoothing.csv`` and, of the cosine similarity, ``oversmoothing.png`` into
+    ``folder``. What was measured travels in the checkpoint, so a resumed run ends with the same files.
+
+    Args:
+        measures: names of :data:`neutreno.oversmoothing.MEASURES` and ``ATTENTION_MEASURES``, see :func:`probed`.
     """
 
-    def __init__(self, folder: str | Path, every_n_epochs: int = 10, num_samples: int = 128) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        every_n_epochs: int = 10,
+        num_samples: int = 128,
+        measures: Sequence[str] = ("cosine", "residual", "effective_rank"),
+    ) -> None:
         check_number("probe.every_n_epochs", every_n_epochs, 1, integer=True)
         check_number("probe.num_samples", num_samples, 1, integer=True)
+        self.measures = probed(measures)
         self.folder, self.every_n_epochs, self.num_samples = Path(folder), every_n_epochs, num_samples
         self.rows: list[dict[str, Any]] = []
         self._inputs: Tensor | None = None
@@ -76,24 +129,31 @@ class OversmoothingProbe(Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
+        self.rows = [{"measure": "cosine", **row} for row in state_dict["rows"]]  # the only one of earlier versions
 
-    def curve(self, when: str, tokens: str = "all") -> list[float]:
-        """Mean similarity by layer, ``when`` being ``initial`` or ``last`` (the latest measurement)."""
+    def curve(self, when: str, tokens: str = "all", measure: str = "cosine") -> list[float]:
+        """Means by layer, ``when`` being ``initial`` or ``last`` (the latest measurement)."""
         if not self.rows:
             return []
         step = self.rows[0 if when == "initial" else -1]["step"]
-        return [r["mean"] for r in self.rows if r["step"] == step and r["tokens"] == tokens]
+        wanted = (step, tokens, measure)
+        return [r["mean"] for r in self.rows if (r["step"], r["tokens"], r["measure"]) == wanted]
 
-    def curves(self) -> dict[str, Any]:
+    def curves(self, measure: str = "cosine") -> dict[str, Any]:
         """``{"initial": […], "last": […]}`` of all tokens, and the same for every other kind under its name."""
-        found = self.by_kind()
+        found = self.by_kind(measure)
         return found.pop("all", {"initial": [], "last": []}) | found
 
-    def by_kind(self) -> dict[str, dict[str, list[float]]]:
+    def by_kind(self, measure: str = "cosine") -> dict[str, dict[str, list[float]]]:
         """``{kind of tokens: {"initial": […], "last": […]}}``."""
-        kinds = dict.fromkeys(row["tokens"] for row in self.rows)
-        return {kind: {when: self.curve(when, kind) for when in ("initial", "last")} for kind in kinds}
+        kinds = dict.fromkeys(row["tokens"] for row in self.rows if row["measure"] == measure)
+        return {kind: {when: self.curve(when, kind, measure) for when in ("initial", "last")} for kind in kinds}
+
+    def further_curves(self) -> dict[str, Any]:
+        """:meth:`curves` of every measure but the cosine similarity, by its name."""
+        return {
+            name: self.curves(name) for name in dict.fromkeys(row["measure"] for row in self.rows) if name != "cosine"
+        }
 
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
         if not self.rows:
@@ -112,11 +172,11 @@ class OversmoothingProbe(Callback):
             if self._inputs is None:
                 self._inputs = trainer.datamodule.probe_batch(self.num_samples)
             fixed = {"step": trainer.global_step, "epoch": done, "when": when}
-            rows = curve_rows(measure_similarity(task.model, self._inputs), len(self._inputs), **fixed)
+            rows = measure_tokens(task.model, self._inputs, self.measures, **fixed)
         self.rows += rows
         metrics = {}
         for row in rows:
-            name = "cosine" if row["tokens"] == "all" else f"cosine_{row['tokens']}"
+            name = row["measure"] if row["tokens"] == "all" else f"{row['measure']}_{row['tokens']}"
             metrics[f"oversmoothing/{name}/layer_{row['layer']:02d}"] = row["mean"]
         task.log_now(metrics)
         self.write()

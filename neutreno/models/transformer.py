@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
 
-from neutreno.errors import InputError
+from neutreno.errors import InputError, check_number
 
 
 class Block(nn.Module):
@@ -59,13 +60,17 @@ class Block(nn.Module):
         """What is added to x first, and this layer's values; a variant of the block overrides it."""
         return self.attn(self.norm1(x) if self.norm_first else x, v0)
 
+    def mlp_sublayer(self, x: Tensor) -> Tensor:
+        """What is added to x second."""
+        return self.mlp(self.norm2(x) if self.norm_first else x)
+
     def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         out, v = self.attention_sublayer(x, v0)
         x = x + self.drop_path(out)
         if not self.norm_first:
             x = self.norm1(x)
-            return self.norm2(x + self.drop_path(self.mlp(x))), v
-        return x + self.drop_path(self.mlp(self.norm2(x))), v
+            return self.norm2(x + self.drop_path(self.mlp_sublayer(x))), v
+        return x + self.drop_path(self.mlp_sublayer(x)), v
 
 
 class FeatScaleBlock(Block):
@@ -91,6 +96,74 @@ class FeatScaleBlock(Block):
         out, v = super().attention_sublayer(x, v0)
         dc = out.mean(dim=1, keepdim=True)
         return out + self.featscale_dc * dc + self.featscale_hc * (out - dc), v
+
+
+class LayerScaleBlock(Block):
+    """LayerScale: ``x + diag(γ) f(x)`` in both sublayers, with a learned γ (C,) by timm's names (``ls1.gamma``).
+
+    (Touvron et al., "Going deeper with Image Transformers" (CaiT), ICCV 2021, whose γ starts at 0.1 up to 18 layers, at
+    1e-5 up to 24, at 1e-6 beyond.)
+
+    Args:
+        init_values: γ at the start, > 0.
+    """
+
+    def __init__(self, dim: int, *args, init_values: float = 0.1, **kwargs) -> None:
+        super().__init__(dim, *args, **kwargs)
+        check_number("block.init_values", init_values, 1e-12)
+        self.ls1 = LayerScale(dim, init_values)
+        self.ls2 = LayerScale(dim, init_values)
+
+    def attention_sublayer(self, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
+        out, v = super().attention_sublayer(x, v0)
+        return self.ls1(out), v
+
+    def mlp_sublayer(self, x: Tensor) -> Tensor:
+        return self.ls2(super().mlp_sublayer(x))
+
+
+class ContraNormBlock(Block):
+    """ContraNorm on the tokens that leave the block: ``x ← LN(x − s softmax(x xᵀ / τ) x)``, pushing like tokens apart.
+
+    The paper's rule takes the similarities x xᵀ as they are; its code takes those of normalised tokens, as does this
+    unless ``normalize`` is off: tokens of width C that left a norm have ‖x‖² ≈ C, so that the softmax of plain products
+    is the identity and nothing but LN is left. (Guo et al., "ContraNorm: A Contrastive Learning Perspective on
+    Oversmoothing and Beyond", ICLR 2023.) The softmax runs over all tokens, so it is no block for causal models.
+
+    Args:
+        scale: s > 0; 0.1 in the released code.
+        temperature: τ > 0.
+        normalize: similarities are cosines.
+
+    Raises:
+        InputError: the model is causal; s or τ is not a number > 0.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *args,
+        scale: float = 0.1,
+        temperature: float = 1.0,
+        normalize: bool = True,
+        causal: bool = False,
+        norm_eps: float = 1e-6,
+        **kwargs,
+    ) -> None:
+        if causal:
+            raise InputError("block=contranorm compares all tokens, so a language model would see the future")
+        super().__init__(dim, *args, norm_eps=norm_eps, **kwargs)
+        check_number("block.scale", scale, 1e-12)
+        check_number("block.temperature", temperature, 1e-12)
+        self.scale, self.temperature, self.normalize = scale, temperature, normalize
+        self.contranorm = nn.LayerNorm(dim, eps=norm_eps)
+
+    def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, v = super().forward(x, v0)
+        by = F.normalize(x, dim=-1) if self.normalize else x
+        # Σⱼ softmax(x xᵀ / τ)ᵢⱼ xⱼ is attention with the tokens as queries, keys and values
+        shared = F.scaled_dot_product_attention(by, by, x, scale=1 / self.temperature)
+        return self.contranorm(x - self.scale * shared), v
 
 
 def init_linears(network: nn.Module, std: float) -> None:

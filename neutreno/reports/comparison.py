@@ -94,7 +94,7 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
         return sum(here.get(k) != there.get(k) for k in {*here, *there}), other.settings["attention"] != "softmax"
 
     def is_plain(s: dict[str, Any]) -> bool:
-        return s["block"] == "plain" and (s["attention"] == "softmax" or s["lam"] == 0)
+        return s["block"] == "plain" and (s["attention"] == "softmax" or (s["attention"], s["lam"]) == ("neutreno", 0))
 
     alike = [g for g in groups if all(g.settings[k] == own[k] for k in ("data", "model", "size"))]
     candidates = [g for g in alike if is_plain(g.settings)]

@@ -81,6 +81,8 @@ def similarity(run: Run) -> list[dict[str, Any]]:
     """Similarity of all tokens by layer, each time it was measured: ``[{"step": …, "layers": […]}]``."""
     try:
         table = pd.read_csv(run.path / "oversmoothing.csv", on_bad_lines="skip")
+        if "measure" in table:  # earlier versions measured nothing but this
+            table = table[table.measure == "cosine"]
         table = table[table.tokens == "all"].astype({"step": int, "layer": int, "mean": float}).sort_values("layer")
         return [
             {"step": int(step), "layers": [round(v, 4) for v in rows["mean"]]} for step, rows in table.groupby("step")

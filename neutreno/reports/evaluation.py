@@ -80,11 +80,17 @@ def render(evaluation: dict[str, Any]) -> str:
             "perplexity",
         ]
         page.append(_table(rows, headers))
-    rows = evaluation["oversmoothing"]
+    rows = [row for row in evaluation["oversmoothing"] if row["measure"] == "cosine"]
     of_network = parts(dict.fromkeys(row["tokens"] for row in rows))
     for network, kinds in of_network.items():
         curves = [[f"{r['mean']:.4f} ± {r['sd']:.4f}" for r in rows if r["tokens"] == kind] for kind in kinds]
         layers = [[str(layer), *similarity] for layer, similarity in enumerate(zip(*curves, strict=True))]
         first = evaluation["layers"] if len(of_network) == 1 else f"{network} {evaluation['layers']}"
         page.append(_table(layers, [first, f"similarity of {KINDS[kinds[0]][1]}", *(KINDS[k][1] for k in kinds[1:])]))
+        further = [r for r in evaluation["oversmoothing"] if r["measure"] != "cosine" and r["tokens"] == kinds[0]]
+        names = list(dict.fromkeys(r["measure"] for r in further))
+        at = {(r["layer"], r["measure"]): f"{r['mean']:.4g} ± {r['sd']:.2g}" for r in further}
+        if names:
+            layers = [[str(layer), *(at.get((layer, name), "") for name in names)] for layer in range(len(layers))]
+            page.append(_table(layers, [first, *(name.replace("_", " ") for name in names)]))
     return "\n\n".join(page) + "\n"

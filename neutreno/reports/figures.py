@@ -95,7 +95,7 @@ def save(figure, path: Path) -> None:
 
 def plot_similarity(rows: list[dict], path: str | Path, title: str = "", xlabel: str = LAYERS) -> None:
     """Similarity by layer of one run (rows of ``oversmoothing.csv``), initial against trained; band ± sd of samples."""
-    data = pd.DataFrame(rows)
+    data = pd.DataFrame([row for row in rows if row["measure"] == "cosine"])
     if "step" in data:
         steps = sorted(data.step.unique())
         shown = [(data[data.step == steps[0]], "at initialisation", GREY)]

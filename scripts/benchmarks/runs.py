@@ -18,9 +18,9 @@ from neutreno.models.vit import vit
 
 
 def bench_probe(repeats: int) -> list[tuple[str, str]]:
-    from neutreno.callbacks.probe import measure_similarity
+    from neutreno.callbacks.probe import OversmoothingProbe, measure_tokens
 
-    rows = []
+    rows, measures = [], OversmoothingProbe(".").measures
     cases = {
         "the default run (mini, digits; 128 samples; 39 steps of 32)": (
             vit("mini", img_size=8, patch_size=2, in_chans=1, num_classes=10), (1, 8, 8), 32, 39,
@@ -32,9 +32,9 @@ def bench_probe(repeats: int) -> list[tuple[str, str]]:
     for name, (model, shape, batch, steps) in cases.items():
         step = training_step(model, torch.randn(batch, *shape))
         inputs = torch.randn(128, *shape)
-        step(), measure_similarity(model, inputs)
+        step(), measure_tokens(model, inputs, measures)
         shares = [
-            seconds(lambda m=model, i=inputs: measure_similarity(m, i)) / (seconds(step) * steps)
+            seconds(lambda m=model, i=inputs: measure_tokens(m, i, measures)) / (seconds(step) * steps)
             for _ in range(repeats)
         ]
         rows.append((f"one probe as a share of an epoch of {name}", f"{100 * statistics.median(shares):.2f} %"))

@@ -230,9 +230,13 @@ def _check_plain(node: Any) -> None:
 
 
 def departures(config: dict[str, Any], experiment: str, overrides: Sequence[str]) -> list[str]:
-    """Where a run's settings depart from those of its experiment file as it stands now, beyond seed and paths."""
+    """Where a run's settings depart from those of its experiment file as it stands now, beyond seed and paths, and
+    beyond the data set where the experiment leaves it open."""
     given = [f"experiment={experiment}", f"seed={config['seed']}"]
     given += [o for o in overrides if _EXECUTION.match(o.lstrip("+~").partition("=")[0])]
+    file = CONFIGS / "experiment" / f"{experiment}.yaml"
+    if file.is_file() and "override /data:" not in file.read_text():
+        given += [o for o in overrides if o.startswith("data=")]
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = hydra.compose("train", overrides=given)

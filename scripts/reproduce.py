@@ -2,11 +2,15 @@
 
     python scripts/reproduce.py small                                        three tasks on embedded data, no download
     python scripts/reproduce.py small --dry-run                              what there is to do
+    python scripts/reproduce.py lab launcher.at_once=2                       every cure of over-smoothing, on digits
+    python scripts/reproduce.py lab data=cifar10 data.root=CIFAR10 trainer=gpu
     python scripts/reproduce.py table1 --seeds 3 data.root=IMAGENET trainer=ddp
     python scripts/reproduce.py table3 data.root=WIKITEXT103 trainer=gpu launcher.at_once=8      a run on each GPU
     python scripts/reproduce.py table2 data.root=ADE20K trainer=gpu launcher=slurm launcher.parameters.slurm_partition=P
 
-Rows are the files of configs/experiment/TABLE. Interrupted runs are continued: the same command goes on after a kill.
+Rows are the files of configs/experiment/TABLE; `lab` shows effective rank, parameters and the time of a step as well,
+relative to softmax and measured here once the runs are done. Interrupted runs are continued: the same command goes on
+after a kill.
 """
 
 import argparse
@@ -76,10 +80,15 @@ def main() -> int:
             from neutreno.reports.reading import read_runs
             from neutreno.reports.tables import print_tables
 
+            columns = []
+            if arguments.table == "lab":
+                from benchmarks.lab import step_time
+
+                columns = ["effective_rank", "parameters", ("step time / softmax (quartiles)", step_time)]
             runs, _ = read_runs(finished)
             for task in dict.fromkeys(run.task for run in runs):
                 print(f"\n{task}\n")
-                print_tables([run.path for run in runs if run.task == task])
+                print_tables([run.path for run in runs if run.task == task], columns=columns)
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
     return 2 if failed else 0

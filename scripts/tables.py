@@ -3,6 +3,7 @@
     python scripts/tables.py outputs                                    every run of a folder
     python scripts/tables.py outputs/digits-* --metric val/top1 --paired
     python scripts/tables.py outputs/imagenet-* --format latex > table1.tex
+    python scripts/tables.py outputs/*-lab_* --column effective_rank --column parameters
 
 Differences are to plain softmax attention (or λ̃ = 0) on the same data and network, with Welch's 95 % interval, or that
 of the differences between runs of equal seed. Unfinished runs are listed, never averaged.
@@ -21,11 +22,16 @@ def main() -> int:
     parser.add_argument("--format", default="md", choices=["md", "latex", "csv"])
     parser.add_argument("--paired", action="store_true", help="pair runs of equal seed in the interval")
     parser.add_argument("--baseline", metavar="TEXT", help="part of the name of the row to measure all others against")
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME",
+        help="further column: parameters, or a measure of probe.measures after the last layer (repeatable)",
+    )  # fmt: skip
     arguments = parser.parse_args()
     try:
         from neutreno.reports.tables import print_tables
 
-        print_tables(arguments.runs, arguments.metric, arguments.format, arguments.paired, arguments.baseline)
+        a = arguments
+        print_tables(a.runs, a.metric, a.format, a.paired, a.baseline, a.column)
     except Exception as error:
         return report(error)
     return 0

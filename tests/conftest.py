@@ -257,6 +257,8 @@ def make_run(folder: Path, *overrides: str, status: str = "finished", value: flo
         result |= {
             "metrics": {metric: value, "val/loss": 1.0},
             "oversmoothing": {**curves, "patch": curves},
+            "measures": {"effective_rank": {"initial": [11.0, 10.0, 9.0], "last": [9.0, 8.0, 7.0]}},
+            "parameters": 1234,
             "steps": 100,
         }
     (folder / "result.json").write_text(json.dumps(result))

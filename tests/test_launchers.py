@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, assert_one_line_error, run_forked, run_script
+from conftest import ROOT, TINY, assert_one_line_error, make_run, run_forked, run_script
+from hydra import compose, initialize_config_dir
 
 from neutreno.launchers import Local, Slurm
+from neutreno.reports.tables import load_groups, render, table
+from neutreno.runs import CONFIGS, default_name
 
 SWEEP = ["-m", "attention.lam=0,0.6", "seed=0,1", *TINY, "launcher.at_once=2"]
 
@@ -145,3 +149,32 @@ def test_reproduce_ends_with_the_table_and_says_what_failed(street_folders, tmp_
     again = run_script("scripts/reproduce.py", "camvid", "--seeds", "2", *failing, cwd=tmp_path)
     assert again.returncode == 2 and again.stdout.count("| camvid/") == 2  # the finished runs' table all the same
     assert [line.count("nowhere") > 0 for line in again.stderr.splitlines() if line.startswith("error: ")] == [True] * 2
+
+
+def test_the_labs_table_tells_accuracy_similarity_rank_size_and_step_time(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from benchmarks.lab import step_time
+
+    small = ["model.depth=2", "model.embed_dim=16", "model.num_heads=4", f"output_dir={tmp_path}/outputs"]
+    plan = run_forked("scripts/reproduce.py", "lab", "--seeds", "2", "--dry-run", *small, cwd=tmp_path).stdout
+    commands = [line.split("train.py ")[1].split() for line in plan.splitlines() if "train.py" in line]
+    assert {c[0] for c in commands} == {f"experiment=lab/{f.stem}" for f in (CONFIGS / "experiment/lab").glob("*.yaml")}
+    kept = [c for c in commands if c[0].endswith(("/softmax", "/linear_neutreno"))]
+    for command in kept:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose("train", command, return_hydra_config=True)
+        name = default_name(config, dict(config.hydra.runtime.choices), command)
+        make_run(tmp_path / "outputs" / name, *command)
+    again = run_forked("scripts/reproduce.py", "lab", "--seeds", "2", "--dry-run", *small, cwd=tmp_path).stdout
+    assert "4 of 32 runs finished" in again, again
+    runs = [f.parent for f in (tmp_path / "outputs").glob("*/result.json")]
+    groups, _ = load_groups(runs)
+    page = render(table(groups, columns=["effective_rank", "parameters", ("step time", step_time)]))
+    header, _, softmax, linear = (line.split("|") for line in page.splitlines())
+    columns = [title.strip() for title in header]
+    assert [*columns[-3:-1]] == ["parameters", "step time"] and "effective rank, trained" in columns
+    assert softmax[columns.index("step time")].strip() == ""
+    assert re.fullmatch(r"\d+\.\d+ \(\d+\.\d+–\d+\.\d+\)", linear[columns.index("step time")].strip())
+    assert softmax[columns.index("parameters")].strip() == "1,234"
+    assert softmax[columns.index("effective rank, trained")].strip() == "7.00 ± 0.00"
+    assert "test/top1" in columns and "similarity, trained" in columns

@@ -65,6 +65,13 @@ def test_markdown_and_latex_say_the_same(runs):
     assert latex.startswith(r"\begin{tabular}") and r"93.75 $\pm$ 1.55" in latex and "λ" not in latex
 
 
+def test_further_columns_are_asked_for_by_name(runs):
+    done = tables(runs, "--column", "effective_rank", "--column", "parameters", cwd=runs).stdout
+    assert "effective rank, trained" in done and "7.00 ± 0.00" in done and "1,234" in done
+    done = run_forked("scripts/tables.py", str(runs), "--column", "attention_entropy", cwd=runs)
+    assert_one_line_error(done, "attention_entropy", "probe.measures")
+
+
 def test_unfinished_runs_are_listed_never_averaged(runs):
     make_run(runs / "n9", "seed=9", status="running")
     done = tables(runs, cwd=runs)
@@ -75,6 +82,9 @@ def test_what_departs_from_its_experiment_is_marked_and_paths_and_seeds_are_not(
     experiment = "experiment=table1/deit_tiny_neutreno"
     make_run(tmp_path / "own", experiment, "data.root=x", "seed=3", "trainer=gpu", "data.num_workers=1")
     make_run(tmp_path / "short", "experiment=table1/deit_tiny_softmax", "data.root=x", "trainer.max_epochs=3")
+    make_run(tmp_path / "open", "experiment=lab/gfsa", "data=cifar10", "data.root=x")  # the data set is the user's
+    done = tables(tmp_path / "open", cwd=tmp_path).stdout
+    assert "| lab/gfsa " in done and "departs" not in done
     done = tables(tmp_path / "own", tmp_path / "short", cwd=tmp_path).stdout
     assert "| table1/deit_tiny_neutreno " in done and "| table1/deit_tiny_softmax * " in done
     assert "deit_tiny_softmax departs: trainer.max_epochs=3 (experiment: 300)" in done
@@ -103,7 +113,12 @@ def test_what_cannot_be_read_is_named_and_left_out(runs):
     (runs / "no_result").mkdir()
     half = make_run(runs / "half", "seed=5")
     (half / "result.json").write_text((half / "result.json").read_text()[:100])
-    for name, key, value in (("text", "metrics", "good"), ("seedless", "settings", {}), ("list", "oversmoothing", [1])):
+    for name, key, value in (
+        ("text", "metrics", "good"),
+        ("seedless", "settings", {}),
+        ("list", "oversmoothing", [1]),
+        ("rank", "measures", {"effective_rank": 3}),
+    ):
         file = make_run(runs / name, "seed=6") / "result.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     other = make_run(runs.parent / "words", "data=digit_scenes")
@@ -111,7 +126,7 @@ def test_what_cannot_be_read_is_named_and_left_out(runs):
     assert "Traceback" not in done.stderr and "93.75 ± 1.55" in done.stdout
     warnings = done.stderr.splitlines()
     assert all(line.startswith("warning: ") for line in warnings)
-    for name in ("no_result", "half", "text", "seedless", "list", "words"):
+    for name in ("no_result", "half", "text", "seedless", "list", "rank", "words"):
         assert any(name in line for line in warnings), name
     assert "words is segmentation, not classification" in done.stderr
 

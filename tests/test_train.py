@@ -108,6 +108,8 @@ def test_every_experiment_composes_and_trains_two_steps(experiment, tmp_path, re
         arguments += ["data.batch_size=2", "model.depth=1", "model.cutoffs=[5]", "name=x"]
     elif experiment.startswith("small/text"):
         arguments = ["trainer.max_steps=2", "data.epoch_steps=2", "model.depth=1", "name=x"]
+    elif experiment.startswith("lab/"):
+        arguments += ["model.depth=2", "model.embed_dim=16", "model.num_heads=2", "trainer.limit_val_batches=1"]
     elif not experiment.startswith("small/"):
         small = ["batch_size=2", "num_classes=4"] if segments else ["batch_size=8", "num_classes=100"]
         folder = request.getfixturevalue("street_folders" if segments else "proxy_images")
@@ -122,8 +124,15 @@ def test_every_experiment_composes_and_trains_two_steps(experiment, tmp_path, re
     result = json.loads((tmp_path / "outputs/x/result.json").read_text())
     assert result["steps"] == 2
     row = experiment.rpartition("/")[2]
-    assert result["settings"]["attention"] == ("neutreno" if "neutreno" in row else "softmax")
-    assert result["settings"]["block"] == ("featscale" if "featscale" in row else "plain")
+    cure = row.removesuffix("_neutreno")
+    if experiment.startswith("lab/") and cure in ("contranorm", "featscale", "layerscale"):
+        expected = ("neutreno" if "neutreno" in row else "softmax", cure)
+    elif experiment.startswith("lab/"):
+        expected = (cure, "plain")
+    else:
+        expected = ("neutreno" if "neutreno" in row else "softmax", "featscale" if "featscale" in row else "plain")
+    assert (result["settings"]["attention"], result["settings"]["block"]) == expected
+    assert (result["settings"]["lam"] is not None) == ("neutreno" in row)
     families = {"table2": "segmenter", "camvid": "segmenter", "small/scenes": "segmenter"}
     families |= {"table3": "lm", "wikitext2": "lm", "small/text": "lm"}
     family = next((f for start, f in families.items() if experiment.startswith(start)), "deit")

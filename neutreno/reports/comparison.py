@@ -28,9 +28,9 @@ class Group:
     def seeds(self) -> list[int]:
         return [run.seed for run in self.runs]
 
-    def curves(self, when: str = "last", tokens: str = "all") -> np.ndarray:
-        """Similarity by layer: (seeds, layers); empty if a run lacks it."""
-        curves = [run.curve(when, tokens) for run in self.runs]
+    def curves(self, when: str = "last", tokens: str = "all", measure: str = "cosine") -> np.ndarray:
+        """A measure of tokens by layer: (seeds, layers); empty if a run lacks it."""
+        curves = [run.curve(when, tokens, measure) for run in self.runs]
         return np.array(curves if all(curves) and len({len(c) for c in curves}) == 1 else [])
 
     def values(self, metric: str) -> np.ndarray:

@@ -73,9 +73,9 @@ class Run:
         known = [f"{split}/{name}" for name in ("top1", "miou", "ppl") for split in ("test", "val")]
         return next((name for name in known if name in self.metrics), None)
 
-    def curve(self, when: str = "last", tokens: str = "all") -> list[float]:
-        """Similarity of tokens by layer, ``when`` being ``initial`` or ``last``; empty if it was not measured."""
-        curves = self.result.get("oversmoothing", {})
+    def curve(self, when: str = "last", tokens: str = "all", measure: str = "cosine") -> list[float]:
+        """A measure of tokens by layer, ``when`` being ``initial`` or ``last``; empty if it was not measured."""
+        curves = _curves(self.result).get(measure, {})
         return (curves if tokens == "all" else curves.get(tokens, {})).get(when, [])
 
     @cached_property
@@ -122,18 +122,26 @@ def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     return runs, problems
 
 
+def _curves(result: dict[str, Any]) -> dict[str, Any]:
+    """What the probe measured, by measure: the cosine similarity has a key of its own in ``result.json``."""
+    further = result.get("measures", {})
+    return {"cosine": result.get("oversmoothing", {}), **further} if isinstance(further, dict) else {"measures": None}
+
+
 def _check(result: dict[str, Any], path: Path) -> None:
     """Refuse what was edited by hand into something a run does not write."""
-    curves = result.get("oversmoothing", {})
+    measured = _curves(result)
     sound = (
         isinstance(result.get("settings"), dict)
         and {"data", "model", "size", "attention", "lam", "block", "seed"} <= result["settings"].keys()
         and isinstance(result.get("overrides"), list)
         and all(isinstance(o, str) for o in result["overrides"])
         and isinstance(result.get("metrics", {}), dict)
-        and isinstance(curves, dict)
+        and isinstance(measured, dict)
+        and all(isinstance(curves, dict) for curves in measured.values())
         and all(
             isinstance(curve, list) and all(map(_is_number, curve))
+            for curves in measured.values()
             for kind in (curves, *(c for c in curves.values() if isinstance(c, dict)))
             for curve in kind.values()
             if not isinstance(curve, dict)

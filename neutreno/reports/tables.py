@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from neutreno.reports.figures import Curves
 from neutreno.reports.reading import read_runs
 from neutreno.runs import departures
 
+Column = tuple[str, Callable[[Group, Group | None], str]]
 METRICS = ["test/top1", "val/top1", "test/miou", "val/miou", "val_multi_scale/miou", "test/ppl", "val/ppl"]
 METRICS += ["best/test/top1", "ema/test/top1", "ema/val/top1"]
 KINDS = {"all": "", "decoder": ", decoder"}
@@ -27,14 +28,15 @@ def print_tables(
     style: str = "md",
     paired: bool = False,
     baseline: str | None = None,
+    columns: Sequence[str | Column] = (),
 ) -> None:
-    """Print the table of the runs in ``folders``; warnings go to stderr.
+    """Print the table of the runs in ``folders``; warnings go to stderr. ``columns``: see :func:`table`.
 
     Raises:
         InputError: there is no finished run, or none has a metric asked for.
     """
     groups, notes = load_groups(folders)
-    print(render(table(groups, metrics, paired, baseline), style))
+    print(render(table(groups, metrics, paired, baseline, columns), style))
     if style == "md":
         for line in footnotes(groups):
             print(f"\n{line}")
@@ -65,14 +67,20 @@ def load_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
 
 
 def table(
-    groups: Sequence[Group], metrics: Sequence[str] | None = None, paired: bool = False, baseline: str | None = None
+    groups: Sequence[Group],
+    metrics: Sequence[str] | None = None,
+    paired: bool = False,
+    baseline: str | None = None,
+    columns: Sequence[str | Column] = (),
 ) -> pd.DataFrame:
     """One row per group. Every figure is a dict, see :func:`render`.
 
     ``baseline``: part of the name of the row to measure all others against; default: plain softmax on its data.
+    ``columns``: further ones: measures of the probe by name (after the last layer, trained), ``parameters``, or a pair
+    of a heading and a function from a group and its baseline to what stands there.
 
     Raises:
-        InputError: no run has a metric asked for, or no single row matches ``baseline``.
+        InputError: no run has a metric or column asked for, or no single row matches ``baseline``.
     """
     known = list(dict.fromkeys(m for g in groups for run in g.runs for m in run.metrics))
     if metrics is None:
@@ -109,14 +117,34 @@ def table(
             for when, said in (("initial", "initial"), ("last", "trained")):
                 if (curves := group.curves(when, kind)).size:
                     row[f"similarity{where}, {said}"] = _spread(curves[:, -1])
+        row |= further_columns(group, against, columns)
         rows.append(row)
-    columns = ["runs", "seeds"]
+    order = ["runs", "seeds"]
     for number, metric in enumerate(metrics):
-        columns += [metric, *(["difference"] if number == 0 else []), f"paper's {metric}"]
-    columns += [f"similarity{where}, {said}" for where in KINDS.values() for said in ("initial", "trained")]
+        order += [metric, *(["difference"] if number == 0 else []), f"paper's {metric}"]
+    order += [f"similarity{where}, {said}" for where in KINDS.values() for said in ("initial", "trained")]
     frame = pd.DataFrame(rows)
-    frame = frame[[c for c in columns if c in frame]]
+    order += [c for c in frame if c not in order]
+    if missing := [c for c in columns if isinstance(c, str) and not any(c.replace("_", " ") in f for f in order)]:
+        raise InputError(
+            f"no run has measured {', '.join(missing)}; there are parameters and what probe.measures names"
+        )
+    frame = frame[[c for c in order if c in frame]]
     return frame.rename(columns={"difference": f"{metrics[0]}: difference, 95 % {'paired' if paired else 'Welch'}"})
+
+
+def further_columns(group: Group, against: Group | None, columns: Sequence[str | Column]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for column in columns:
+        if column == "parameters":
+            row[column] = f"{group.runs[0].result.get('parameters', 0):,}"
+        elif isinstance(column, str):
+            if (curves := group.curves(measure=column)).size:
+                row[f"{column.replace('_', ' ')}, trained"] = _spread(curves[:, -1])
+        else:
+            heading, value = column
+            row[heading] = value(group, against)
+    return row
 
 
 def _spread(values: np.ndarray) -> dict[str, Any] | None:

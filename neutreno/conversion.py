@@ -1,8 +1,8 @@
 """NeuTRENO's fidelity term for a model that somebody else wrote: timm's, Hugging Face's, one's own.
 
 Hooks read the values where they are projected and add the term before the output projection, so nothing of the model
-is replaced. V_0 travels as a mark on the tokens that go from layer to layer: a model holds no tensor between two calls,
-and activation checkpointing, which runs a layer once more with the same tokens, finds the V_0 of its own forward pass.
+is replaced. V_0 is remembered by the tokens that enter each layer, for as long as those live: activation checkpointing,
+which runs a layer once more with the same tokens, so finds the V_0 of its own forward pass among several.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from neutreno.attention import SoftmaxAttention
 from neutreno.errors import InputError, check_number
@@ -23,7 +24,6 @@ _FUSED = ("qkv", "c_attn", "query_key_value", "qkv_proj", "Wqkv")
 _OUTPUT = ("proj", "c_proj", "o_proj", "out_proj", "out_lin", "dense", "o", "Wo")
 _HEAD = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads")
-_MARK = "_neutreno_v0"
 
 
 def convert(model: nn.Module, lam: float | None = 0.6, layers: str | list[str] | None = None) -> nn.Module:
@@ -68,7 +68,8 @@ def convert(model: nn.Module, lam: float | None = 0.6, layers: str | list[str] |
             widths = f"{different[0].width} wide in {different[0].name}, {terms[0].width} in {terms[0].name}"
             raise InputError(f"convert: V_0 − V_l needs values of one width, they are {widths}")
         for term in terms:
-            term.first, term.alone, term.stack = term is terms[0], len(terms) == 1, terms[0].stack
+            term.first, term.last, term.alone = term is terms[0], term is terms[-1], len(terms) == 1
+            term.stack = terms[0].stack
         plans += zip(found, terms, strict=True)
     for layer, term in plans:
         term.attach(layer.module)
@@ -76,13 +77,23 @@ def convert(model: nn.Module, lam: float | None = 0.6, layers: str | list[str] |
 
 
 class _Stack:
-    """Tells the marks of one stack of layers from those of another."""
+    """What the layers of one stack share while they run; a copy of the model starts without it."""
+
+    def __init__(self) -> None:
+        self.v0: dict[int, Tensor] = {}  # by thread, from the first layer to the last
+        self.of_tokens = WeakTensorKeyDictionary()  # V_0 by the tokens that entered a layer; None: it was the first
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()
 
 
 class _Fidelity:
     """The term of one attention: where its values are, and what happens as its layer runs."""
 
-    first = alone = False
+    first = last = alone = False  # in its stack
 
     def __init__(self, name: str, core: nn.Module, values: nn.Module, output: nn.Module | None, lam: float) -> None:
         self.name, self.core, self.projection, self.output = name, core, values, output
@@ -129,35 +140,34 @@ class _Fidelity:
     def _begin(self, v0: Tensor | None, hidden: Tensor | None = None) -> None:
         self.calls[threading.get_ident()] = {"v0": v0, "hidden": None if hidden is None else hidden.shape[:-1]}
 
-    def _marked(self, x: Tensor | None) -> tuple[Any, Tensor | None] | None:
-        mark = getattr(x, _MARK, None)
-        return mark if mark is not None and mark[0] is self.stack else None
-
     def _fail(self, what: str) -> InputError:
         self.calls.clear()
         return InputError(f"convert: {what} in {self.name} ({type(self.core).__name__}); it cannot be converted so")
 
     def enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """A layer is about to run: its tokens bring V_0."""
-        hidden = first_tensor((args, kwargs))
-        mark = self._marked(hidden)
-        if self.first and not (self.alone and mark):  # a layer that is used again and again is first only once
-            if self.alone and hidden is not None:
-                if _in_backward():
-                    raise self._fail("no V_0 arrived for the second run of activation checkpointing")
-                setattr(hidden, _MARK, (self.stack, None))
-            return self._begin(None, hidden)
-        if mark is None:
-            again = "; activation checkpointing needs use_reentrant=False" if _in_backward() else ""
-            raise self._fail(f"V_0 did not arrive with the tokens{again}")
-        return self._begin(mark[1], hidden)
+        """A layer is about to run: which V_0 is its?"""
+        hidden, known = first_tensor((args, kwargs)), self.stack.of_tokens
+        if self.first and not self.alone:
+            v0 = None
+        elif _in_backward():
+            if hidden not in known:
+                raise self._fail("V_0 is lost; activation checkpointing needs use_reentrant=False")
+            v0 = known[hidden]
+        elif self.alone:  # a layer that is used again and again is first where its tokens bring nothing
+            v0 = known.get(hidden)
+        elif (v0 := self.stack.v0.get(threading.get_ident())) is None:
+            raise self._fail("the first layer has not run before")
+        if self.alone or torch.is_grad_enabled():
+            known[hidden] = v0
+        self._begin(v0, hidden)
 
     def again(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if _in_backward() and self._call() is None:
+        """Something within a layer is about to run; in a second run, without ``enter``, its tokens may be the layer's."""
+        if _in_backward():
+            call, known = self._call(), self.stack.of_tokens
             for x in (*args, *kwargs.values()):
-                if mark := self._marked(x if isinstance(x, Tensor) else None):
-                    return self._begin(mark[1])
-        return None
+                if isinstance(x, Tensor) and x in known and (call is None or call["v0"] is not known[x]):
+                    self._begin(known[x])
 
     def take(self, projection: nn.Module, args: tuple, projected: Tensor) -> None:
         call = self._call()
@@ -197,13 +207,19 @@ class _Fidelity:
         return (self._added(output[0]), *output[1:])
 
     def leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
-        """A layer has run: its tokens take V_0 on."""
+        """A layer has run: V_0 goes on to the next."""
         call = self.calls.pop(threading.get_ident(), None)
         if call is None and _in_backward():
             return
         if call is None or "done" not in call:
             raise self._fail("the values, or the input of the output projection, were not seen")
-        setattr(first_tensor(output), _MARK, (self.stack, call["v"] if call["v0"] is None else call["v0"]))
+        v0 = call["v"] if call["v0"] is None else call["v0"]
+        if self.alone:
+            self.stack.of_tokens[first_tensor(output)] = v0
+        elif self.first:
+            self.stack.v0[threading.get_ident()] = v0
+        elif self.last:
+            self.stack.v0.pop(threading.get_ident(), None)
 
 
 def _in_backward() -> bool:

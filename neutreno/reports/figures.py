@@ -140,6 +140,20 @@ PAPER = {  # ready to paste: a column of 3.25 in or a page of 6.75 in, fonts tha
 MARKERS = "osD^vPX"
 
 
+def lam_scale(lams: Iterable[float]) -> plt.cm.ScalarMappable:
+    """One colour scale for many λ̃: ``to_rgba(λ̃)`` is a curve's, and it draws its own colour bar."""
+    colours = matplotlib.colors.ListedColormap(plt.cm.viridis(np.linspace(0, 0.9, 256)))
+    return plt.cm.ScalarMappable(plt.Normalize(min(lams), max(lams)), colours)
+
+
+def save_both(figure, prefix: str | Path) -> list[Path]:
+    """Write ``prefix.pdf`` and ``prefix.png``, let go of the figure and return their paths."""
+    paths = [Path(f"{prefix}.{kind}") for kind in ("pdf", "png")]
+    for path in paths:
+        save(figure, path)
+    return paths
+
+
 def plot_curves(
     panels: Sequence[tuple[str, Sequence[Curves]]], prefix: str | Path, title: str = "", measure: str = "cosine"
 ) -> list[Path]:
@@ -150,7 +164,7 @@ def plot_curves(
     """
     with plt.rc_context({**STYLE, **PAPER}):
         lams = {c.lam for _, rows in panels for c in rows}
-        scale = plt.Normalize(min(lams), max(lams)) if len(lams) > 4 else None
+        scale = lam_scale(lams) if len(lams) > 4 else None
         many = scale is None and max(len(rows) for _, rows in panels) > 6
         width = 6.75 if many else min(6.75, max(3.25, 2.25 * len(panels)))
         figure, axes = plt.subplots(
@@ -162,7 +176,7 @@ def plot_curves(
         for panel, (heading_, rows) in zip(axes[0], panels, strict=True):
             for number, row in enumerate(rows):
                 mean, layers = row.values.mean(0), np.arange(row.values.shape[1])
-                colour = COLOURS[number % len(COLOURS)] if scale is None else plt.cm.viridis(0.9 * scale(row.lam))
+                colour = COLOURS[number % len(COLOURS)] if scale is None else scale.to_rgba(row.lam)
                 style = {"color": colour, "linestyle": ("-", "--", ":", "-.")[number % 4 if scale is None else 0]}
                 marker = MARKERS[number % len(MARKERS)]
                 panel.plot(layers, mean, marker=marker, ms=2.5, lw=1.1, label=plain(row.label), **style)
@@ -184,15 +198,8 @@ def plot_curves(
                     panel.legend(loc="best")
                     said = labels
         else:
-            colours = matplotlib.colors.ListedColormap(plt.cm.viridis(np.linspace(0, 0.9, 256)))
-            mappable = plt.cm.ScalarMappable(scale, colours)
-            figure.colorbar(mappable, ax=axes[0, -1], label="λ̃ (0 = softmax)", ticks=sorted(lams))
-        paths = [Path(f"{prefix}.{kind}") for kind in ("pdf", "png")]
-        for path in paths:
-            with replacing(path, "wb") as file:
-                figure.savefig(file, format=path.suffix[1:])
-        plt.close(figure)
-    return paths
+            figure.colorbar(scale, ax=axes[0, -1], label="λ̃ (0 = softmax)", ticks=sorted(lams))
+        return save_both(figure, prefix)
 
 
 @dataclass

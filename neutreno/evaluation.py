@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hydra
 from lightning import LightningDataModule, Trainer
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from neutreno.checkpoints import load_strictly, read_checkpoint
 from neutreno.errors import InputError, check_number
-from neutreno.runs import RunFolder, family
+from neutreno.runs import CONFIGS, RunFolder, build, family
 from neutreno.tasks.base import Task
 
 # What may be set beside a run folder; the rest is what the run was trained with.
@@ -115,24 +117,51 @@ def evaluate_weights(trainer: Trainer, task: Task, data: LightningDataModule) ->
     return {name: float(value) for name, value in metrics.items()}
 
 
+def load_checkpoint(task: Task, data: LightningDataModule, path: Path) -> None:
+    """
+    Raises:
+        InputError: there is none, or it does not fit the task or the data.
+    """
+    checkpoint = read_checkpoint(path)
+    task.check_checkpoint(checkpoint, data, path)
+    load_strictly(task, checkpoint.get("state_dict"), path)
+
+
+def open_run(
+    folder: str | Path, overrides: Sequence[str] = ()
+) -> tuple[nn.Module, LightningDataModule, dict[str, Any]]:
+    """The model of a run folder with its last epoch's weights, its data ready for validation, and its settings.
+
+    Args:
+        overrides: ``data.KEY=VALUE`` and the like, as for ``evaluate.py``; for instance where the data has moved to.
+
+    Raises:
+        InputError: it is no run folder, it has no checkpoint, or an override is not free to change.
+    """
+    run = RunFolder(folder)
+    run.config()  # no run folder: said before all else
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose("evaluate", [f"++{override}" for override in overrides])
+    settings = run_settings(run, config, [override.partition("=")[0] for override in overrides])
+    data = build(settings["data"])
+    task = build(settings["task"], model=build(settings["model"], **data.model_arguments()))
+    data.setup("validate")
+    load_checkpoint(task, data, run.last_checkpoint)
+    return task.model, data, settings
+
+
 def evaluate_run(trainer: Trainer, task: Task, data: LightningDataModule, last: Path, best: Path) -> dict[str, float]:
     """Metrics of the last epoch's raw weights, of their average (``ema/``) if kept, and of the best epoch (``best/``).
 
     The last epoch's raw weights are the result, as DeiT reports it. "Best" was chosen on the validation split, so its
     validation metrics flatter it. Leaves the last weights loaded.
     """
-
-    def load(path: Path) -> None:
-        checkpoint = read_checkpoint(path)
-        task.check_checkpoint(checkpoint, data, path)
-        load_strictly(task, checkpoint.get("state_dict"), path)
-
     metrics = {}
     if best.exists():
-        load(best)
+        load_checkpoint(task, data, best)
         chosen = evaluate_weights(trainer, task, data)
         metrics = {f"best/{name}": value for name, value in chosen.items() if not name.startswith("ema/")}
-    load(last)
+    load_checkpoint(task, data, last)
     return evaluate_weights(trainer, task, data) | metrics
 
 

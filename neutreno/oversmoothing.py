@@ -106,7 +106,7 @@ def effective_rank(x: Tensor) -> Tensor:
     given, x = x, _tokens(x, "the effective rank")
     if x is None:
         return _zeros(given)
-    values = torch.linalg.svdvals(x)
+    values = torch.linalg.svdvals(x.cpu()).to(x.device)  # a GPU takes many small matrices one by one
     total = values.sum(-1)
     p = torch.where(total[..., None] > 0, values / total[..., None], 0.0)
     return torch.where(total > 0, torch.special.entr(p).sum(-1).exp(), 0.0)

@@ -2,6 +2,7 @@
 
     python scripts/figures.py outputs/digits-* outputs/digit_scenes-* outputs/python_docs-*
     python scripts/figures.py outputs/digits-* --output docs/figures/digits_similarity --initial
+    python scripts/figures.py outputs/*-lab_* --measure effective_rank
 
 Writes PREFIX.pdf and PREFIX.png, as wide as a column or a page: means over seeds, bands of ± a standard deviation.
 """
@@ -17,6 +18,7 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of them")
     parser.add_argument("--output", default="similarity", metavar="PREFIX", help="default: %(default)s")
     parser.add_argument("--initial", action="store_true", help="before training instead of after it")
+    parser.add_argument("--measure", default="cosine", help="of probe.measures, e.g. effective_rank; default: cosine")
     parser.add_argument("--title", default="", help="of the figure; default: none")
     arguments = parser.parse_args()
     try:
@@ -29,10 +31,11 @@ def main() -> int:
         groups, left_out = group_runs(runs)
         for problem in [*problems, *left_out]:
             print(f"warning: {problem}; left out", file=sys.stderr)
-        panels = panels_of(groups, "initial" if arguments.initial else "last")
+        panels = panels_of(groups, "initial" if arguments.initial else "last", arguments.measure)
         if not panels:
-            raise InputError("none of the runs is finished and has measured the similarity of its tokens")
-        print("figure: " + ", ".join(map(str, plot_curves(panels, arguments.output, arguments.title))))
+            raise InputError(f"none of the runs is finished and has measured {arguments.measure} of its tokens")
+        paths = plot_curves(panels, arguments.output, arguments.title, arguments.measure)
+        print("figure: " + ", ".join(map(str, paths)))
     except Exception as error:
         return report(error)
     return 0

@@ -265,13 +265,11 @@ def make_run(folder: Path, *overrides: str, status: str = "finished", value: flo
     lines = ["step,epoch,train/loss,val/loss"]
     lines += [f"{s},{s / 10},{2 / (1 + s):.5g},{'' if s % 50 else 1.5 / (1 + s):.5}" for s in range(0, 101, 10)]
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    rows = ["step,epoch,when,tokens,layer,mean,sd,samples"]
+    rows = ["step,epoch,when,measure,tokens,layer,mean,sd,samples"]
     for step, kinds in measured.items():
-        when = {0: "initial", 100: "final"}.get(step, "training")
-        rows += [
-            f"{step},{step // 10},{when},{k},{i},{v},0.05,8"
-            for k, layers in kinds.items()
-            for i, v in enumerate(layers)
-        ]
+        when = f"{step},{step // 10}," + {0: "initial", 100: "final"}.get(step, "training")
+        for kind, layers in kinds.items():
+            rows += [f"{when},cosine,{kind},{i},{v},0.05,8" for i, v in enumerate(layers)]
+            rows += [f"{when},effective_rank,{kind},{i},{9 - i},0.05,8" for i in range(len(layers))]
     (folder / "oversmoothing.csv").write_text("\n".join(rows) + "\n")
     return folder

@@ -105,6 +105,14 @@ def test_the_slider_shows_the_curves_over_training(browser, page):
 
 
 @pytest.mark.slow
+def test_another_measure_is_a_choice_away(browser, page):
+    browser.get(page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0", "measure": "effective_rank"}))
+    browser.refresh()
+    plot = "const p = document.getElementById('layers'); return [p.data[0].y, p.layout.yaxis.title.text]"
+    assert browser.execute_script(plot) == [[9, 8, 7, 6, 5], "effective rank"]
+
+
+@pytest.mark.slow
 def test_columns_sort_and_tasks_have_pages_of_their_own(browser, page):
     browser.get(page.as_uri())
     browser.execute_script("[...document.querySelectorAll('#runs th')].find(h => h.innerText == 'test/top1').click()")

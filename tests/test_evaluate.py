@@ -68,11 +68,13 @@ def test_a_timm_name_with_local_weights_is_evaluated_as_timm_would(image_folders
     assert found["settings"]["data"]["mean"] == [0.5] * 3 and found["settings"]["crop_pcts"] == [0.9, 0.95]
     assert found["cost"]["parameters"] == sum(p.numel() for p in net.parameters())
     assert found["cost"]["image_size"] == [3, 160, 160] and found["cost"]["precision"] == "32-true"
-    assert [r["layer"] for r in found["oversmoothing"] if r["tokens"] == "patch"] == list(range(7))
+    for measure in ("cosine", "residual", "effective_rank"):
+        rows = [r for r in found["oversmoothing"] if (r["tokens"], r["measure"]) == ("patch", measure)]
+        assert [r["layer"] for r in rows] == list(range(7))
     assert found["versions"]["timm"] and found["hardware"]["cpu"]
     page = (folder / "evaluation.md").read_text()
     assert page in done.stdout and "Weights: weights.pth" in page and "val_crop0.9/top1" in page
-    assert "multiply-adds of an image, 3 x 160 x 160" in page
+    assert "multiply-adds of an image, 3 x 160 x 160" in page and "effective rank" in page
 
 
 def test_what_is_typed_wins_over_what_timm_says(image_folders, tmp_path):

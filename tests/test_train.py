@@ -262,13 +262,11 @@ def test_metrics_csv_holds_learning_rate_throughput_and_every_epoch(finished):
 
 def test_probe_measures_at_initialisation_every_epoch_and_at_the_end(finished):
     table = rows(finished[0] / "oversmoothing.csv")
-    assert [(int(r["step"]), r["when"]) for r in table[::6]] == [
-        (0, "initial"),
-        (4, "training"),
-        (8, "training"),
-        (12, "final"),
-    ]
-    assert {(r["tokens"], int(r["layer"])) for r in table} == {(t, i) for t in ("all", "patch") for i in range(3)}
+    times = [(0, "initial"), (4, "training"), (8, "training"), (12, "final")]
+    measures = ("cosine", "residual", "effective_rank")  # the default
+    found = [(int(r["step"]), r["when"], r["measure"], r["tokens"], int(r["layer"])) for r in table]
+    kinds = ("all", "patch")
+    assert found == [(*time, m, t, layer) for time in times for m in measures for t in kinds for layer in range(3)]
 
 
 def test_probe_equals_a_plain_computation_on_the_checkpoint(finished):
@@ -284,7 +282,8 @@ def test_probe_equals_a_plain_computation_on_the_checkpoint(finished):
     unit = torch.nn.functional.normalize(x.double(), dim=-1)
     n = x.shape[1]
     plain = ((unit @ unit.mT).sum((1, 2)) - n) / (n * (n - 1))
-    row = next(r for r in rows(finished[0] / "oversmoothing.csv")[::-1] if r["layer"] == "2" and r["tokens"] == "all")
+    what = {"layer": "2", "tokens": "all", "measure": "cosine"}
+    row = next(r for r in rows(finished[0] / "oversmoothing.csv")[::-1] if what.items() <= r.items())
     assert float(row["mean"]) == pytest.approx(plain.mean().item(), abs=1e-6)
     assert float(row["sd"]) == pytest.approx(plain.std().item(), abs=1e-6)
 
@@ -300,7 +299,9 @@ def test_evaluate_gives_the_metrics_and_curve_of_the_end_of_training(finished):
     assert done.returncode == 0, done.stderr
     result, again = (json.loads((run / f).read_text()) for f in ("result.json", "evaluation.json"))
     assert again["metrics"] == result["metrics"]
-    assert [r["mean"] for r in again["oversmoothing"] if r["tokens"] == "all"] == result["oversmoothing"]["last"]
+    assert [r["mean"] for r in again["oversmoothing"] if (r["tokens"], r["measure"]) == ("all", "cosine")] == result[
+        "oversmoothing"
+    ]["last"]
     assert (run / "evaluation.png").stat().st_size > 10_000
     (run / "evaluation.json").unlink(), (run / "evaluation.png").unlink()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from neutreno.attention import SoftmaxAttention
 from neutreno.errors import InputError, check_number
 from neutreno.files import replacing
-from neutreno.models.transformer import Trunk
+from neutreno.models.transformer import attention_layers
 from neutreno.oversmoothing import ATTENTION_MEASURES, MEASURES, check_measures
 from neutreno.parallel import gathered
 from neutreno.reports.figures import plot_similarity
@@ -77,16 +77,15 @@ def _hook_attention(model: nn.Module, measures: list[str], found: dict) -> list[
         for name in measures:
             found[name, tokens, layer].append(ATTENTION_MEASURES[name](attention.weights(q, k)).cpu())
 
-    trunks = [module for module in model.modules() if isinstance(module, Trunk)]
-    if not trunks:
+    layers = attention_layers(model)
+    if not layers:
         raise InputError(
             f"probe.measures: {', '.join(measures)} needs this project's attention, which {type(model).__name__} "
             "does not use; leave it out"
         )
     return [
-        block.attn.register_forward_pre_hook(partial(measure, tokens=tokens, layer=layer))
-        for tokens, trunk in zip(("all", "decoder"), trunks, strict=False)
-        for layer, block in enumerate(trunk, start=1)
+        attention.register_forward_pre_hook(partial(measure, tokens=tokens, layer=layer))
+        for tokens, layer, attention in layers
     ]
 
 

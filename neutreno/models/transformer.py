@@ -205,3 +205,13 @@ class Trunk(nn.ModuleList):
             if hidden is not None:
                 hidden.append(x)
         return x
+
+
+def attention_layers(model: nn.Module) -> list[tuple[str, int, nn.Module]]:
+    """Of every block of the project's trunks: kind of tokens (``all`` or ``decoder``), number from 1, attention."""
+    trunks = [module for module in model.modules() if isinstance(module, Trunk)]
+    return [
+        (tokens, layer, block.attn)
+        for tokens, trunk in zip(("all", "decoder"), trunks, strict=False)
+        for layer, block in enumerate(trunk, start=1)
+    ]

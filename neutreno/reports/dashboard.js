@@ -15,7 +15,8 @@ const mean = (v) => v.reduce((a, b) => a + b, 0) / v.length;
 const sd = (v) => (v.length < 2 ? 0 : Math.sqrt(v.reduce((s, x) => s + (x - mean(v)) ** 2, 0) / (v.length - 1)));
 const lam = (run) => run.lam ?? 0;
 for (const run of runs) {
-  run.final = run.status === "finished" && run.similarity.length ? last(last(run.similarity).layers) : null;
+  const similarity = run.measured.cosine ?? [];
+  run.final = run.status === "finished" && similarity.length ? last(last(similarity).layers) : null;
   run.key = JSON.stringify([run.data, run.model, run.size, run.attention, run.block, run.lam, run.settings]);
 }
 
@@ -67,8 +68,10 @@ function drawTable() {
     head.append(th);
   }
   $("runs").tHead.replaceChildren(head);
+  const many = mixed();
   const rows = listed().map((run) => {
     const tr = element("tr", null);
+    const mark = many ? own(order().indexOf(run.key)) : colour(lam(run));
     const box = element("input", null, { type: "checkbox", checked: view.chosen.includes(run.name) });
     box.setAttribute("aria-label", "choose " + run.name);
     box.onchange = () => {
@@ -76,6 +79,7 @@ function drawTable() {
       update();
     };
     tr.append(element("td", null));
+    tr.firstChild.style.boxShadow = `inset 5px 0 ${mark}`; // its colour in the plots
     tr.firstChild.append(box);
     for (const column of columns()) {
       const value = cell(run, column);
@@ -109,7 +113,13 @@ const label = (group) => {
   return `${common ? "" : network(r)}${r.attention}${strength}${block} (n = ${group.length})`;
 };
 
-// One scale of colours over λ̃; softmax is λ̃ = 0 and dashed.
+// Where attention or block differ beyond λ̃, every row has a colour of its own.
+const cure = (run) => [["softmax", "neutreno"].includes(run.attention) ? "" : run.attention, run.block === "plain" ? "" : run.block].filter(Boolean).join(" + ");
+const mixed = () => new Set(shown().map(cure)).size > 1;
+const order = () => [...new Set(ofTask().map((run) => run.key))];
+const own = (i, opacity = 1) => COLOURS[i % COLOURS.length] + Math.round(255 * opacity).toString(16).padStart(2, "0");
+
+// Else one scale of colours over λ̃; softmax is λ̃ = 0 and dashed.
 function scale() {
   const all = ofTask().map(lam);
   return [Math.min(...all), Math.max(...all)];
@@ -129,17 +139,21 @@ const colourscale = () => stops().map((c, i) => [i / (stops().length - 1), `rgb(
 
 function lines(series, crowded) {
   // series: {group, x, ys (one list of values per run), name}
+  const many = mixed();
   return series.flatMap(({ group, x, ys, name }) => {
+    const i = order().indexOf(many ? group[0].key : null);
+    const paint = (opacity) => (many ? own(i, opacity) : colour(lam(group[0]), opacity));
     const y = x.map((_, i) => mean(ys.map((v) => v[i])));
     const spread = x.map((_, i) => sd(ys.map((v) => v[i])));
     const base = { x, name, legendgroup: name, type: "scatter", mode: "lines" };
-    const line = { color: colour(lam(group[0]), crowded ? 0.55 : 1), width: crowded ? 1.2 : 2.2,
-      dash: group[0].attention === "softmax" ? "dash" : "solid" };
+    const dashes = ["solid", "dash", "dot", "dashdot"];
+    const line = { color: paint(crowded ? 0.55 : 1), width: crowded ? 1.2 : 2.2,
+      dash: many ? dashes[Math.floor(i / COLOURS.length) % 4] : group[0].attention === "softmax" ? "dash" : "solid" };
     const drawn = [{ ...base, y, line, meta: group.map((r) => r.name), hovertemplate: "%{y:.4g} at %{x}<extra>%{fullData.name}</extra>" }];
     if (ys.length > 1) {
       const edge = { ...base, x: [...x, ...x.slice().reverse()], showlegend: false, hoverinfo: "skip", line: { width: 0 } };
       drawn.push({ ...edge, y: [...y.map((v, i) => v + spread[i]), ...y.map((v, i) => v - spread[i]).reverse()],
-        fill: "toself", fillcolor: colour(lam(group[0]), crowded ? 0.05 : 0.13) });
+        fill: "toself", fillcolor: paint(crowded ? 0.05 : 0.13) });
     }
     return drawn;
   });
@@ -150,7 +164,7 @@ function draw(id, traces, xaxis, yaxis, legend = true, colourbar = false) {
   const [text, grid] = ["--text", "--grid"].map((name) => style.getPropertyValue(name).trim());
   const axis = { gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true };
   const data = traces.slice();
-  if (colourbar && scale()[1] > scale()[0]) {
+  if (colourbar && !mixed() && scale()[1] > scale()[0]) {
     data.push({ x: [null], y: [null], type: "scatter", mode: "markers", showlegend: false, hoverinfo: "skip", meta: "colours",
       marker: { color: [scale()[0]], cmin: scale()[0], cmax: scale()[1], colorscale: colourscale(), showscale: true,
         colorbar: { title: { text: "λ̃" }, thickness: 12, outlinewidth: 0 } } });
@@ -165,16 +179,20 @@ function draw(id, traces, xaxis, yaxis, legend = true, colourbar = false) {
 
 function drawLayers() {
   const series = groups().flatMap((group) => {
-    const ys = group.filter((run) => run.similarity.length).map((run) => {
-      const until = (last(run.similarity).step * view.when) / 100;
-      return last(run.similarity.filter((m, i) => i === 0 || m.step <= until)).layers;
+    const ys = group.map((run) => run.measured[view.measure] ?? []).filter((taken) => taken.length).map((taken) => {
+      const until = (last(taken).step * view.when) / 100;
+      return last(taken.filter((m, i) => i === 0 || m.step <= until)).layers;
     });
     const depth = Math.min(...ys.map((y) => y.length));
     return ys.length ? [{ group, x: [...Array(depth).keys()], ys, name: label(group) }] : [];
   });
   const crowded = series.length > MANY;
+  const values = series.flatMap((s) => s.ys.flat());
+  const cosine = view.measure === "cosine";
+  const range = cosine ? [Math.min(0, ...values) - 0.02, 1] : [0, 1.05 * Math.max(0, ...values)];
+  const title = cosine ? "cosine similarity" : view.measure.replaceAll("_", " ");
   draw("layers", lines(series, crowded), { title: { text: "layer (0 = embedding)" } },
-    { title: { text: "cosine similarity" }, range: [Math.min(0, ...series.flatMap((s) => s.ys.flat())) - 0.02, 1] }, !crowded && innerWidth > 700, true);
+    { title: { text: title }, range }, !crowded && innerWidth > 700, true);
   $("share").textContent = view.when === 0 ? "at initialisation" : view.when === 100 ? "trained" : `${view.when} % of training`;
 }
 
@@ -189,7 +207,7 @@ function drawTraining() {
   draw("training", lines(series, crowded), { title: { text: "step" } }, { title: { text: view.curve } }, false, true);
 }
 
-const rowName = (run) => [run.data, `${run.model}-${run.size}`, run.block === "plain" ? "" : `+ ${run.block}`].join(" ");
+const rowName = (run) => [run.data, `${run.model}-${run.size}`, cure(run)].filter(Boolean).join(" ");
 function judged() {
   return shown().filter((run) => run.status === "finished" && typeof run.metrics[view.metric] === "number");
 }
@@ -212,7 +230,8 @@ function drawLambda() {
 function drawScatter() {
   const found = judged().filter((run) => run.final !== null);
   const [cmin, cmax] = scale();
-  const marker = { color: found.map(lam), cmin, cmax, colorscale: colourscale(), size: 10, opacity: 0.85, showscale: cmax > cmin,
+  const many = mixed();
+  const marker = { color: found.map((run) => (many ? own(order().indexOf(run.key)) : lam(run))), cmin, cmax, colorscale: colourscale(), size: 10, opacity: 0.85, showscale: !many && cmax > cmin,
     colorbar: { title: { text: "λ̃" }, thickness: 12, outlinewidth: 0 }, symbol: found.map((run) => (run.attention === "softmax" ? "diamond" : "circle")) };
   draw("scatter", [{ x: found.map((r) => r.final), y: found.map((r) => r.metrics[view.metric]), text: found.map((r) => r.name), meta: found.map((r) => r.name),
     type: "scatter", mode: "markers", marker, hovertemplate: "%{text}<br>%{y:.4g} at %{x:.3f}<extra></extra>" }],
@@ -257,6 +276,9 @@ function choices() {
   if (!metrics.includes(view.metric)) view.metric = some.map((run) => run.main).find(Boolean) ?? metrics[0];
   const curves = [...new Set(some.flatMap((run) => Object.keys(run.curves)))].sort();
   if (!curves.includes(view.curve)) view.curve = curves.find((c) => /^val\/(top1|miou|ppl)$/.test(c)) ?? curves[0];
+  const measures = [...new Set(some.flatMap((run) => Object.keys(run.measured)))].sort();
+  if (!measures.includes(view.measure)) view.measure = "cosine";
+  fill("measure", measures, view.measure);
   fill("task", tasks, view.task);
   fill("metric", metrics, view.metric);
   fill("curve", curves, view.curve);
@@ -277,7 +299,7 @@ function setTheme() {
   document.documentElement.dataset.theme = view.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 }
 
-for (const id of ["task", "metric", "curve", "left", "right"]) $(id).onchange = () => { view[id] = $(id).value; update(); };
+for (const id of ["task", "metric", "measure", "curve", "left", "right"]) $(id).onchange = () => { view[id] = $(id).value; update(); };
 $("filter").value = view.filter;
 $("filter").oninput = () => { view.filter = $("filter").value; update(); };
 $("clear").onclick = () => { view.chosen = []; update(); };

@@ -54,7 +54,7 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
         "main": run.main_metric,
         "settings": row,
         "curves": training_curves(run.path / "metrics.csv"),
-        "similarity": similarity(run),
+        "measured": by_layer(run),
     }
 
 
@@ -77,19 +77,25 @@ def training_curves(path: Path) -> dict[str, list[list[float]]]:
     return curves
 
 
-def similarity(run: Run) -> list[dict[str, Any]]:
-    """Similarity of all tokens by layer, each time it was measured: ``[{"step": …, "layers": […]}]``."""
+def by_layer(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Measures of all tokens by layer, each time they were taken: ``{measure: [{"step": …, "layers": […]}]}``."""
     try:
         table = pd.read_csv(run.path / "oversmoothing.csv", on_bad_lines="skip")
-        if "measure" in table:  # earlier versions measured nothing but this
-            table = table[table.measure == "cosine"]
+        if "measure" not in table:  # earlier versions took no other
+            table["measure"] = "cosine"
         table = table[table.tokens == "all"].astype({"step": int, "layer": int, "mean": float}).sort_values("layer")
-        return [
-            {"step": int(step), "layers": [round(v, 4) for v in rows["mean"]]} for step, rows in table.groupby("step")
-        ]
+        return {
+            str(measure): [
+                {"step": int(step), "layers": [float(f"{v:.4g}") for v in at["mean"]]}
+                for step, at in rows.groupby("step")
+            ]
+            for measure, rows in table.groupby("measure")
+        }
     except (OSError, ValueError, AttributeError, KeyError):
         curves = [run.curve("initial"), run.curve("last")]
-        return [{"step": step, "layers": curve} for step, curve in zip((0, 1), curves, strict=True) if curve]
+        return {
+            "cosine": [{"step": step, "layers": curve} for step, curve in zip((0, 1), curves, strict=True) if curve]
+        }
 
 
 def finite(node: Any) -> Any:

@@ -28,6 +28,7 @@ STYLE = {
 }
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito
 GREY = "#888888"
+TITLES = {"cosine": "cosine similarity between tokens"}  # others are called by their names
 LAYERS = "layer (0 = embedding)"
 
 
@@ -70,16 +71,16 @@ def _axes(title: str, xlabel: str = LAYERS, panels: Sequence[int] = (1,)):
         layout="constrained",
     )
     heading(figure, title)
-    axes[0, 0].set_ylabel("cosine similarity between tokens")
+    axes[0, 0].set_ylabel(TITLES["cosine"])
     for panel in axes[0]:
         panel.set_xlabel(xlabel)
     return figure, axes[0]
 
 
-def _scale(axes, layers: int) -> None:
+def _scale(axes, layers: int, measure: str = "cosine") -> None:
     axes.set_xticks(range(0, layers, max(1, (layers - 1) // 12)))
-    low = axes.get_ylim()[0]
-    axes.set(xlim=(0, max(layers - 1, 1)), ylim=(min(0.0, low), 1.0))
+    low, high = axes.get_ylim()
+    axes.set(xlim=(0, max(layers - 1, 1)), ylim=(min(0.0, low), 1.0 if measure == "cosine" else high))
     axes.axhline(0, color="black", linewidth=0.6)
 
 
@@ -139,50 +140,66 @@ PAPER = {  # ready to paste: a column of 3.25 in or a page of 6.75 in, fonts tha
 MARKERS = "osD^vPX"
 
 
-def plot_curves(panels: Sequence[tuple[str, Sequence[Curves]]], prefix: str | Path, title: str = "") -> list[Path]:
-    """Similarity by layer, a panel per task and part of a network, mean over seeds with a band of ± sd.
+def lam_scale(lams: Iterable[float]) -> plt.cm.ScalarMappable:
+    """One colour scale for many λ̃: ``to_rgba(λ̃)`` is a curve's, and it draws its own colour bar."""
+    colours = matplotlib.colors.ListedColormap(plt.cm.viridis(np.linspace(0, 0.9, 256)))
+    return plt.cm.ScalarMappable(plt.Normalize(min(lams), max(lams)), colours)
 
-    More than four λ̃ share one colour scale. Writes ``prefix.pdf`` and ``prefix.png``, and returns their paths.
+
+def save_both(figure, prefix: str | Path) -> list[Path]:
+    """Write ``prefix.pdf`` and ``prefix.png``, let go of the figure and return their paths."""
+    paths = [Path(f"{prefix}.{kind}") for kind in ("pdf", "png")]
+    for path in paths:
+        save(figure, path)
+    return paths
+
+
+def plot_curves(
+    panels: Sequence[tuple[str, Sequence[Curves]]], prefix: str | Path, title: str = "", measure: str = "cosine"
+) -> list[Path]:
+    """A measure by layer, a panel per task and part of a network, mean over seeds with a band of ± sd.
+
+    More than four λ̃ share one colour scale; more than six rows have their legend beside the panels. Writes
+    ``prefix.pdf`` and ``prefix.png``, and returns their paths.
     """
     with plt.rc_context({**STYLE, **PAPER}):
-        width = min(6.75, max(3.25, 2.25 * len(panels)))
+        lams = {c.lam for _, rows in panels for c in rows}
+        scale = lam_scale(lams) if len(lams) > 4 else None
+        many = scale is None and max(len(rows) for _, rows in panels) > 6
+        width = 6.75 if many else min(6.75, max(3.25, 2.25 * len(panels)))
         figure, axes = plt.subplots(
-            ncols=len(panels), figsize=(width, 2.5), sharey=True, squeeze=False, layout="constrained"
+            ncols=len(panels), figsize=(width, 3.4 if many else 2.5), sharey=True, squeeze=False, layout="constrained"
         )
         if title:
             figure.suptitle(plain(title), fontsize=PAPER["axes.titlesize"] + 1)
-        axes[0, 0].set_ylabel("cosine similarity between tokens")
-        lams = {c.lam for _, rows in panels for c in rows}
-        scale = plt.Normalize(min(lams), max(lams)) if len(lams) > 4 else None
+        axes[0, 0].set_ylabel(TITLES.get(measure, measure.replace("_", " ")))
         for panel, (heading_, rows) in zip(axes[0], panels, strict=True):
             for number, row in enumerate(rows):
                 mean, layers = row.values.mean(0), np.arange(row.values.shape[1])
-                colour = COLOURS[number % len(COLOURS)] if scale is None else plt.cm.viridis(0.9 * scale(row.lam))
+                colour = COLOURS[number % len(COLOURS)] if scale is None else scale.to_rgba(row.lam)
                 style = {"color": colour, "linestyle": ("-", "--", ":", "-.")[number % 4 if scale is None else 0]}
                 marker = MARKERS[number % len(MARKERS)]
                 panel.plot(layers, mean, marker=marker, ms=2.5, lw=1.1, label=plain(row.label), **style)
                 if len(row.values) > 1:
                     sd = row.values.std(0, ddof=1)
-                    alpha = 0.15 if scale is None else 0.06
+                    alpha = 0.15 if scale is None and not many else 0.06
                     panel.fill_between(layers, mean - sd, mean + sd, color=colour, alpha=alpha, linewidth=0)
             panel.set(title=plain(heading_), xlabel="layer (0 = embedding)")
-            _scale(panel, max(row.values.shape[1] for row in rows))
-        if scale is None:
+            _scale(panel, max(row.values.shape[1] for row in rows), measure)
+        if many:
+            named = {
+                text: line for panel in axes[0] for line, text in zip(*panel.get_legend_handles_labels(), strict=True)
+            }
+            figure.legend(named.values(), named.keys(), loc="outside right center")
+        elif scale is None:
             said: list[str] = []
             for panel, (_, rows) in zip(axes[0], panels, strict=True):
                 if (labels := [row.label for row in rows]) != said:  # a legend holds for what follows, too
                     panel.legend(loc="best")
                     said = labels
         else:
-            colours = matplotlib.colors.ListedColormap(plt.cm.viridis(np.linspace(0, 0.9, 256)))
-            mappable = plt.cm.ScalarMappable(scale, colours)
-            figure.colorbar(mappable, ax=axes[0, -1], label="λ̃ (0 = softmax)", ticks=sorted(lams))
-        paths = [Path(f"{prefix}.{kind}") for kind in ("pdf", "png")]
-        for path in paths:
-            with replacing(path, "wb") as file:
-                figure.savefig(file, format=path.suffix[1:])
-        plt.close(figure)
-    return paths
+            figure.colorbar(scale, ax=axes[0, -1], label="λ̃ (0 = softmax)", ticks=sorted(lams))
+        return save_both(figure, prefix)
 
 
 @dataclass

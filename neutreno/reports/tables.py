@@ -209,7 +209,7 @@ def render(frame: pd.DataFrame, style: str = "md") -> str:
     return latex.replace("λ̃", r"$\tilde\lambda$").replace("±", r"$\pm$").replace("–", "--")
 
 
-def panels_of(groups: Sequence[Group], when: str = "last") -> list[tuple[str, list[Curves]]]:
+def panels_of(groups: Sequence[Group], when: str = "last", measure: str = "cosine") -> list[tuple[str, list[Curves]]]:
     """What :func:`~neutreno.reports.figures.plot_curves` draws: a panel per data set and part of the network."""
     panels: dict[str, list[Curves]] = {}
     for group in groups:
@@ -222,6 +222,6 @@ def panels_of(groups: Sequence[Group], when: str = "last") -> list[tuple[str, li
         )
         label = short if len(sizes) == 1 else f"{s['model']}-{s['size']} {short}"
         for kind, where in KINDS.items():
-            if (curves := group.curves(when, kind)).size:
+            if (curves := group.curves(when, kind, measure)).size:
                 panels.setdefault(f"{s['data']}{where}", []).append(Curves(label, s["lam"] or 0.0, curves))
     return list(panels.items())

@@ -162,7 +162,7 @@ class _Fidelity:
         self._begin(v0, hidden)
 
     def again(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Something within a layer is about to run; in a second run, without ``enter``, its tokens may be the layer's."""
+        """Something within a layer is about to run: in a second run without ``enter``, perhaps on its tokens."""
         if _in_backward():
             call, known = self._call(), self.stack.of_tokens
             for x in (*args, *kwargs.values()):

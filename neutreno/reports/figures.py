@@ -126,6 +126,57 @@ def plot_similarity(rows: list[dict], path: str | Path, title: str = "", xlabel:
         save(figure, Path(path))
 
 
+MEASURES = {  # what an axis says of neutreno.oversmoothing's measures
+    "cosine": "cosine similarity",
+    "residual": "rank-collapse residual",
+    "effective_rank": "effective rank",
+    "dirichlet": "Dirichlet energy",
+    "high_frequency": "high-frequency share",
+}
+
+
+def plot_profile(table: pd.DataFrame, path: str | Path, title: str = "") -> None:
+    """What :func:`neutreno.profiling.profile` gave: a panel per measure and stack; band ± sd of samples.
+
+    A column ``lam``, where there is one, sets curves apart (0: the model as it is).
+    """
+    measures, stacks = table["measure"].unique(), table["stack"].unique()
+    curves = list(table.groupby("lam")) if "lam" in table else [(None, table)]
+    depths = [int(table[table["stack"] == stack]["layer"].max()) for stack in stacks]
+    alone = len(stacks) == 1  # then the measures stand side by side, else each has a row
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            *((1, len(measures)) if alone else (len(measures), len(stacks))),
+            figsize=(1 + 3.2 * len(measures), 3.2) if alone else (4 + 2.4 * min(len(stacks), 4), 1 + 2 * len(measures)),
+            sharey=False if alone else "row",
+            squeeze=False,
+            width_ratios=None if alone else [max(depth, max(depths) / 3) for depth in depths],
+            layout="constrained",
+        )
+        heading(figure, title)
+        axes = axes.reshape(len(measures), len(stacks))
+        for number, (row, measure) in enumerate(zip(axes, measures, strict=True)):
+            row[0].set_ylabel(MEASURES.get(measure, measure))
+            for panel, stack, depth in zip(row, stacks, depths, strict=True):
+                for (lam, part), colour in zip(curves, COLOURS, strict=False):
+                    curve = part[(part["stack"] == stack) & (part["measure"] == measure)]
+                    label = None if lam is None else "as it is" if lam == 0 else f"λ̃ = {lam:g}"
+                    panel.plot(curve["layer"], curve["mean"], color=colour, marker="o", ms=3, label=label)
+                    low, high = curve["mean"] - curve["sd"], curve["mean"] + curve["sd"]
+                    panel.fill_between(curve["layer"], low, high, color=colour, alpha=0.15, linewidth=0)
+                panel.set_xticks(range(0, depth + 1, max(1, depth // 6)))
+                panel.margins(x=0.03)
+                if number == 0 or alone:
+                    panel.set_title(plain(stack, 28), fontsize=9)
+                if number == len(measures) - 1 or alone:
+                    panel.set_xlabel("layer (0 = input)")
+            low, high = row[0].get_ylim()  # of all that was drawn in the row
+            row[0].set_ylim(min(0.0, low), max(1.02, high) if measure in ("cosine", "residual") else high)
+        if len(curves) > 1:
+            axes[0, 0].legend(loc="best", fontsize=8)
+        save(figure, Path(path))
+
+
 PAPER = {  # ready to paste: a column of 3.25 in or a page of 6.75 in, fonts that stay text
     "font.size": 8,
     "axes.labelsize": 8,

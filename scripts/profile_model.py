@@ -135,21 +135,12 @@ def token_ids(model, fetched, arguments: argparse.Namespace):
 
 def run_folder(folder: str, arguments: argparse.Namespace):
     """The same of a run folder: its last weights, and the validation samples that its probe measures."""
-    from neutreno.checkpoints import load_strictly, read_checkpoint, state_dict_of
-    from neutreno.runs import RunFolder, build
+    from neutreno.evaluation import open_run
 
     if arguments.data is not None or arguments.random_weights:
         given = "--random-weights" if arguments.data is None else arguments.data
         raise InputError(f"{folder} is a run, with weights and data of its own; leave {given} out")
-    run = RunFolder(folder)
-    settings = run.config()
-    checkpoint = read_checkpoint(run.last_checkpoint)
-    data = build(settings["data"])
-    given = {name: None for name in ("weights", "encoder_weights") if name in settings["model"]}
-    given |= {"pretrained": False} if "pretrained" in settings["model"] else {}
-    model = build(settings["model"] | given, **data.model_arguments())
-    load_strictly(getattr(model, "net", model), state_dict_of(checkpoint), run.last_checkpoint)
-    data.setup("validate")
+    model, data, _ = open_run(folder)
     batch = data.probe_batch(arguments.samples)
     return model, batch, f"{len(batch)} of its validation samples"
 

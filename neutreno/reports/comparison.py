@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,7 +128,9 @@ def difference(group: Group, baseline: Group, metric: str, paired: bool = False,
     mean = float(a.mean() - b.mean()) if len(a) and len(b) else float("nan")
     if min(len(a), len(b)) < 2 or (np.ptp(a - b) if paired else np.ptp(a) + np.ptp(b)) == 0:
         return Difference(mean, float("nan"), float("nan"))
-    test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # seeds of one side that are equal
+        test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
     interval = test.confidence_interval(level)
     return Difference(mean, float(interval.low), float(interval.high))
 

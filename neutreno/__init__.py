@@ -1,13 +1,11 @@
-"""NeuTRENO: train, measure and compare transformers that resist over-smoothing.
+"""NeuTRENO: train, measure and compare deep networks that resist over-smoothing.
 
-Importing the package registers its models with timm. :func:`neutreno.profiling.profile` and
-:func:`neutreno.conversion.convert` are found here too, and loaded when they are first asked for.
+Nothing is imported before it is asked for: ``import neutreno`` does not load torch. ``import neutreno.models`` registers
+the project's models with timm.
 """
 
 import importlib
 from typing import Any
-
-from neutreno.models import vit as _vit  # noqa: F401  (registers the models)
 
 __version__ = "0.1.0"
 _LAZY = {"profile": "neutreno.profiling", "convert": "neutreno.conversion"}

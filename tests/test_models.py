@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-import neutreno  # noqa: F401  (registers the models)
+import neutreno.models  # noqa: F401  (registers them with timm)
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.errors import InputError
 from neutreno.models.transformer import FeatScaleBlock

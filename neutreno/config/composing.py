@@ -1,0 +1,58 @@
+"""Composing a config out of the project's files, those of a package outside it (``--config-dir``), and what was typed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+_BESIDE = Path(__file__).parents[2] / "configs"  # a checkout
+CONFIGS = _BESIDE if (_BESIDE / "train.yaml").is_file() else Path(__file__).parents[1] / "configs"  # or a wheel
+
+
+@dataclass
+class Composed:
+    """A config, and how it came about.
+
+    Attributes:
+        config: as Hydra composed it, without Hydra's own part.
+        choices: the option chosen in every group.
+        overrides: what was typed.
+        config_dirs: further folders of config files.
+    """
+
+    config: DictConfig
+    choices: dict[str, str | None]
+    overrides: list[str]
+    config_dirs: list[str] = field(default_factory=list)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config as plain data, every interpolation resolved."""
+        return OmegaConf.to_container(self.config, resolve=True)
+
+
+def compose(overrides: Sequence[str] = (), name: str = "train", config_dirs: Sequence[str | Path] = ()) -> Composed:
+    """What the command line would compose of ``overrides``.
+
+    Args:
+        config_dirs: folders of config files beside the project's own.
+
+    Raises:
+        HydraException, OmegaConfBaseException: it cannot be composed; :func:`neutreno.config.gate.explained` says why.
+    """
+    folders = [str(Path(folder).resolve()) for folder in config_dirs]
+    searched = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose(name, overrides=[*overrides, *searched], return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    OmegaConf.set_readonly(config, False)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    OmegaConf.set_struct(config, True)
+    return Composed(config, choices, list(overrides), folders)

@@ -1,0 +1,185 @@
+"""What may be set: the options of a constructor, their types and bounds, and what each of them is to a run.
+
+A constructor says so by its annotations, once, and both the command line and Python read them there::
+
+    class Rule(Variant):
+        @checked
+        def __init__(self, dim: Annotated[int, SUPPLIED], power: Annotated[int, Ge(2), Le(64)] = 4, **kwargs): ...
+
+``**kwargs`` of a constructor are the options of its base class; they are read along the method resolution order. Types
+are strict: ``True`` is no number, ``"0.6"`` neither, and no number is NaN or infinite.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le
+
+from neutreno.errors import InputError
+
+
+class Mark(Enum):
+    """What an option is to a run; one that carries no mark is ``IDENTITY``."""
+
+    IDENTITY = "part of what a run is: it has to be the same on resume, and stands in the run's name"
+    EXECUTION = "where and how a run is executed: free to change on resume and at evaluation, absent from names"
+    FREE = "part of what a run is, but free to change at evaluation"
+    SUPPLIED = "given by what builds the part (a model gives every block its width), never by a config"
+
+
+IDENTITY, EXECUTION, FREE, SUPPLIED = Mark.IDENTITY, Mark.EXECUTION, Mark.FREE, Mark.SUPPLIED
+
+# Sizes have an upper bound too: what no machine can hold is a slip of the keyboard.
+Count = Annotated[int, Ge(1), Le(10**9)]  # of steps, epochs, samples
+Size = Annotated[int, Ge(1), Le(65_536)]  # width, depth, pixels along a side, samples at once
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+Share = Annotated[float, Ge(0), Le(1)]
+DropRate = Annotated[float, Ge(0), Le(0.99)]
+NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+
+_LIBRARIES = {"builtins", "torch", "lightning"}  # their constructors are not described by annotations of this kind
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a constructor; ``annotation`` is ``inspect.Parameter.empty`` where it has none."""
+
+    name: str
+    annotation: Any
+    required: bool
+
+    @property
+    def mark(self) -> Mark:
+        marks = [m for m in getattr(self.annotation, "__metadata__", ()) if isinstance(m, Mark)]
+        return marks[0] if marks else IDENTITY
+
+    def problem(self, value: Any, key: str) -> str | None:
+        """What is wrong with ``value``, in a line that begins with ``key``; None if nothing is."""
+        if self.annotation is inspect.Parameter.empty:
+            return None
+        from pydantic import ValidationError
+
+        try:
+            _adapter(self.annotation).validate_python(value)
+        except ValidationError as error:
+            said = list(dict.fromkeys(_words(e) for e in error.errors(include_url=False, include_context=False)))
+            return f"{key}={_shown(value)} {' or '.join(said)}"
+        return None
+
+
+def _shown(value: Any) -> str:
+    """A value as it would be typed; text that looks like something else in quotes."""
+    if isinstance(value, str) and (not value or value[0] in "+-.0123456789" or value in ("null", "true", "false")):
+        return repr(value)
+    return str(value)[:200]
+
+
+def _words(error: Any) -> str:
+    """pydantic's message as the second half of a sentence."""
+    said = error["msg"].removeprefix("Input ")
+    said = {"should be a finite number": "should be a finite number, not NaN or infinite"}.get(said, said)
+    places = [str(part) for part in error["loc"] if isinstance(part, int)]
+    return f"(item {places[0]}) {said}" if places else said
+
+
+@functools.lru_cache(maxsize=None)
+def _adapter(annotation: Any):
+    from pydantic import ConfigDict, TypeAdapter
+
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    return TypeAdapter(annotation, config=config)
+
+
+@functools.cache
+def options_of(target: Callable) -> dict[str, Option]:
+    """The options of a class or function by name, a subclass' own before those of its bases.
+
+    Raises:
+        InputError: a function takes ``**kwargs``, so nobody can tell what it takes.
+    """
+    found: dict[str, Option] = {}
+    for function in _constructors(target):
+        hints = get_type_hints(function, include_extras=True)
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name == "self":
+                continue
+            annotation = hints.get(name, parameter.empty)
+            found.setdefault(name, Option(name, annotation, parameter.default is parameter.empty))
+    return found
+
+
+def _constructors(target: Callable) -> Iterator[Callable]:
+    """The function itself; of a class its constructor, and those of its bases as far as ``**kwargs`` reach them."""
+    if not inspect.isclass(target):
+        if _takes_more(target):
+            raise InputError(f"{target.__module__}.{target.__qualname__} takes **kwargs: spell its options out")
+        yield target
+        return
+    for base in target.__mro__:
+        if base.__module__.partition(".")[0] in _LIBRARIES:
+            return
+        if "__init__" in vars(base):
+            yield base.__init__
+            if not _takes_more(base.__init__):
+                return
+
+
+def _takes_more(function: Callable) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
+def checked(function: Callable) -> Callable:
+    """Decorates a constructor or function that a config may name: its arguments are checked by their annotations.
+
+    So that Python users meet the bounds of the command line, which stand in one place.
+
+    Raises (the function):
+        InputError: names every argument that does not fit.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        own = _own_options(wrapper)
+        given = signature.bind(*args, **kwargs).arguments
+        problems = [own[name].problem(value, name) for name, value in given.items() if name in own]
+        if found := [problem for problem in problems if problem]:
+            raise InputError("\n".join(found))
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@functools.cache
+def _own_options(function: Callable) -> dict[str, Option]:
+    hints = get_type_hints(function, include_extras=True)
+    kinds = inspect.signature(function).parameters
+    return {
+        name: Option(name, annotation, False)
+        for name, annotation in hints.items()
+        if name != "return"
+        and kinds[name].kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    }
+
+
+def builds(result: type) -> Callable[[Callable], Callable]:
+    """Registers a function as the builder of a part, which a run folder may name: ``@builds(VisionTransformer)``."""
+
+    def register(function: Callable) -> Callable:
+        function.__builds__ = result
+        return function
+
+    return register
+
+
+def is_number(annotation: Any) -> bool:
+    """Whether an option is a number and nothing else."""
+    inner = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    return inner in (int, float)

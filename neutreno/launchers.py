@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from tqdm.auto import tqdm
 
+from neutreno.config.building import build
+from neutreno.config.composing import Composed
+from neutreno.config.gate import check
 from neutreno.errors import InputError, check_number
 from neutreno.runs import RunFolder, default_name
 
-TRAIN = Path(__file__).parents[1] / "train.py"
 POLL_S = 0.2
 
 
@@ -32,6 +33,7 @@ class Job:
     overrides: list[str]
     run: RunFolder
     state: str  # "to run", "to resume", "finished", or why it cannot be run
+    config_dirs: list[str] = field(default_factory=list)
     log: Path | None = None
 
     @property
@@ -40,26 +42,30 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, str(TRAIN), *self.overrides]
+        dirs = [word for folder in self.config_dirs for word in ("--config-dir", folder)]
+        return [sys.executable, "-m", "neutreno", "train", *dirs, *self.overrides]
 
 
-def plan(config: DictConfig, choices: dict[str, str], overrides: Sequence[str]) -> Job:
+def plan(composed: Composed) -> Job:
     """What is to be done for one run of a sweep. Unless ``resume`` is given, a sweep continues what is unfinished."""
-    overrides = list(overrides)
-    if not any(o.startswith("resume=") for o in overrides):
-        overrides.append("resume=true")
-        config.resume = True
-    run = RunFolder(config.output_dir, config.name or default_name(config, choices, overrides))
-    state = "to resume" if run.config_file.exists() else "to run"
-    if config.resume is True and state == "to resume":
-        try:
-            run.check(OmegaConf.to_container(config, resolve=True), resume=True)
+    if not any(word.startswith("resume=") for word in composed.overrides):
+        composed.overrides.append("resume=true")
+        composed.config.resume = True
+        composed = composed.anew()
+    config = composed.config
+    try:
+        check(composed)
+        run = RunFolder(config.output_dir, config.name or default_name(composed))
+        state = "to resume" if run.config_file.exists() else "to run"
+        if config.resume and state == "to resume":
+            run.check(composed, resume=True)
             state = "finished" if run.status == "finished" else state
-        except InputError as error:
-            state = str(error)
-        except OmegaConfBaseException:  # the run itself says what is missing
-            pass
-    return Job(overrides, run, state)
+    except InputError as error:
+        state = "; ".join(str(error).splitlines())
+        run = RunFolder(
+            str(config.output_dir), re.sub(r"[^\w.+-]+", "_", str(config.name or " ".join(composed.overrides)))
+        )
+    return Job(composed.overrides, run, state, composed.config_dirs)
 
 
 def launch(jobs: Sequence[Job], config: DictConfig) -> list[tuple[Job, str]]:
@@ -68,7 +74,7 @@ def launch(jobs: Sequence[Job], config: DictConfig) -> list[tuple[Job, str]]:
     Every run's output goes to a file of its own, ``<output_dir>/.sweeps/<time>/<run>.log``. One failing run does not
     stop the others; a sweep that is killed takes its runs with it, and the same command goes on.
     """
-    launcher = hydra.utils.instantiate(config.launcher, _convert_="all")
+    launcher = build(OmegaConf.to_container(config.launcher, resolve=True))
     logs = Path(config.output_dir) / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
     failed = [(job, job.state) for job in jobs if job.state not in ("to run", "to resume", "finished")]
     finished = [job for job in jobs if job.state == "finished"]

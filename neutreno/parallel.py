@@ -12,6 +12,7 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
@@ -19,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from neutreno.checkpoints import load_strictly, read_checkpoint
+from neutreno.config.building import build
 from neutreno.errors import InputError
 from neutreno.models.transformer import Block
 
@@ -123,6 +125,19 @@ def check_trainer(config: DictConfig) -> None:
             f"trainer.gradient_clip_val with trainer.precision={precision} needs task.opt_args.fused=false: "
             "Lightning does not clip the gradients of a fused optimizer there"
         )
+
+
+def build_trainer(settings: Any, **more: Any) -> Trainer:
+    """Lightning's trainer as ``trainer.*`` says, without what the project does in its own way.
+
+    Raises:
+        InputError: Lightning refuses those settings; says what it says.
+    """
+    own = {"use_distributed_sampler": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    try:
+        return build(settings, **own, **more)  # our samplers share out without counting a sample twice
+    except MisconfigurationException as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def slurm_environment() -> SLURMEnvironment:

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig
@@ -20,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from neutreno.callbacks.exact_resume import ExactResume
 from neutreno.errors import InputError, check_number
-from neutreno.parallel import GatherForEvaluation, describe
+from neutreno.parallel import GatherForEvaluation, build_trainer, describe
 
 WARMUP_STEPS = 3  # besides emptying what the workers have loaded ahead
 MEASURED_S = 20.0
@@ -181,7 +180,7 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
         InputError: the run's settings allow no step.
     """
     clock, device_batch = Clock(), DeviceBatch(always=True)
-    trainer = hydra.utils.instantiate(
+    trainer = build_trainer(
         config.trainer,
         callbacks=[device_batch, ExactResume(config.seed), GatherForEvaluation(), clock],
         logger=False,
@@ -189,10 +188,6 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
         limit_val_batches=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        _convert_="all",
     )
     parts = trainer.accumulate_grad_batches
     trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, parts)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
+import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import DictConfig
-
+from neutreno.config.composing import Composed
 from neutreno.errors import InputError
 from neutreno.files import replacing
-from neutreno.runs import family
+from neutreno.runs import execution_keys
+from neutreno.variants import describe
 
+FORMAT = 2  # of result.json; a folder of another one is named and left out
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
 
 
@@ -43,33 +46,38 @@ def read_result(run: str | Path) -> dict[str, Any]:
         raise InputError(f"{run} is not a run folder: it holds no result.json") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not readable JSON") from error
-    needed = {"status"}
-    if isinstance(result, dict) and result.get("status") == "finished":
-        needed = {"status", "name", "settings", "metrics", "oversmoothing"}
-    if not isinstance(result, dict) or not needed <= result.keys():
+    if not isinstance(result, dict) or "status" not in result:
+        raise InputError(f"{path} is not the result of a run")
+    if result.get("format") != FORMAT:
+        was = result.get("format", "an older one")
+        raise InputError(f"{path} has the format {was}, not {FORMAT} as this version writes and reads; run it anew")
+    needed = {"name", "settings", "metrics", "oversmoothing"} if result["status"] == "finished" else set()
+    if not needed <= result.keys():
         raise InputError(f"{path} is not the result of a run")
     return result
 
 
-def settings_of(config: DictConfig, choices: dict[str, str]) -> dict[str, Any]:
-    """The few settings by which people tell runs apart; the rest is in ``config.yaml``."""
+def describe_run(composed: Composed, task: type) -> dict[str, Any]:
+    """What a run of the class ``task`` is, for its record: what :func:`neutreno.variants.describe` says, what it is judged
+    by, which keys are matters of execution, when it was started and by which command."""
     return {
-        "data": choices["data"],
-        "model": family(choices),
-        "size": config.model.get("size") or config.model.get("name"),
-        "attention": choices["attention"],
-        "lam": config.attention.get("lam"),
-        "block": choices["block"],
-        "seed": config.seed,
-        "epochs": config.trainer.max_epochs,
-        "steps": config.trainer.max_epochs * config.data.epoch_steps if "epoch_steps" in config.data else None,
+        "format": FORMAT,
+        **describe(composed),
+        "task": f"{task.__module__}.{task.__qualname__}",
+        "main_metric": task.main_metric,
+        "main_metric_mode": task.main_metric_mode,
+        "execution": execution_keys(composed),
+        "overrides": composed.overrides,
+        "config_dirs": composed.config_dirs,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
     }
 
 
 def summary(run: Path) -> str:
     """What a person wants to know at the end of a run."""
     result = read_result(run)
-    shown = [k for k in result["metrics"] if not k.endswith(("loss", "top5"))]
+    shown = [k for k in result["metrics"] if not k.endswith("/loss")]
     minutes, seconds = divmod(round(result["wall_clock_s"]), 60)
     lines = [
         f"\n{result['name']}: {result['steps']:,} steps in {minutes}:{seconds:02d}",
@@ -88,6 +96,8 @@ def summary(run: Path) -> str:
 
 def environment() -> dict[str, Any]:
     """Commit, package versions and hardware of this process."""
+    import torch
+
     hardware = {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "platform": platform.platform()}
     if torch.cuda.is_available():
         hardware["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

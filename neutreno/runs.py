@@ -5,86 +5,39 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neutreno.config.composing import CONFIGS, Composed, compose
+from neutreno.config.gate import key_of, mark_of, ways_of_execution
+from neutreno.config.options import EXECUTION
 from neutreno.errors import InputError
 from neutreno.files import UNFINISHED, replacing
-
-CONFIGS = Path(__file__).parents[1] / "configs"
-
-# All that may be built from a run folder's config. It is data; a dotted path would resolve torch.os.system too.
-BUILDABLE = {
-    "neutreno.attention.AttnScale",
-    "neutreno.attention.CentredAttention",
-    "neutreno.attention.ExclusiveAttention",
-    "neutreno.attention.GFSA",
-    "neutreno.attention.LaplacianHeads",
-    "neutreno.attention.LinearAttention",
-    "neutreno.attention.NeutrenoAttention",
-    "neutreno.attention.ReAttention",
-    "neutreno.attention.SoftmaxAttention",
-    "neutreno.attention.ValueResidual",
-    "neutreno.data.classification.ImageClassification",
-    "neutreno.data.digit_scenes.DigitScenes",
-    "neutreno.data.digits.Digits",
-    "neutreno.data.language_modeling.PythonDocs",
-    "neutreno.data.language_modeling.TextFiles",
-    "neutreno.data.segmentation.SegmentationFolders",
-    "neutreno.models.language_model.lm",
-    "neutreno.models.segmenter.segmenter",
-    "neutreno.models.timm.timm_model",
-    "neutreno.models.transformer.Block",
-    "neutreno.models.transformer.ContraNormBlock",
-    "neutreno.models.transformer.FeatScaleBlock",
-    "neutreno.models.transformer.LayerScaleBlock",
-    "neutreno.models.vit.vit",
-    "neutreno.tasks.classification.Classification",
-    "neutreno.tasks.language_modeling.LanguageModeling",
-    "neutreno.tasks.segmentation.Segmentation",
-}
-
-# Where and how a run is executed, not what it is: free to change on resume, absent from its name.
-_EXECUTION = re.compile(
-    r"(name|resume|output_dir|trainer|logger(\..*)?|launcher(\..*)?|(progress|checkpoint)\..*|data\.(root|cache|num_workers|eval_batch_size)"
-    r"|data\.device_batch|probe\.measures|compile|preflight|expected\..*|paper(\..*)?"
-    r"|trainer\.(accelerator|devices|num_nodes|(strategy|plugins)(\..*)?|inference_mode|enable_.*))$"
-)
-_IN_EVERY_NAME = {"model", "data", "attention", "attention.lam", "block", "model.size", "seed"}
+from neutreno.variants import describe, joined, model_words, words
 
 
-def default_name(config: DictConfig, choices: dict[str, str], overrides: Sequence[str]) -> str:
-    """A readable folder name without ``=`` or ``,``: data, model, attention and block as built, λ̃, seed, the rest."""
-    model = family(choices)
-    parts = [choices["data"], "_".join(filter(None, [model, config.model.get("size")])), choices["attention"]]
-    if config.attention.get("lam") is not None:
-        parts.append(f"lam{config.attention.lam:g}" if _is_number(config.attention.lam) else "lam")
-    if choices["block"] != "plain":
-        parts.append(choices["block"])
-    parts.append(f"seed{config.seed}")
-    for override in sorted(overrides):
-        key, _, value = override.lstrip("+~").partition("=")
-        if key not in _IN_EVERY_NAME and not _EXECUTION.match(key):
-            parts.append(f"{key}-{value}")
+def default_name(composed: Composed) -> str:
+    """A readable folder name without ``=`` or ``,``: data, model and axes as built, what else stands in names, the seed,
+    and what was typed beyond that."""
+    described = describe(composed)
+    settings = described["settings"]
+    parts = [str(settings["data"]), model_words(described, "_", joined), *words(described, "-", joined)]
+    parts.append(f"seed{settings['seed']}")
+    in_every_name = {"model", "data", "seed", *described["axes"], *described["labels"]}
+    for word in sorted(composed.overrides):
+        key, value = key_of(word), word.partition("=")[2]
+        if key in in_every_name or key.endswith("._target_") or mark_of(key, composed) is EXECUTION:
+            continue
+        parts.append(f"{key}-{value}")
     name = re.sub(r"[^\w.+-]+", "_", "-".join(parts)).strip("_")
     if len(name) > 150:  # file systems end at 255 bytes; a digest keeps two long names apart
         name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
-
-
-def family(choices: dict[str, str]) -> str:
-    """The network without its attention: ``deit`` for ``model=deit_neutreno``, whatever attention was built."""
-    return choices["model"].removesuffix(f"_{choices['attention']}").removesuffix("_neutreno")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class RunFolder:
@@ -113,8 +66,8 @@ class RunFolder:
 
         return read_result(self.path).get("status") if self.result_file.exists() else None
 
-    def check(self, config: dict[str, Any], resume: bool) -> None:
-        """Whether a run with ``config`` may use this folder.
+    def check(self, composed: Composed, resume: bool) -> None:
+        """Whether a run of ``composed`` may use this folder.
 
         Raises:
             InputError: it may not, and why.
@@ -128,7 +81,10 @@ class RunFolder:
             return
         if not self.config_file.exists():
             raise InputError(f"{self.path} holds no config.yaml to resume from; choose another name=…")
-        before, now = identity(self.config()), identity(config)
+        before, now = (
+            identity(settings, lambda key: mark_of(key, composed) is EXECUTION)
+            for settings in (self.config(), composed.settings)
+        )
         differ = [
             f"{k}={now.get(k)} (was {before.get(k)})" for k in sorted({*before, *now}) if before.get(k) != now.get(k)
         ]
@@ -143,9 +99,12 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=resume)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  (held until the process ends)
         except FileExistsError as error:
             raise InputError(f"{self.path} exists already; resume=true continues it, name=… starts another") from error
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  (held until the process ends)
+        except OSError as error:
+            reason = f"cannot make the run folder {self.path}: {error.strerror}"
+            raise InputError(f"{reason}; choose another output_dir=FOLDER") from error
         try:  # a lock of this process alone: loading workers that outlive a kill for a moment must not keep it
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
@@ -174,74 +133,50 @@ class RunFolder:
             raise InputError(f"{self.path} is not a run folder: it holds no config.yaml") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{self.config_file} is not readable YAML") from error
-        if (
-            not isinstance(content, dict)
-            or not {"data", "model", "task", "attention", "probe", "trainer"} <= content.keys()
-        ):
+        sections = ("data", "model", "task", "probe", "trainer", "variants")
+        if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in sections):
             raise InputError(f"{self.config_file} is not the config of a run")
         return content
 
 
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run is, as flat keys: its config without what only says where and how it is executed."""
-    flat = _flat({k: v for k, v in config.items() if k != "model"}) | _flat(
-        {"model": {k: v for k, v in config["model"].items() if k not in ("attention", "block")}}  # the top level's
-    )
-    return {k: v for k, v in flat.items() if not _EXECUTION.match(k)}
+def identity(settings: dict[str, Any], is_execution: Callable[[str], bool]) -> dict[str, Any]:
+    """What a run is, as flat keys: its settings without what only says where and how it is executed."""
+    model = {
+        key: value for key, value in settings["model"].items() if key not in settings["variants"]
+    }  # the top level's
+    return {key: value for key, value in flat({**settings, "model": model}).items() if not is_execution(key)}
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in config.items():
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key."""
+    found = {}
+    for key, value in settings.items():
         if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            found.update(flat(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
-def build(config: Any, **kwargs) -> Any:
-    """Instantiate part of a run folder's config, if all it names is in :data:`BUILDABLE`.
-
-    Raises:
-        InputError: it names something else, or holds what is no plain data.
-    """
-    if not isinstance(config, dict) or "_target_" not in config:
-        raise InputError("the run's config is not one that a run writes: data, model and task must name a _target_")
-    _check_plain(config)
-    return hydra.utils.instantiate(config, **kwargs)
+def execution_keys(composed: Composed) -> list[str]:
+    """The keys of a run's settings that only say where and how it is executed, for its record."""
+    return [key for key in flat(composed.settings) if mark_of(key, composed) is EXECUTION]
 
 
-def _check_plain(node: Any) -> None:
-    if type(node) is dict:
-        if "_target_" in node and node["_target_"] not in BUILDABLE:
-            raise InputError(f"the run's config names {node['_target_']!r}, which is not a part of neutreno; refused")
-        for key, value in node.items():
-            _check_plain(key)
-            _check_plain(value)
-    elif type(node) is list:
-        for value in node:
-            _check_plain(value)
-    elif isinstance(node, str):
-        if "${" in node:
-            raise InputError(f"the run's config holds the interpolation {node!r}; a run writes none; refused")
-    elif node is not None and type(node) not in (bool, int, float):  # YAML makes tuples, sets and dates too
-        raise InputError(f"the run's config holds a {type(node).__name__}; a run writes none; refused")
-
-
-def departures(config: dict[str, Any], experiment: str, overrides: Sequence[str]) -> list[str]:
-    """Where a run's settings depart from those of its experiment file as it stands now, beyond seed and paths, and
+def departures(
+    config: dict[str, Any], execution: Sequence[str], experiment: str, overrides: Sequence[str], config_dirs=()
+) -> list[str]:
+    """Where a run's settings depart from those of its experiment file as it stands now, beyond seed and execution, and
     beyond the data set where the experiment leaves it open."""
     given = [f"experiment={experiment}", f"seed={config['seed']}"]
-    given += [o for o in overrides if _EXECUTION.match(o.lstrip("+~").partition("=")[0])]
-    file = CONFIGS / "experiment" / f"{experiment}.yaml"
-    if file.is_file() and "override /data:" not in file.read_text():
+    given += [o for o in overrides if key_of(o) in (*execution, *ways_of_execution())]
+    files = [Path(folder) / "experiment" / f"{experiment}.yaml" for folder in (*config_dirs, CONFIGS)]
+    file = next((file for file in files if file.is_file()), None)
+    if file is not None and "override /data:" not in file.read_text():
         given += [o for o in overrides if o.startswith("data=")]
     try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = hydra.compose("train", overrides=given)
-        own = identity(OmegaConf.to_container(composed, resolve=True))
+        own = identity(compose(given, config_dirs=config_dirs).settings, execution.__contains__)
     except (HydraException, OmegaConfBaseException) as error:
         return [f"its experiment cannot be composed any more ({' '.join(str(error).split())[:120]})"]
-    now = identity(config)
+    now = identity(config, execution.__contains__)
     return [f"{k}={now.get(k)} (experiment: {own.get(k)})" for k in sorted({*own, *now}) if own.get(k) != now.get(k)]

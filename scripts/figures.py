@@ -25,7 +25,7 @@ def main() -> int:
         from neutreno.reports.comparison import group_runs
         from neutreno.reports.figures import plot_curves
         from neutreno.reports.reading import read_runs
-        from neutreno.reports.tables import panels_of
+        from neutreno.reports.tables import panels_of, scale_of
 
         runs, problems = read_runs(arguments.runs)
         groups, left_out = group_runs(runs)
@@ -34,7 +34,7 @@ def main() -> int:
         panels = panels_of(groups, "initial" if arguments.initial else "last", arguments.measure)
         if not panels:
             raise InputError(f"none of the runs is finished and has measured {arguments.measure} of its tokens")
-        paths = plot_curves(panels, arguments.output, arguments.title, arguments.measure)
+        paths = plot_curves(panels, arguments.output, arguments.title, arguments.measure, scale_of(groups))
         print("figure: " + ", ".join(map(str, paths)))
     except Exception as error:
         return report(error)

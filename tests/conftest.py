@@ -230,28 +230,23 @@ def run_ranks(
 
 def make_run(folder: Path, *overrides: str, status: str = "finished", value: float = 90.0, drift: float = 0.0) -> Path:
     """A run folder in the real format, without training: its config is composed, its figures are made up."""
-    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from neutreno.results import settings_of
+    from neutreno.config.building import locate
+    from neutreno.config.composing import compose
+    from neutreno.results import describe_run
 
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        choices = dict(compose("train", [*overrides], return_hydra_config=True).hydra.runtime.choices)
-        config = compose("train", [*overrides])
+    composed = compose([*overrides])
+    composed.config.name = folder.name
+    task = locate(composed.config.task._target_)
     folder.mkdir(parents=True)
-    config.name = folder.name
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.to_container(config, resolve=True)))
-    metric = {"lm": "test/ppl", "segmenter": "test/miou"}.get(choices["model"].partition("_")[0], "test/top1")
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(composed.settings))
+    metric = task.main_metric.replace("val/", "test/")
     measured = {
         step: {kind: [0.1 + 0.01 * layer + drift * step / 100 for layer in range(5)] for kind in ("all", "patch")}
         for step in (0, 50, 100)
     }
-    result = {
-        "name": folder.name,
-        "status": status,
-        "settings": settings_of(config, choices),
-        "overrides": [*overrides],
-    }
+    result = {"name": folder.name, "status": status, **describe_run(composed, task)}
     if status == "finished":
         curves = {"initial": measured[0]["all"], "last": measured[100]["all"]}
         result |= {

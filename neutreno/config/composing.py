@@ -1,9 +1,9 @@
-"""Composing a config out of the project's files, those of a package outside it (``--config-dir``), and what was typed."""
+"""Composing a config of the project's files, those of a package outside it (``--config-dir``), and what was typed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ class Composed:
         """The config as plain data, every interpolation resolved."""
         return OmegaConf.to_container(self.config, resolve=True)
 
+    def anew(self) -> Composed:
+        """The same with ``settings`` read again, after ``config`` was changed."""
+        return replace(self)
+
 
 def compose(overrides: Sequence[str] = (), name: str = "train", config_dirs: Sequence[str | Path] = ()) -> Composed:
     """What the command line would compose of ``overrides``.
@@ -47,12 +51,17 @@ def compose(overrides: Sequence[str] = (), name: str = "train", config_dirs: Seq
         HydraException, OmegaConfBaseException: it cannot be composed; :func:`neutreno.config.gate.explained` says why.
     """
     folders = [str(Path(folder).resolve()) for folder in config_dirs]
-    searched = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose(name, overrides=[*overrides, *searched], return_hydra_config=True)
+        config = hydra.compose(name, overrides=[*overrides, *searchpath(folders)], return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_readonly(config, False)
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     OmegaConf.set_struct(config, True)
     return Composed(config, choices, list(overrides), folders)
+
+
+def searchpath(folders: Sequence[str]) -> list[str]:
+    """Hydra's word for further folders of config files; none where there are none."""
+    quoted = ",".join('"file://{}"'.format(folder.replace('"', '\\"')) for folder in folders)
+    return [f"hydra.searchpath=[{quoted}]"] if folders else []

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from neutreno.reports.reading import Run
+from neutreno.variants import model_words
 
 
 @dataclass
@@ -54,54 +55,80 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             left_out.append(f"{run.path} is the same run as {twin.path}")
         else:
             row.append(run)
-    rows = [members[0].row for members in found.values()]
-    shown = {"attention.lam", "recipe.lam"}  # λ̃ stands in the base label
-    shown |= {"attention._target_", "block._target_", "model.size", "data._target_", *_consequences(rows)}
-    differing = [k for k in sorted(set().union(*rows)) if len({str(row.get(k)) for row in rows}) > 1]
+    rows = list(found.values())
+    differing = _differing([members[0] for members in rows])
     groups = []
-    for members in found.values():
-        extra = [f"{k}={members[0].row.get(k)}" for k in differing if k not in shown]
-        label = " ".join([base_label(members[0].settings), *extra])
+    for members in rows:
+        extra = [f"{key}={members[0].row.get(key)}" for key in differing]
+        label = " ".join([members[0].label, *extra])
         groups.append(Group(label, sorted(members, key=lambda run: run.seed)))
-    return sorted(groups, key=lambda g: _order(g.settings)), left_out
+    return sorted(groups, key=lambda g: _order(g.runs[0])), left_out
 
 
-def _consequences(rows: list[dict[str, Any]]) -> set[str]:
-    """Keys that differ only because the data set does: the label already names it."""
-    if len({row["data._target_"] for row in rows}) <= 1:
-        return set()
-    return {k for row in rows for k in row if k.startswith(("data.", "recipe.", "task.", "trainer."))}
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """Settings in which rows differ and which no label says, nor follow from a choice that it says."""
+
+    def follows_from(key: str) -> tuple:
+        """Rows that differ here compare this key no further."""
+        head = key.partition(".")[0]
+        if head in ("data", "recipe", "task", "trainer"):
+            return ("data",)
+        return (head,) if any(head in run.result["axes"] for run in runs) else ()
+
+    found = []
+    for key in sorted(set().union(*(run.row for run in runs))):
+        said = any(key in run.result["labels"] for run in runs) or key.endswith("._target_")
+        if said or key.startswith("recipe."):  # what looks it up differs
+            continue
+        alike: dict[str, set[str]] = {}
+        for run in runs:
+            choice = str([run.settings.get(name) for name in follows_from(key)])
+            alike.setdefault(choice, set()).add(str(run.row.get(key)))
+        if any(len(values) > 1 for values in alike.values()):
+            found.append(key)
+    return found
 
 
-def base_label(s: dict[str, Any]) -> str:
-    """``digits deit-mini neutreno λ̃=0.6 + featscale``."""
-    lam = "" if s["lam"] is None else f" λ̃={s['lam']:g}"
-    block = "" if s["block"] == "plain" else f" + {s['block']}"
-    return f"{s['data']} {s['model']}-{s['size']} {s['attention']}{lam}{block}"
-
-
-def _order(s: dict[str, Any]) -> tuple:
-    block = s["block"] != "plain"
-    return (s["data"], s["model"], str(s["size"]), block, s["attention"] != "softmax", s["attention"], s["lam"] or 0.0)
+def _order(run: Run) -> tuple:
+    """By data and model, at the baseline first, then by the axes, the last declared counting most, and by numbers."""
+    result, settings = run.result, run.settings
+    axes = list(result["baseline"].items())
+    numbers = [run.number(key) for key in result["labels"] if key.partition(".")[0] in result["axes"]]
+    return (
+        str(settings["data"]),
+        model_words(result),
+        [settings[axis] != baseline for axis, baseline in reversed(axes)],
+        [str(settings[axis]) for axis, _ in axes],
+        [-float("inf") if number is None else number for number in numbers],
+    )
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The row that ``group`` is measured against: softmax attention (λ̃ = 0 is the same) in a plain block on the same
-    data, network and size, and among several such rows the one whose other settings are nearest."""
-    own = group.settings
+    """The row that ``group`` is measured against: at the baseline of all axes (or what equals it) on the same data and
+    model, and among several such rows the one whose other settings are nearest."""
+    own = group.runs[0]
 
-    def distance(other: Group) -> tuple[int, bool]:
-        here, there = group.runs[0].row, other.runs[0].row
-        return sum(here.get(k) != there.get(k) for k in {*here, *there}), other.settings["attention"] != "softmax"
+    def distance(other: Group) -> tuple[int, int]:
+        run = other.runs[0]
+        named = sum(run.settings[axis] != baseline for axis, baseline in run.result["baseline"].items())
+        return sum(own.row.get(k) != run.row.get(k) for k in {*own.row, *run.row}), named
 
-    def is_plain(s: dict[str, Any]) -> bool:
-        return s["block"] == "plain" and (s["attention"] == "softmax" or (s["attention"], s["lam"]) == ("neutreno", 0))
-
-    alike = [g for g in groups if all(g.settings[k] == own[k] for k in ("data", "model", "size"))]
-    candidates = [g for g in alike if is_plain(g.settings)]
+    candidates = [g for g in groups if g.runs[0].at_baseline and comparable(g.runs[0], own)]
     if not candidates or group in candidates:
         return None
     return min(candidates, key=distance)
+
+
+def comparable(run: Run, other: Run) -> bool:
+    """Whether two runs are of the same data and model."""
+    return run.settings["data"] == other.settings["data"] and model_words(run.result) == model_words(other.result)
+
+
+def number_compared(runs: Sequence[Run]) -> str | None:
+    """The labelled setting of an axis that takes most different numbers among ``runs``: λ̃, in a sweep of it."""
+    keys = [k for run in runs for k in run.result["labels"] if k.partition(".")[0] in run.result["axes"]]
+    taken = {key: len({n for run in runs if (n := run.number(key)) is not None}) for key in dict.fromkeys(keys)}
+    return max((key for key, count in taken.items() if count > 1), key=taken.get, default=None)
 
 
 @dataclass

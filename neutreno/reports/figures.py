@@ -191,10 +191,10 @@ PAPER = {  # ready to paste: a column of 3.25 in or a page of 6.75 in, fonts tha
 MARKERS = "osD^vPX"
 
 
-def lam_scale(lams: Iterable[float]) -> plt.cm.ScalarMappable:
-    """One colour scale for many λ̃: ``to_rgba(λ̃)`` is a curve's, and it draws its own colour bar."""
+def number_scale(numbers: Iterable[float]) -> plt.cm.ScalarMappable:
+    """One scale of colours for many numbers: ``to_rgba(number)`` is a curve's, and it draws its own colour bar."""
     colours = matplotlib.colors.ListedColormap(plt.cm.viridis(np.linspace(0, 0.9, 256)))
-    return plt.cm.ScalarMappable(plt.Normalize(min(lams), max(lams)), colours)
+    return plt.cm.ScalarMappable(plt.Normalize(min(numbers), max(numbers)), colours)
 
 
 def save_both(figure, prefix: str | Path) -> list[Path]:
@@ -206,16 +206,23 @@ def save_both(figure, prefix: str | Path) -> list[Path]:
 
 
 def plot_curves(
-    panels: Sequence[tuple[str, Sequence[Curves]]], prefix: str | Path, title: str = "", measure: str = "cosine"
+    panels: Sequence[tuple[str, Sequence[Curves]]],
+    prefix: str | Path,
+    title: str = "",
+    measure: str = "cosine",
+    numbers: str | None = None,
 ) -> list[Path]:
     """A measure by layer, a panel per task and part of a network, mean over seeds with a band of ± sd.
 
-    More than four λ̃ share one colour scale; more than six rows have their legend beside the panels. Writes
-    ``prefix.pdf`` and ``prefix.png``, and returns their paths.
+    More than six rows have their legend beside the panels. Writes ``prefix.pdf`` and ``prefix.png``, and returns their
+    paths.
+
+    Args:
+        numbers: what the rows' numbers are; more than four of them share one scale of colours, which is called so.
     """
     with plt.rc_context({**STYLE, **PAPER}):
-        lams = {c.lam for _, rows in panels for c in rows}
-        scale = lam_scale(lams) if len(lams) > 4 else None
+        found = {c.number for _, rows in panels for c in rows} if numbers else set()
+        scale = number_scale(found) if len(found) > 4 else None
         many = scale is None and max(len(rows) for _, rows in panels) > 6
         width = 6.75 if many else min(6.75, max(3.25, 2.25 * len(panels)))
         figure, axes = plt.subplots(
@@ -227,7 +234,7 @@ def plot_curves(
         for panel, (heading_, rows) in zip(axes[0], panels, strict=True):
             for number, row in enumerate(rows):
                 mean, layers = row.values.mean(0), np.arange(row.values.shape[1])
-                colour = COLOURS[number % len(COLOURS)] if scale is None else scale.to_rgba(row.lam)
+                colour = COLOURS[number % len(COLOURS)] if scale is None else scale.to_rgba(row.number)
                 style = {"color": colour, "linestyle": ("-", "--", ":", "-.")[number % 4 if scale is None else 0]}
                 marker = MARKERS[number % len(MARKERS)]
                 panel.plot(layers, mean, marker=marker, ms=2.5, lw=1.1, label=plain(row.label), **style)
@@ -249,7 +256,7 @@ def plot_curves(
                     panel.legend(loc="best")
                     said = labels
         else:
-            figure.colorbar(scale, ax=axes[0, -1], label="λ̃ (0 = softmax)", ticks=sorted(lams))
+            figure.colorbar(scale, ax=axes[0, -1], label=numbers, ticks=sorted(found))
         return save_both(figure, prefix)
 
 
@@ -258,5 +265,5 @@ class Curves:
     """One row of a comparison: similarity by layer of its runs (seeds, layers)."""
 
     label: str
-    lam: float
+    number: float | None
     values: np.ndarray

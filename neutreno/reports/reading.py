@@ -15,6 +15,7 @@ from typing import Any
 from neutreno.errors import InputError
 from neutreno.results import read_result
 from neutreno.runs import RunFolder, identity
+from neutreno.variants import model_words, words
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The few settings by which people tell runs apart."""
+        """The few settings by which people tell runs apart, flat: data, model, axes, what stands in labels, seed."""
         return self.result["settings"]
 
     @property
@@ -48,9 +49,28 @@ class Run:
         return self.settings["seed"]
 
     @property
+    def at_baseline(self) -> bool:
+        """Whether the run is at the baseline of all its axes, or equals it."""
+        return all(axis["baseline"] for axis in self.result["axes"].values())
+
+    def number(self, key: str) -> float | None:
+        """A setting that is a number; at the baseline, the value that the baseline equals."""
+        value = self.settings.get(key)
+        if value is None and self.at_baseline:
+            value = self.result["baseline_values"].get(key)
+        return value if _is_number(value) else None
+
+    @property
+    def label(self) -> str:
+        """``digits deit-mini neutreno λ̃=0.6 + featscale``"""
+        named = [str(self.settings["data"]), model_words(self.result), " + ".join(words(self.result))]
+        return " ".join(filter(None, named))
+
+    @property
     def task(self) -> str:
-        """``classification``, ``segmentation`` or ``language modeling``."""
-        return self.config["task"]["_target_"].split(".")[-2].replace("_", " ")
+        """The name of the task's class in words: ``classification``, ``language modeling``."""
+        name = self.result["task"].rpartition(".")[2]
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
 
     @property
     def experiment(self) -> str | None:
@@ -70,8 +90,13 @@ class Run:
     @property
     def main_metric(self) -> str | None:
         """What the run is judged by: the test split's figure where there is one, else the validation's."""
-        known = [f"{split}/{name}" for name in ("top1", "miou", "ppl") for split in ("test", "val")]
+        named = self.result["main_metric"]
+        known = [f"test/{named.partition('/')[2]}", named]
         return next((name for name in known if name in self.metrics), None)
+
+    @property
+    def smaller_is_better(self) -> bool:
+        return self.result["main_metric_mode"] == "min"
 
     def curve(self, when: str = "last", tokens: str = "all", measure: str = "cosine") -> list[float]:
         """A measure of tokens by layer, ``when`` being ``initial`` or ``last``; empty if it was not measured."""
@@ -81,13 +106,14 @@ class Run:
     @cached_property
     def row(self) -> dict[str, Any]:
         """What runs of one row of a table share: flat settings without seed, places and ways of execution."""
-        settings = {k: v for k, v in identity(self.config).items() if k.rpartition(".")[2] != "seed"}
-        for key in ("model.weights", "model.encoder_weights"):  # where a run starts from the run of its own seed
-            if isinstance(start := settings.get(key), str):
-                settings[key] = re.sub(r"seed\d+", "seed", start)
-        for split, digest in self.result.get("text", {}).get("sha256", {}).items():  # data.root may hold any text
-            settings[f"{split} text"] = digest[:8]
-        return settings
+        found = {}
+        for key, value in identity(self.config, frozenset(self.result["execution"]).__contains__).items():
+            if key.rpartition(".")[2] != "seed":  # a run may start from the weights of the run of its own seed
+                own_seed = isinstance(value, str) and key.startswith("model.")
+                found[key] = re.sub(rf"seed{self.seed}(?!\d)", "seed", value) if own_seed else value
+        for split, digest in self.result.get("digests", {}).items():  # data.root may hold anything
+            found[f"{split} data"] = digest[:8]
+        return found
 
 
 def read_run(folder: str | Path) -> Run:
@@ -131,12 +157,17 @@ def _curves(result: dict[str, Any]) -> dict[str, Any]:
 def _check(result: dict[str, Any], path: Path) -> None:
     """Refuse what was edited by hand into something a run does not write."""
     measured = _curves(result)
+    flat = ("settings", "axes", "labels", "baseline", "baseline_values")
     sound = (
-        isinstance(result.get("settings"), dict)
-        and {"data", "model", "size", "attention", "lam", "block", "seed"} <= result["settings"].keys()
-        and isinstance(result.get("overrides"), list)
-        and all(isinstance(o, str) for o in result["overrides"])
+        all(isinstance(result.get(key), dict) for key in flat)
+        and {"data", "model", "seed", *result["axes"]} <= result["settings"].keys()
+        and result["axes"].keys() == result["baseline"].keys()
+        and all(isinstance(axis, dict) and "baseline" in axis for axis in result["axes"].values())
+        and all(isinstance(label, str) for label in result["labels"].values())
+        and all(isinstance(result.get(key), str) for key in ("task", "main_metric", "main_metric_mode"))
+        and all(_are_words(result.get(key)) for key in ("overrides", "execution"))
         and isinstance(result.get("metrics", {}), dict)
+        and isinstance(result.get("digests", {}), dict)
         and isinstance(measured, dict)
         and all(isinstance(curves, dict) for curves in measured.values())
         and all(
@@ -149,6 +180,10 @@ def _check(result: dict[str, Any], path: Path) -> None:
     )
     if not sound or not isinstance(result["settings"]["seed"], int):
         raise InputError(f"{path} is not what a run writes; was it edited?")
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def _is_number(value: Any) -> bool:

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from neutreno.errors import InputError
-from neutreno.reports.comparison import Group, baseline_of, difference, group_runs, spread
+from neutreno.reports.comparison import Group, baseline_of, difference, group_runs, number_compared, spread
 from neutreno.reports.figures import Curves
 from neutreno.reports.reading import read_runs
 from neutreno.runs import departures
+from neutreno.variants import model_words, words
 
 Column = tuple[str, Callable[[Group, Group | None], str]]
-METRICS = ["test/top1", "val/top1", "test/miou", "val/miou", "val_multi_scale/miou", "test/ppl", "val/ppl"]
-METRICS += ["best/test/top1", "ema/test/top1", "ema/val/top1"]
+FIGURES = ["test/{}", "val/{}", "best/test/{}", "ema/test/{}", "ema/val/{}"]  # of the main metric, shown where known
 KINDS = {"all": "", "decoder": ", decoder"}
 
 
@@ -75,7 +75,7 @@ def table(
 ) -> pd.DataFrame:
     """One row per group. Every figure is a dict, see :func:`render`.
 
-    ``baseline``: part of the name of the row to measure all others against; default: plain softmax on its data.
+    ``baseline``: part of the name of the row to measure all others against; default: that at the baseline of all axes.
     ``columns``: further ones: measures of the probe by name (after the last layer, trained), ``parameters``, or a pair
     of a heading and a function from a group and its baseline to what stands there.
 
@@ -85,7 +85,9 @@ def table(
     known = list(dict.fromkeys(m for g in groups for run in g.runs for m in run.metrics))
     if metrics is None:
         asked = [m for g in groups for m in g.runs[0].config.get("paper") or {}]
-        metrics = [m for m in dict.fromkeys([*METRICS, *asked]) if any(len(g.values(m)) for g in groups)]
+        main = groups[0].runs[0].result["main_metric"].rpartition("/")[2]
+        named = [figure.format(main) for figure in FIGURES]
+        metrics = [m for m in dict.fromkeys([*named, *asked]) if any(len(g.values(m)) for g in groups)]
     for metric in metrics:
         if not any(len(g.values(metric)) for g in groups):
             raise InputError(f"no run has the metric {metric}; there are: {', '.join(known)}")
@@ -130,7 +132,9 @@ def table(
             f"no run has measured {', '.join(missing)}; there are parameters and what probe.measures names"
         )
     frame = frame[[c for c in order if c in frame]]
-    return frame.rename(columns={"difference": f"{metrics[0]}: difference, 95 % {'paired' if paired else 'Welch'}"})
+    better = ", smaller is better" if groups[0].runs[0].smaller_is_better else ""
+    interval = f"difference, 95 % {'paired' if paired else 'Welch'}"
+    return frame.rename(columns={"difference": f"{metrics[0]}: {interval}{better}"})
 
 
 def further_columns(group: Group, against: Group | None, columns: Sequence[str | Column]) -> dict[str, Any]:
@@ -160,9 +164,11 @@ def name_of(group: Group) -> str:
     return group.label if name is None else f"{name} *" if departures_of(group) else name
 
 
-def departures_of(group: Group) -> list[str]:
+def departures_of(group: Group, config_dirs: Sequence[str] = ()) -> list[str]:
     run = group.runs[0]
-    return departures(run.config, run.experiment, run.result["overrides"]) if run.experiment else []
+    if not run.experiment:
+        return []
+    return departures(run.config, run.result["execution"], run.experiment, run.result["overrides"], config_dirs)
 
 
 def footnotes(groups: Sequence[Group]) -> list[str]:
@@ -212,16 +218,29 @@ def render(frame: pd.DataFrame, style: str = "md") -> str:
 def panels_of(groups: Sequence[Group], when: str = "last", measure: str = "cosine") -> list[tuple[str, list[Curves]]]:
     """What :func:`~neutreno.reports.figures.plot_curves` draws: a panel per data set and part of the network."""
     panels: dict[str, list[Curves]] = {}
+    key = number_compared([group.runs[0] for group in groups])
     for group in groups:
-        s = group.settings
-        alike = [g for g in groups if g.settings["data"] == s["data"]]
-        sizes = {(g.settings["model"], g.settings["size"]) for g in alike}
-        name = "NeuTRENO" if s["attention"] == "neutreno" else s["attention"]
-        short = " ".join(
-            [name, *([f"λ̃ = {s['lam']:g}"] if s["lam"] is not None else []), *([s["block"]] * (s["block"] != "plain"))]
-        )
-        label = short if len(sizes) == 1 else f"{s['model']}-{s['size']} {short}"
+        run = group.runs[0]
+        alike = [g.runs[0] for g in groups if g.settings["data"] == run.settings["data"]]
+        label = " + ".join(words(run.result))
+        if len({model_words(other.result) for other in alike}) > 1:
+            label = f"{model_words(run.result)} {label}"
         for kind, where in KINDS.items():
             if (curves := group.curves(when, kind, measure)).size:
-                panels.setdefault(f"{s['data']}{where}", []).append(Curves(label, s["lam"] or 0.0, curves))
+                number = None if key is None else run.number(key)
+                panels.setdefault(f"{run.settings['data']}{where}", []).append(Curves(label, number, curves))
     return list(panels.items())
+
+
+def scale_of(groups: Sequence[Group]) -> str | None:
+    """What a scale of colours over the rows' numbers is called, where rows at the baseline and of one other choice on
+    every axis differ in that number: ``λ̃ (0: softmax)``."""
+    runs = [group.runs[0] for group in groups]
+    key = number_compared(runs)
+    if key is None or any(run.number(key) is None for run in runs):
+        return None
+    if len({str([run.settings[axis] for axis in run.result["axes"]]) for run in runs if not run.at_baseline}) > 1:
+        return None
+    result = runs[0].result
+    equal, label = result["baseline_values"].get(key), result["labels"][key] or key
+    return label if equal is None else f"{label} ({equal:g}: {result['baseline'][key.partition('.')[0]]})"

@@ -14,7 +14,7 @@ from neutreno.reports.figures import (
     MARKERS,
     PAPER,
     STYLE,
-    lam_scale,
+    number_scale,
     plain,
     plt,
     save_both,
@@ -51,7 +51,7 @@ def plot_descent(rows: pd.DataFrame, ends: pd.DataFrame, prefix: str | Path) -> 
     with plt.rc_context({**STYLE, **PAPER}):
         figure, axes = plt.subplots(ncols=3, figsize=(6.75, 2.4), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08)
-        scale = lam_scale([0, 1, *rows.lam])
+        scale = number_scale([0, 1, *rows.lam])
         for panel in axes[:2]:
             panel.set_yscale("log")
         for lam, curve in rows.groupby("lam"):

@@ -1,0 +1,85 @@
+"""What the command lines that are composed by Hydra share: words in any order, one gate, errors told in one way."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from neutreno.config.composing import CONFIGS, Composed, searchpath
+from neutreno.config.gate import explained
+from neutreno.errors import InputError, report
+
+
+def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) -> None:
+    """Compose ``configs/NAME.yaml`` with ``words`` and call ``job(composed, is_sweep)``, for every run of a sweep.
+
+    ``--config-dir`` may stand anywhere, and more than once.
+
+    Raises:
+        InputError: all that is wrong with the words.
+    """
+    words, config_dirs = split_config_dirs(words)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole
+    given, reached = sys.argv, False
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
+    def main(config: DictConfig) -> None:
+        nonlocal reached
+        reached = True
+        sys.argv = given  # Lightning starts the other processes of a run with these words
+        hydra_config = HydraConfig.get()
+        choices, overrides = dict(hydra_config.runtime.choices), list(hydra_config.overrides.task)
+        job(Composed(config, choices, overrides, config_dirs), hydra_config.mode == RunMode.MULTIRUN)
+
+    sys.argv = [given[0], *words, *searchpath(config_dirs)]
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        if reached:
+            raise
+        typed = [word for word in words if not word.startswith("-")]
+        raise explained(error, typed, name, config_dirs) from error
+    finally:
+        sys.argv = given
+
+
+def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(all other words, the folders after ``--config-dir``).
+
+    Raises:
+        InputError: one is no folder.
+    """
+    rest, folders, waiting = [], [], False
+    for word in words:
+        option, equals, value = word.partition("=")
+        if waiting:
+            folders.append(word)
+            waiting = False
+        elif option in ("--config-dir", "-cd"):
+            waiting = not equals
+            folders += [value] if equals else []
+        else:
+            rest.append(word)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise InputError(f"--config-dir {folder}: there is no such folder")
+    if waiting:
+        raise InputError("--config-dir has no value: give a folder of config files")
+    return rest, [str(Path(folder).resolve()) for folder in folders]
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """The exit code of ``action``; an error is reported and gives its own."""
+    try:
+        return action()
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)

@@ -1,0 +1,244 @@
+"""Train a network and watch how similar its tokens become with depth.
+
+compose → check → build → fit → evaluate → record
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from neutreno.cli.hydra_main import guarded, run
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+    from lightning.pytorch.loggers import Logger
+
+    from neutreno.callbacks.probe import OversmoothingProbe
+    from neutreno.config.composing import Composed
+    from neutreno.data.base import SplitData
+    from neutreno.runs import RunFolder
+    from neutreno.tasks.base import Task
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return guarded(lambda: _main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(words: Sequence[str]) -> int:
+    sweep: list[Composed] = []
+    run("train", words, lambda composed, is_sweep: sweep.append(composed) if is_sweep else train(composed))
+    if not sweep:
+        return 0
+    from neutreno.launchers import launch, plan  # each as a process of its own, now that all are known
+
+    return 2 if launch([plan(composed) for composed in sweep], sweep[0].config) else 0
+
+
+def train(composed: Composed) -> None:
+    """One run, from its config to its finished record.
+
+    Raises:
+        InputError: what the user gave cannot be used; then no folder was made, or the one there is as it was.
+    """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from neutreno import console
+    from neutreno.config.building import build
+    from neutreno.data.loading import derive_seed, seed_everything
+    from neutreno.preflight import preflight
+    from neutreno.runs import RunFolder
+
+    console.quiet(rank_zero_only.rank)
+    composed, plugins = checked(composed)
+    config, settings = composed.config, composed.settings
+    run = RunFolder(config.output_dir, config.name)
+    if not config.preflight:
+        if rank_zero_only.rank == 0:  # the other processes of a run find the folder that this one made
+            run.check(composed, config.resume)
+        if config.resume and run.status == "finished":
+            if rank_zero_only.rank == 0:
+                print(f"{run.path} is finished; nothing to do")
+            return
+
+    seed_everything(derive_seed(config.seed))
+    data = build(settings["data"])
+    model = build(settings["model"], **data.model_arguments())
+    task = build(settings["task"], model=model)
+    data.setup()
+    if config.compile:  # in place, so names stay; the average and token_features() are not compiled
+        model.compile()
+    if config.preflight:
+        return preflight(config, task, data, plugins)
+    fit(composed, run, data, task, plugins)
+
+
+def checked(composed: Composed) -> tuple[Composed, list]:
+    """The config after the gate, with its name and the number of epochs set; and the trainer's plugins.
+
+    Raises:
+        InputError: all that is wrong with it.
+    """
+    from neutreno.config.building import build
+    from neutreno.config.gate import check
+    from neutreno.data.language_modeling import count_epochs
+    from neutreno.errors import InputError
+    from neutreno.parallel import check_trainer
+    from neutreno.runs import default_name
+
+    check(composed)
+    config = composed.config
+    if "epoch_steps" in config.data:
+        count_epochs(config)
+    elif config.trainer.max_steps != -1:
+        raise InputError(f"trainer.max_steps={config.trainer.max_steps}: epochs bound this run; set trainer.max_epochs")
+    elif config.trainer.max_epochs is None:
+        raise InputError("trainer.max_epochs has no value: epochs bound this run; give one, trainer.max_epochs=…")
+    plugins = [build(plugin) for plugin in composed.settings["trainer"]["plugins"]]  # SLURM's says that srun is missing
+    check_trainer(config)
+    config.name = config.name or default_name(composed)
+    composed = composed.anew()
+    composed.settings  # noqa: B018  (as recorded; the trainer gets one thing otherwise)
+    if "epoch_steps" in config.data:
+        config.trainer.max_steps = -1  # bounded by steps, Lightning skips an epoch when it resumes at the end of one
+    return composed, plugins
+
+
+def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins: list) -> None:
+    """Train, evaluate and record; an error is recorded, too, before it goes on its way."""
+    from lightning.pytorch.callbacks import Timer
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from neutreno import console, results
+    from neutreno.callbacks.loggers import log_report
+    from neutreno.callbacks.probe import OversmoothingProbe
+    from neutreno.checkpoints import read_checkpoint
+    from neutreno.evaluation import evaluate_run
+    from neutreno.parallel import describe
+
+    config, settings = composed.config, composed.settings
+    probe, timer = OversmoothingProbe(run.path, **settings["probe"]), Timer(verbose=False)
+    loggers = make_loggers(composed, run)
+    trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, plugins)
+    leader = trainer.is_global_zero
+    if leader:  # only now, when all could be built
+        run.create(settings, config.resume)
+        console.log_to(run.path / "train.log")
+    data.note_corrupt(run.path / "corrupt_images.txt")
+    result = {"name": config.name, "status": "running", **results.describe_run(composed, type(task))}
+    result |= {"parameters": sum(p.numel() for p in task.model.parameters()), "devices": describe(trainer, data)}
+    result |= {**data.record(), **results.environment()}
+    record = rank_zero_only(lambda **more: results.write_json(run.result_file, result | more))
+    record()
+    if leader:
+        samples = f"{len(data.splits['train']):,} training {data.samples_are}"
+        print(f"{config.name}: {result['parameters']:,} parameters, {samples}")
+    for logger in loggers[1:]:
+        logger.log_hyperparams(settings)
+    try:
+        resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
+        if resume_from is not None:
+            # says in a line what Lightning says in a traceback
+            task.check_checkpoint(read_checkpoint(resume_from), data, resume_from)
+        trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
+        metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint) | data.baselines()
+    except BaseException as error:
+        record_error(error, record)
+        raise
+    record(status="finished", metrics=metrics, **outcome(trainer, data, probe, timer))
+    if leader:
+        probe.write()
+        task.write_report(run.path)
+        log_report(loggers[1:], metrics, probe.by_kind(), run.path / "oversmoothing.png")
+        print(results.summary(run.path))
+
+
+def make_loggers(composed: Composed, run: RunFolder) -> list[Logger]:
+    """The CSV file of every run, and the loggers that ``logger=`` asks for."""
+    from neutreno.callbacks import loggers
+    from neutreno.callbacks.metrics_csv import MetricsCSV
+
+    choices = composed.choices
+    group = choices.get("experiment") or choices["data"]
+    more = loggers.make_loggers(composed.settings["logger"] or {}, run.path, group, "train")
+    return [MetricsCSV(run.path / "metrics.csv"), *more]
+
+
+def make_trainer(
+    composed: Composed,
+    run: RunFolder,
+    callbacks: list,
+    loggers: list[Logger],
+    task: Task,
+    data: SplitData,
+    plugins: list,
+) -> Trainer:
+    """Lightning's trainer with what makes a run exact, safe to kill and quiet."""
+    from neutreno.callbacks.checkpointing import Checkpoint
+    from neutreno.callbacks.exact_resume import ExactResume
+    from neutreno.callbacks.finite_loss import FiniteLoss
+    from neutreno.callbacks.progress import RunProgress
+    from neutreno.checkpoints import AtomicCheckpointIO
+    from neutreno.parallel import GatherForEvaluation, build_trainer
+    from neutreno.preflight import DeviceBatch
+
+    config = composed.config
+    # "last" is a callback of its own: ModelCheckpoint(save_last=True) saves it only when "best" improved.
+    checkpoints = {"dirpath": run.path / "checkpoints", "enable_version_counter": False}
+    every_epoch = {**checkpoints, "save_on_train_epoch_end": True}
+    callbacks = [
+        DeviceBatch(),
+        ExactResume(config.seed),
+        GatherForEvaluation(),
+        FiniteLoss(),
+        *callbacks,
+        RunProgress(**config.progress),
+        Checkpoint(**every_epoch, filename="best", monitor=task.main_metric, mode=task.main_metric_mode),
+        Checkpoint(**every_epoch, filename="last"),
+    ]
+    if every_n_steps := config.checkpoint.every_n_steps:
+        callbacks.append(Checkpoint(**checkpoints, filename="last", every_n_train_steps=every_n_steps))
+    trainer = build_trainer(
+        config.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpointIO(), *plugins],
+        default_root_dir=run.path,
+    )
+    parts = trainer.accumulate_grad_batches
+    trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, parts)
+    return trainer
+
+
+def record_error(error: BaseException, record: Any) -> None:
+    """Say in the record and in ``train.log`` what ended a run; an interruption goes on as ``KeyboardInterrupt``."""
+    import contextlib
+    import logging
+
+    from neutreno.errors import InputError, explain
+
+    stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+    logging.getLogger("train").info("stopped here", exc_info=error)  # to train.log, whole
+    with contextlib.suppress(InputError):  # a full disk must not hide what happened
+        record(status="interrupted" if stopped else "failed", reason=explain(error) or repr(error))
+    if stopped:  # Lightning makes it a SystemExit
+        raise KeyboardInterrupt from error
+
+
+def outcome(trainer: Trainer, data: SplitData, probe: OversmoothingProbe, timer: Any) -> dict[str, Any]:
+    """What the record of a finished run says beside its metrics."""
+    from neutreno.parallel import describe
+
+    return {
+        "corrupt_images": len(data.corrupt.read()),
+        "oversmoothing": probe.curves(),
+        "measures": probe.further_curves(),
+        "steps": trainer.global_step,
+        "devices": describe(trainer, data),  # device_batch=auto is known only now
+        "wall_clock_s": round(timer.time_elapsed("train"), 1),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What is compared: the axes that a model's config declares, their baseline, and the words for them.
+
+A model declares ``variants: {axis: baseline}``. An axis is a config group of that name, and a key of the config that
+holds the part built. Where something else equals the baseline, the declaration is a list, ``[softmax, {neutreno: {lam:
+0}}]``. ``labels`` are the settings that stand in names, tables and figures, each with what it is called there.
+Nothing here knows the name of an axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neutreno.config.composing import CONFIGS, Composed
+from neutreno.errors import InputError
+
+
+def describe(composed: Composed) -> dict[str, Any]:
+    """The part of a run's record that tells it from others.
+
+    Returns:
+        ``settings``: flat, ``{"data": …, "model": family, "model.size": …, "attention": …, "attention.lam": …, …}``;
+        ``axes``: by name, the ``class`` built, its ``arguments``, and whether it is at its ``baseline``;
+        ``labels``; and ``baseline_values``: which value of a label the baseline is equal to (``{"attention.lam": 0}``).
+    """
+    config, choices = composed.settings, composed.choices
+    labels, axes = config["labels"], {}
+    settings: dict[str, Any] = {"data": choices["data"], "model": config["family"] or choices["model"]}
+    settings |= {key: value_at(config, key) for key in labels if key.startswith("model.")}
+    for axis, declared in config["variants"].items():
+        part = config.get(axis)
+        if not isinstance(part, dict) or choices.get(axis) is None:
+            raise InputError(f"variants.{axis}: the model has no group {axis} among its defaults")
+        name = chosen(axis, composed)
+        arguments = {key: value for key, value in part.items() if not key.startswith("_")}
+        at = _equals(name, arguments, declared)
+        axes[axis] = {"class": part.get("_target_"), "arguments": arguments, "baseline": at}
+        settings |= {axis: name, **{k: value_at(config, k) for k in labels if k.startswith(f"{axis}.")}}
+    settings |= {key: value_at(config, key) for key in labels if key not in settings}
+    settings["seed"] = config["seed"]
+    return {
+        "settings": settings,
+        "axes": axes,
+        "labels": labels,
+        "baseline": {axis: _names(declared)[0] for axis, declared in config["variants"].items()},
+        "baseline_values": _values(config["variants"]),
+    }
+
+
+def chosen(axis: str, composed: Composed) -> str:
+    """The option chosen on an axis, or the path of the class where that is not the option's own."""
+    choice, built = composed.choices[axis], composed.settings[axis].get("_target_")
+    own = _target_of(axis, choice, [*composed.config_dirs, CONFIGS])
+    return choice if own in (None, built) else str(built)
+
+
+def _target_of(group: str, option: str, folders: list[str | Path]) -> str | None:
+    """``_target_`` as the option's file has it, or the file that it builds upon."""
+    for folder in folders:
+        file = Path(folder) / group / f"{option}.yaml"
+        if not file.is_file():
+            continue
+        content = yaml.safe_load(file.read_text()) or {}
+        if "_target_" in content:
+            return content["_target_"]
+        below = [name for name in content.get("defaults", []) if isinstance(name, str) and name != "_self_"]
+        return next(filter(None, (_target_of(group, name, folders) for name in below if name != option)), None)
+    return None
+
+
+def _names(declared: str | list[Any]) -> list[Any]:
+    return declared if isinstance(declared, list) else [declared]
+
+
+def _equals(name: str, arguments: dict[str, Any], declared: str | list[Any]) -> bool:
+    """Whether what was chosen is the baseline or one of its equals."""
+    for entry in _names(declared):
+        wanted = entry if isinstance(entry, dict) else {entry: {}}
+        if name in wanted and wanted[name].items() <= arguments.items():
+            return True
+    return False
+
+
+def _values(variants: dict[str, Any]) -> dict[str, Any]:
+    equals = [(axis, e) for axis, declared in variants.items() for e in _names(declared) if isinstance(e, dict)]
+    return {f"{axis}.{k}": v for axis, entry in equals for wanted in entry.values() for k, v in wanted.items()}
+
+
+def value_at(config: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
+
+
+def at_baseline(composed: Composed) -> bool:
+    """Whether a config is at the baseline of all its axes."""
+    return all(axis["baseline"] for axis in describe(composed)["axes"].values())
+
+
+def equation(key: str, label: str, value: Any) -> str:
+    """``λ̃=0.6``, as tables write it; the bare value where a setting has no label."""
+    return f"{label}={_short(value)}" if label else _short(value)
+
+
+def joined(key: str, label: str, value: Any) -> str:
+    """``lam0.6``, as names of folders write it."""
+    return f"{key.rpartition('.')[2] if label else ''}{_short(value)}"
+
+
+def words(described: dict[str, Any], join: str = " ", write: Callable[[str, str, Any], str] = equation) -> list[str]:
+    """What a run is called on its axes: each that is not at its baseline's name with its labelled settings, or the
+    first axis' baseline; ``["neutreno λ̃=0.6", "featscale"]``."""
+    settings, baseline = described["settings"], described["baseline"]
+    shown = [axis for axis in baseline if settings[axis] != baseline[axis]] or list(baseline)[:1]
+    return [join.join([str(settings[axis]), *_labelled(described, axis, write)]) for axis in shown]
+
+
+def model_words(described: dict[str, Any], join: str = "-", write: Callable[[str, str, Any], str] = equation) -> str:
+    """``deit-mini``"""
+    return join.join([described["settings"]["model"], *_labelled(described, "model", write)])
+
+
+def _labelled(described: dict[str, Any], part: str, write: Callable[[str, str, Any], str]) -> list[str]:
+    settings, labels = described["settings"], described["labels"]
+    given = [key for key in labels if key.startswith(f"{part}.") and settings.get(key) is not None]
+    return [write(key, labels[key], settings[key]) for key in given]
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

@@ -1,7 +1,7 @@
 """NeuTRENO: train, measure and compare deep networks that resist over-smoothing.
 
-Nothing is imported before it is asked for: ``import neutreno`` does not load torch. ``import neutreno.models`` registers
-the project's models with timm.
+Nothing is imported before it is asked for: ``import neutreno`` does not load torch. ``import neutreno.models``
+registers the project's models with timm.
 """
 
 import importlib

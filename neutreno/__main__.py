@@ -1,4 +1,5 @@
 import sys
+
 from neutreno.cli.train import main
 
 sys.argv[1:2] = []

@@ -12,12 +12,15 @@ A is the row-softmax of Q Kᵀ / √D and D = 11ᵀ / N the uniform average; in 
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from neutreno.errors import InputError, check_number
+from neutreno.config.options import SUPPLIED, DropRate, NonNegative, Share, Size, checked
+from neutreno.errors import InputError
 
 
 class SoftmaxAttention(nn.Module):
@@ -38,18 +41,19 @@ class SoftmaxAttention(nn.Module):
         InputError: the heads do not divide the width.
     """
 
+    @checked
     def __init__(
         self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        proj_bias: bool = True,
-        causal: bool = False,
+        dim: Annotated[Size, SUPPLIED],
+        num_heads: Annotated[Size, SUPPLIED],
+        qkv_bias: Annotated[bool, SUPPLIED] = True,
+        attn_drop: Annotated[DropRate, SUPPLIED] = 0.0,
+        proj_drop: Annotated[DropRate, SUPPLIED] = 0.0,
+        proj_bias: Annotated[bool, SUPPLIED] = True,
+        causal: Annotated[bool, SUPPLIED] = False,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
+        if dim % num_heads:
             raise InputError(f"num_heads={num_heads} does not divide embed_dim={dim}; choose a divisor of {dim}")
         self.num_heads = num_heads
         self.attn_drop = attn_drop
@@ -100,9 +104,9 @@ class NeutrenoAttention(SoftmaxAttention):
         InputError: λ̃ is not a finite number ≥ 0.
     """
 
-    def __init__(self, *args, lam: float = 0.6, **kwargs) -> None:
+    @checked
+    def __init__(self, *args, lam: NonNegative = 0.6, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        check_number("attention.lam", lam)
         self.lam = float(lam)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
@@ -126,7 +130,8 @@ class Variant(NeutrenoAttention):
         lam: λ̃ ≥ 0; None: no fidelity term.
     """
 
-    def __init__(self, *args, lam: float | None = None, **kwargs) -> None:
+    @checked
+    def __init__(self, *args, lam: NonNegative | None = None, **kwargs) -> None:
         super().__init__(*args, lam=0.0 if lam is None else lam, **kwargs)
 
     def token_mean(self, v: Tensor) -> Tensor:
@@ -171,9 +176,9 @@ class LaplacianHeads(Variant):
         fraction: of the heads that use I − A, rounded; from 0 to 1.
     """
 
-    def __init__(self, *args, fraction: float = 0.5, **kwargs) -> None:
+    @checked
+    def __init__(self, *args, fraction: Share = 0.5, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        check_number("attention.fraction", fraction, most=1)
         self.laplacian = round(fraction * self.num_heads)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
@@ -195,9 +200,9 @@ class GFSA(Variant):
         power: K ≥ 2.
     """
 
-    def __init__(self, *args, power: int = 4, **kwargs) -> None:
+    @checked
+    def __init__(self, *args, power: Annotated[int, Ge(2), Le(64)] = 4, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        check_number("attention.power", power, 2, integer=True)
         self.power = power
         self.filter = nn.Parameter(torch.zeros(self.num_heads))
 
@@ -229,6 +234,7 @@ class ValueResidual(Variant):
         learned: each layer learns the two weights, from ½ and ½.
     """
 
+    @checked
     def __init__(self, *args, learned: bool = False, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.shares = nn.Parameter(torch.full((2,), 0.5)) if learned else (0.5, 0.5)

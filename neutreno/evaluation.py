@@ -8,41 +8,49 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import hydra
 from lightning import LightningDataModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from neutreno.checkpoints import load_strictly, read_checkpoint
+from neutreno.config.building import build_trusted, check_trusted
+from neutreno.config.composing import Composed, compose
+from neutreno.config.gate import key_of, mark_of
+from neutreno.config.options import EXECUTION, FREE
+from neutreno.config.settings import EvaluationSettings
 from neutreno.errors import InputError, check_number
-from neutreno.runs import CONFIGS, RunFolder, build, family
+from neutreno.runs import RunFolder
 from neutreno.tasks.base import Task
+from neutreno.variants import describe, joined, model_words, words
 
-# What may be set beside a run folder; the rest is what the run was trained with.
-_FREE = re.compile(
-    r"(run|name|output_dir|imagenet_[acr]|crop_pcts|sliding|logger(\..*)?|data\..*"
-    r"|(cost|trainer|probe|hydra|task\.(inference|protocols))(\..*)?)$"
-)
+OVER_A_RUN = ("data", "task", "trainer", "probe", "logger", "name", "output_dir")  # what may be set beside a run folder
 
 
-def run_settings(run: RunFolder, config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
-    """The settings of a run folder's evaluation: its own, but for the ``typed`` keys of ``config``.
+def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of a run folder's evaluation: its own, but for what was typed.
+
+    Args:
+        trust: packages besides this one whose classes the run may name.
 
     Raises:
-        InputError: a key that the run does not have, or one that is not free to change.
+        InputError: a key that the run does not have, or one that is not free to change; a class that is not trusted.
     """
-    settings = run.config()
+    settings, config = run.config(), composed.config
+    for part in ("data", "model", "task"):
+        check_trusted(settings[part], trust)
+    typed = [key_of(word) for word in composed.overrides]
     for key in typed:
-        if not _FREE.match(key):
-            raise InputError(f"{key}=… is settled by {run.path}, the run that is evaluated; leave it out")
         section, _, name = key.partition(".")
+        ours = section in OVER_A_RUN or section in EvaluationSettings.__annotations__
+        if not ours or mark_of(key, settings, "evaluate") not in (FREE, EXECUTION):
+            raise InputError(f"{key}=… is settled by {run.path}, the run that is evaluated; leave it out")
         if section in ("data", "probe", "task") and name:
             *path, last = name.split(".")
             place = settings[section]
             for part in path:
                 place = place.get(part) if isinstance(place, dict) else None
             if not isinstance(place, dict) or (last not in place and not path):
-                raise InputError(f"no key {key!r} in {run.config_file}")
+                raise InputError(f"no key {key} in {run.config_file}")
             place[last] = _plain(OmegaConf.select(config, key))
     as_trained = {k: settings["trainer"].get(k) for k in ("precision", "limit_val_batches")}
     for key, value in as_trained.items():  # the one part of a run's config that reaches the trainer
@@ -61,14 +69,21 @@ def run_settings(run: RunFolder, config: DictConfig, typed: Sequence[str]) -> di
     }
 
 
-def model_settings(config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
-    """The settings of the evaluation of weights that come from no run of ours.
+def trusted(config: DictConfig) -> list[str]:
+    """``trust=mine`` and ``trust=[mine,other]`` as a list."""
+    given = config.trust
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def model_settings(composed: Composed) -> Composed:
+    """The config of the evaluation of weights that come from no run of ours.
 
     Where none are given, a timm model takes timm's; its images are made as timm says, but for what was typed.
 
     Raises:
         InputError: there are no weights, or no such timm model.
     """
+    config, typed = composed.config, [key_of(word) for word in composed.overrides]
     if "pretrained" in config.model:
         from neutreno.models.timm import data_settings
 
@@ -82,22 +97,22 @@ def model_settings(config: DictConfig, typed: Sequence[str]) -> dict[str, Any]:
             config.data.update({k: v for k, v in made_for.items() if f"data.{k}" not in typed})
             if "crop_pcts" not in typed:
                 config.crop_pcts = [*config.crop_pcts, own_crop]
-    if config.model.weights is None and not config.model.get("pretrained"):
+    if config.model.get("weights") is None and not config.model.get("pretrained"):
         raise InputError(
             "nothing trained to evaluate: give a run folder, model.weights=FILE, or model=timm model.name=…; see --help"
         )
     if config.model.get("new_head"):
         raise InputError("model.new_head=true leaves the head untrained: train it first, then evaluate that run")
-    config.task.ema_decay = None  # there is no average of the weights
-    return OmegaConf.to_container(config, resolve=True)
+    if "ema_decay" in config.task:
+        config.task.ema_decay = None  # there is no average of the weights
+    return composed.anew()
 
 
-def evaluation_name(settings: dict[str, Any], choices: dict[str, str]) -> str:
-    """A folder name for weights that come from no run: data, model, attention, weights."""
-    model = settings["model"]
-    parts = [choices["data"], "_".join(filter(None, [family(choices), model.get("size") or model.get("name")]))]
-    parts += [choices["attention"]] if choices["attention"] != "own" else []
-    file = Path(model["weights"] or "pretrained")
+def evaluation_name(composed: Composed) -> str:
+    """A folder name for weights that come from no run: data, model, axes, weights."""
+    described = describe(composed)
+    parts = [described["settings"]["data"], model_words(described, "_", joined), *words(described, "-", joined)]
+    file = Path(composed.settings["model"]["weights"] or "pretrained")
     weights = file.parents[1].name if file.parent.name == "checkpoints" else file.name  # of a run: its name
     parts.append(re.sub(r"\.(ckpt|pth|pt|bin|safetensors)$", "", weights))
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
@@ -128,26 +143,31 @@ def load_checkpoint(task: Task, data: LightningDataModule, path: Path) -> None:
 
 
 def open_run(
-    folder: str | Path, overrides: Sequence[str] = ()
+    folder: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()
 ) -> tuple[nn.Module, LightningDataModule, dict[str, Any]]:
     """The model of a run folder with its last epoch's weights, its data ready for validation, and its settings.
 
     Args:
         overrides: ``data.KEY=VALUE`` and the like, as for ``evaluate.py``; for instance where the data has moved to.
+        trust: packages besides this one whose classes the run may name.
 
     Raises:
         InputError: it is no run folder, it has no checkpoint, or an override is not free to change.
     """
     run = RunFolder(folder)
     run.config()  # no run folder: said before all else
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("evaluate", [f"++{override}" for override in overrides])
-    settings = run_settings(run, config, [override.partition("=")[0] for override in overrides])
-    data = build(settings["data"])
-    task = build(settings["task"], model=build(settings["model"], **data.model_arguments()))
+    settings = run_settings(run, compose([f"++{override}" for override in overrides], "evaluate"), trust)
+    data, task = build_run(settings, trust)
     data.setup("validate")
     load_checkpoint(task, data, run.last_checkpoint)
     return task.model, data, settings
+
+
+def build_run(settings: dict[str, Any], trust: Sequence[str] = ()) -> tuple[LightningDataModule, Task]:
+    """Data and task (with its model) of a run folder's settings, as :func:`run_settings` gives them."""
+    data = build_trusted(settings["data"], trust)
+    model = build_trusted(settings["model"], trust, **data.model_arguments())
+    return data, build_trusted(settings["task"], trust, model=model)
 
 
 def evaluate_run(trainer: Trainer, task: Task, data: LightningDataModule, last: Path, best: Path) -> dict[str, float]:

@@ -12,15 +12,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Le
 from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 
 from neutreno.config.building import build
 from neutreno.config.composing import Composed
 from neutreno.config.gate import check
-from neutreno.errors import InputError, check_number
+from neutreno.config.options import checked
+from neutreno.errors import InputError
 from neutreno.runs import RunFolder, default_name
 
 POLL_S = 0.2
@@ -173,8 +175,8 @@ def _die_with_parent() -> None:
 class Local:
     """On this machine, ``at_once`` runs at a time."""
 
-    def __init__(self, at_once: int = 1) -> None:
-        check_number("launcher.at_once", at_once, 1, integer=True)
+    @checked
+    def __init__(self, at_once: Annotated[int, Ge(1), Le(4096)] = 1) -> None:
         self.at_once = at_once
 
     def run(
@@ -237,8 +239,13 @@ class SlurmRun:
 class Slurm:
     """As jobs of a SLURM cluster, ``at_once`` at a time; ``parameters`` are submitit's."""
 
-    def __init__(self, cluster: str = "slurm", at_once: int = 16, parameters: dict[str, Any] | None = None) -> None:
-        check_number("launcher.at_once", at_once, 1, integer=True)
+    @checked
+    def __init__(
+        self,
+        cluster: str = "slurm",
+        at_once: Annotated[int, Ge(1), Le(4096)] = 16,
+        parameters: dict[str, Any] | None = None,
+    ) -> None:
         self.cluster, self.at_once, self.parameters = cluster, at_once, parameters or {}
 
     def executor(self, folder: Path) -> Any:

@@ -22,11 +22,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from neutreno.checkpoints import load_strictly, read_checkpoint
 from neutreno.config.building import build
 from neutreno.errors import InputError
-from neutreno.models.transformer import Block
 
 
 def shard(task: LightningModule) -> None:
-    """Spread the weights of every network of ``task`` over all processes, block by block (FSDP2).
+    """Spread the weights of every network of ``task`` over all processes, layer by layer (FSDP2): each element of an
+    ``nn.ModuleList`` by itself, then the rest.
 
     FSDP2 keeps names and shapes, where FSDP1 flattens: so weight decay, the average of the weights and checkpoints are
     those of an unsharded run. The average is sharded alike, because it is updated shard by shard.
@@ -36,8 +36,9 @@ def shard(task: LightningModule) -> None:
         if isinstance(network, FSDPModule):  # Lightning asks before every fit, validate and test
             continue
         for module in network.modules():
-            if isinstance(module, Block):
-                fully_shard(module, mesh=mesh)
+            for layer in module if isinstance(module, nn.ModuleList) else ():
+                if any(True for _ in layer.parameters()):
+                    fully_shard(layer, mesh=mesh)
         fully_shard(network, mesh=mesh)
         register_fsdp_forward_method(network, "token_features")
 

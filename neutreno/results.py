@@ -58,8 +58,8 @@ def read_result(run: str | Path) -> dict[str, Any]:
 
 
 def describe_run(composed: Composed, task: type) -> dict[str, Any]:
-    """What a run of the class ``task`` is, for its record: what :func:`neutreno.variants.describe` says, what it is judged
-    by, which keys are matters of execution, when it was started and by which command."""
+    """What a run is, for its record: what :func:`neutreno.variants.describe` says, its task and what it is judged by,
+    which keys are matters of execution, when it was started and by which command."""
     return {
         "format": FORMAT,
         **describe(composed),

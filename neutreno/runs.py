@@ -22,8 +22,8 @@ from neutreno.variants import describe, joined, model_words, words
 
 
 def default_name(composed: Composed) -> str:
-    """A readable folder name without ``=`` or ``,``: data, model and axes as built, what else stands in names, the seed,
-    and what was typed beyond that."""
+    """A readable folder name without ``=`` or ``,``: data, model and axes as built with their labelled settings, the
+    seed, and what was typed beyond that."""
     described = describe(composed)
     settings = described["settings"]
     parts = [str(settings["data"]), model_words(described, "_", joined), *words(described, "-", joined)]
@@ -31,7 +31,7 @@ def default_name(composed: Composed) -> str:
     in_every_name = {"model", "data", "seed", *described["axes"], *described["labels"]}
     for word in sorted(composed.overrides):
         key, value = key_of(word), word.partition("=")[2]
-        if key in in_every_name or key.endswith("._target_") or mark_of(key, composed) is EXECUTION:
+        if key in in_every_name or key.endswith("._target_") or mark_of(key, composed.settings) is EXECUTION:
             continue
         parts.append(f"{key}-{value}")
     name = re.sub(r"[^\w.+-]+", "_", "-".join(parts)).strip("_")
@@ -82,7 +82,7 @@ class RunFolder:
         if not self.config_file.exists():
             raise InputError(f"{self.path} holds no config.yaml to resume from; choose another name=…")
         before, now = (
-            identity(settings, lambda key: mark_of(key, composed) is EXECUTION)
+            identity(settings, lambda key: mark_of(key, composed.settings) is EXECUTION)
             for settings in (self.config(), composed.settings)
         )
         differ = [
@@ -160,7 +160,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def execution_keys(composed: Composed) -> list[str]:
     """The keys of a run's settings that only say where and how it is executed, for its record."""
-    return [key for key in flat(composed.settings) if mark_of(key, composed) is EXECUTION]
+    return [key for key in flat(composed.settings) if mark_of(key, composed.settings) is EXECUTION]
 
 
 def departures(

@@ -163,7 +163,7 @@ def test_a_timm_model_trains_by_name_and_its_run_has_timms_names(image_folders, 
     assert done.returncode == 0, done.stderr
     run = tmp_path / "outputs" / "x"
     result = json.loads((run / "result.json").read_text())
-    assert result["settings"]["size"] == "test_vit" and result["settings"]["attention"] == "own"
+    assert result["settings"]["model.name"] == "test_vit" and result["axes"] == {}
     assert len(result["oversmoothing"]["last"]) == 7
     net = timm.create_model("test_vit", num_classes=2, img_size=32)
     load_weights(net, run)

@@ -26,9 +26,9 @@ from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel
 from neutreno.models.transformer import Block, ContraNormBlock, LayerScaleBlock
 from neutreno.models.vit import vit
-from neutreno.runs import CONFIGS
+from neutreno.config.composing import CONFIGS
 
-ATTENTION = sorted(file.stem for file in (CONFIGS / "attention").glob("*.yaml") if file.stem != "own")
+ATTENTION = sorted(file.stem for file in (CONFIGS / "attention").glob("*.yaml"))
 BLOCK = sorted(file.stem for file in (CONFIGS / "block").glob("*.yaml"))
 SEES_ALL = ["reattention", "featscale", "contranorm"]
 HEADS, TOKENS, DIM = 3, 7, 4

@@ -7,12 +7,13 @@ import netrc
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlparse
 
-import hydra
 from lightning.pytorch.loggers import Logger
 
+from neutreno.config.building import build
+from neutreno.config.options import SUPPLIED, checked
 from neutreno.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def make_loggers(config: Any, folder: Path, experiment: str, job: str) -> list[Logger]:
     """The sinks that ``logger=`` asks for; ``experiment`` groups runs, ``job`` is ``train`` or ``eval``."""
-    return [hydra.utils.instantiate(sink, folder=folder, experiment=experiment, job=job) for sink in config.values()]
+    return [build(sink, folder=folder, experiment=experiment, job=job) for sink in config.values()]
 
 
 def log_report(loggers: Sequence[Logger], metrics: dict[str, float], curves: dict[str, Any], figure: Path) -> None:
@@ -67,14 +68,18 @@ _WHEN = {"initial": "at initialisation", "last": "trained"}
 _REPORTS = {"WandbLogger": _report_to_wandb, "TensorBoardLogger": _report_to_tensorboard}
 
 
+@checked
 def wandb_logger(
-    folder: Path,
+    folder: Annotated[Path, SUPPLIED],
     project: str,
     offline: bool = True,
-    experiment: str | None = None,
-    job: str = "train",
+    experiment: Annotated[str | None, SUPPLIED] = None,
+    job: Annotated[str, SUPPLIED] = "train",
     group: str | None = None,
-    **kwargs: Any,
+    tags: Sequence[str] | None = None,
+    entity: str | None = None,
+    notes: str | None = None,
+    log_model: bool | Literal["all"] = False,
 ) -> Logger:
     """Weights & Biases under ``folder``: online only if that is asked for and this machine is logged in."""
     try:
@@ -93,7 +98,10 @@ def wandb_logger(
             resume="allow",
             group=group or experiment,
             job_type=job,
-            **kwargs,
+            tags=tags,
+            entity=entity,
+            notes=notes,
+            log_model=log_model,
         )
     except ModuleNotFoundError as error:
         raise InputError("logger=wandb needs the package wandb: pip install wandb") from error
@@ -109,7 +117,12 @@ def _logged_in_to_wandb() -> bool:
         return False
 
 
-def tensorboard_logger(folder: Path, experiment: str | None = None, job: str = "train") -> Logger:
+@checked
+def tensorboard_logger(
+    folder: Annotated[Path, SUPPLIED],
+    experiment: Annotated[str | None, SUPPLIED] = None,
+    job: Annotated[str, SUPPLIED] = "train",
+) -> Logger:
     """TensorBoard event files in ``folder/tensorboard``."""
     try:
         from lightning.pytorch.loggers import TensorBoardLogger

@@ -29,27 +29,29 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
     """
     words, config_dirs = split_config_dirs(words)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole
-    given, reached = sys.argv, False
+    given = sys.argv
+    failed: list[BaseException] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
     def main(config: DictConfig) -> None:
-        nonlocal reached
-        reached = True
         sys.argv = given  # Lightning starts the other processes of a run with these words
         hydra_config = HydraConfig.get()
         choices, overrides = dict(hydra_config.runtime.choices), list(hydra_config.overrides.task)
-        job(Composed(config, choices, overrides, config_dirs), hydra_config.mode == RunMode.MULTIRUN)
+        try:
+            job(Composed(config, choices, overrides, config_dirs), hydra_config.mode == RunMode.MULTIRUN)
+        except (Exception, KeyboardInterrupt) as error:
+            failed.append(error)  # raised below: Hydra would add a line of its own
 
     sys.argv = [given[0], *words, *searchpath(config_dirs)]
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        if reached:
-            raise
         typed = [word for word in words if not word.startswith("-")]
         raise explained(error, typed, name, config_dirs) from error
     finally:
         sys.argv = given
+    if failed:
+        raise failed[0]
 
 
 def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[str]]:

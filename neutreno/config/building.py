@@ -106,8 +106,8 @@ def _check_target(path: Any, trust: Sequence[str]) -> None:
     package = path.partition(".")[0] if isinstance(path, str) else None
     if not isinstance(path, str) or not any(path.startswith(f"{name}.") for name in ("neutreno", *trust)):
         raise InputError(
-            f"the run's config names {path!r}, which is not a part of neutreno; refused. If that package is yours or you "
-            f"have read it: trust={package}"
+            f"the run's config names {path!r}, which is not a part of neutreno; refused. If that package is yours "
+            f"or you have read it: trust={package}"
         )
     from lightning import LightningDataModule
     from torch import nn

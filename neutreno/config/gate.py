@@ -110,7 +110,7 @@ def _setting_problems(option: Option, value: Any, key: str) -> Iterator[str]:
 
 
 def _section(annotation: Any) -> tuple[type | None, bool]:
-    """The dataclass of a section, :class:`Part` or :class:`Parts`, and whether null is allowed; None if a plain value."""
+    """The dataclass of a section, Part or Parts (None: it is a plain value), and whether null is allowed."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     kinds = [a for a in (get_args(annotation) or (annotation,)) if inspect.isclass(a)]
@@ -139,11 +139,12 @@ def _recipe_problems(composed: Composed) -> Iterator[str]:
 # The second stage
 
 
-def constructor_problems(composed: Composed, schema: str = "train") -> Iterator[str]:
-    """What the constructors of all parts would not take."""
+def constructor_problems(composed: Composed, schema: str = "train", only: Sequence[str] | None = None) -> Iterator[str]:
+    """What the constructors of all parts (or ``only`` of some) would not take."""
     settings = composed.settings
-    own = options_of(SCHEMAS[schema])
-    for key, option in own.items():
+    for key, option in options_of(SCHEMAS[schema]).items():
+        if only is not None and key not in only:
+            continue
         kind, _ = _section(option.annotation)
         node = settings.get(key)
         if kind is Part and isinstance(node, dict):
@@ -154,8 +155,9 @@ def constructor_problems(composed: Composed, schema: str = "train") -> Iterator[
                 yield from part_problems(part, f"{key}.{name}")
         elif isinstance(node, dict) and "_target_" in node:  # a section that is a class' options too
             yield from _library_problems(node, key, options_of(kind))
-    for axis in settings["variants"]:
-        yield from part_problems(settings[axis], axis)
+    if only is None:
+        for axis in settings["variants"]:
+            yield from part_problems(settings[axis], axis)
     yield from _named_metrics(settings)
 
 
@@ -220,18 +222,18 @@ def _named_metrics(settings: dict[str, Any]) -> Iterator[str]:
 # What a key is to a run
 
 
-def mark_of(key: str, composed: Composed, schema: str = "train") -> Mark:
+def mark_of(key: str, settings: dict[str, Any], schema: str = "train") -> Mark:
     """The mark of a key, or of a group as the choice of another option; one that nothing describes is ``IDENTITY``."""
     head, _, rest = key.partition(".")
     name = rest.partition(".")[0]
     option = options_of(SCHEMAS[schema]).get(head)
     if option is None:
-        return _mark_in_part(composed.settings.get(head), name) if name else IDENTITY
+        return _mark_in_part(settings.get(head), name) if name else IDENTITY
     kind, _ = _section(option.annotation)
     if not name or (kind in (None, Parts)):
         return option.mark
     if kind is Part:
-        return EXECUTION if option.mark is EXECUTION else _mark_in_part(composed.settings.get(head), name)
+        return EXECUTION if option.mark is EXECUTION else _mark_in_part(settings.get(head), name)
     inner = options_of(kind).get(name)
     return inner.mark if inner is not None else IDENTITY
 

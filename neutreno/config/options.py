@@ -38,9 +38,11 @@ IDENTITY, EXECUTION, FREE, SUPPLIED = Mark.IDENTITY, Mark.EXECUTION, Mark.FREE, 
 # Sizes have an upper bound too: what no machine can hold is a slip of the keyboard.
 Count = Annotated[int, Ge(1), Le(10**9)]  # of steps, epochs, samples
 Size = Annotated[int, Ge(1), Le(65_536)]  # width, depth, pixels along a side, samples at once
+Depth = Annotated[int, Ge(1), Le(10_000)]  # layers of a network
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Share = Annotated[float, Ge(0), Le(1)]
-DropRate = Annotated[float, Ge(0), Le(0.99)]
+Fraction = Annotated[float, Ge(0), Le(0.99)]  # a share that leaves something
+DropRate = Fraction
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 
@@ -89,7 +91,7 @@ def _words(error: Any) -> str:
     return f"(item {places[0]}) {said}" if places else said
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _adapter(annotation: Any):
     from pydantic import ConfigDict, TypeAdapter
 

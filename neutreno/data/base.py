@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from lightning import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader
 
+from neutreno.config.options import EXECUTION, FREE, Seed, checked
 from neutreno.data.loading import AugmentedDataset, CorruptLog, ResumableLoader, TrainBatchSampler, collate_readable
-from neutreno.errors import InputError, check_number
+from neutreno.errors import InputError
 
 
 def check_root(root: str | None) -> Path:
@@ -48,24 +50,20 @@ class SplitData(LightningDataModule):
     samples_are = "samples"
     collate_eval = staticmethod(collate_readable)
 
+    image_shape: tuple[int, int, int] | None = None  # (C, H, W) of what a model of images sees
+
+    @checked
     def __init__(
         self,
-        batch_size: int = 128,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        seed: int = 0,
-        repeats: int = 1,
-        max_corrupt: float = 0.001,
-        device_batch: int | str | None = None,
+        batch_size: Annotated[int, Ge(1), Le(10**7)] = 128,
+        eval_batch_size: Annotated[Annotated[int, Ge(1), Le(10**7)], EXECUTION] = 256,
+        num_workers: Annotated[Annotated[int, Ge(0), Le(4096)], EXECUTION] = 0,
+        seed: Seed = 0,
+        repeats: Annotated[int, Ge(1), Le(1000)] = 1,
+        max_corrupt: Annotated[Annotated[float, Ge(0), Le(0.5)], FREE] = 0.001,
+        device_batch: Annotated[Annotated[int, Ge(1), Le(10**7)] | Literal["auto"] | None, EXECUTION] = None,
     ) -> None:
         super().__init__()
-        check_number("data.repeats", repeats, 1, integer=True)
-        check_number("data.max_corrupt", max_corrupt, most=0.5)
-        check_number("data.batch_size", batch_size, 1, integer=True)
-        check_number("data.eval_batch_size", eval_batch_size, 1, integer=True)
-        check_number("data.num_workers", num_workers, 0, integer=True)
-        if device_batch not in (None, "auto"):
-            check_number("data.device_batch", device_batch, 1, integer=True)
         self.device_batch = device_batch
         self.batch_size, self.eval_batch_size, self.num_workers, self.seed = (
             batch_size,
@@ -108,10 +106,7 @@ class SplitData(LightningDataModule):
         train = self.splits["train"]
         if self.trains and self.batch_size > (samples := len(train)):
             raise InputError(f"data.batch_size={self.batch_size} is larger than the training set of {samples}")
-        try:
-            self.train_transform(), self.eval_transform()
-        except (ValueError, TypeError, AssertionError, RuntimeError, KeyError) as error:
-            raise InputError(f"the transforms cannot be built from these data settings: {error}") from error
+        self.train_transform(), self.eval_transform()  # what is wrong with them is said before a run begins
 
     def accumulated_batches(self, world: int, parts: int = 1, fits: int | None = None) -> int:
         """Into how many batches each of ``world`` processes cuts its share of the global batch: ``parts`` if more than

@@ -6,11 +6,15 @@ import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from neutreno.config.options import EXECUTION, FREE, Count, Positive, Size, checked
 from neutreno.data.base import SplitData, check_root
 from neutreno.data.images import Stream, open_reader, open_split
 from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, StreamLoader
@@ -30,9 +34,16 @@ class ClassificationData(SplitData):
 
     samples_are = "images"
 
-    def __init__(self, img_size: int, in_chans: int, num_classes: int, **kwargs) -> None:
+    @checked
+    def __init__(
+        self,
+        img_size: Annotated[Size, FREE],
+        in_chans: Annotated[Size, FREE],
+        num_classes: Annotated[Annotated[int, Ge(2), Le(10**7)], FREE],
+        **kwargs,
+    ) -> None:
         super().__init__(**kwargs)
-        check_number("data.num_classes", num_classes, 2, integer=True)
+        self.image_shape = in_chans, img_size, img_size
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
 
     def _dataset(self, split: str, transform: Callable) -> AugmentedDataset:
@@ -66,24 +77,25 @@ class ImageClassification(ClassificationData):
         InputError: nothing at ``root``, no classes, or another number of them than ``num_classes``.
     """
 
+    @checked
     def __init__(
         self,
-        root: str | None,
-        mean: Sequence[float],
-        std: Sequence[float],
-        reader: str | None = None,
-        splits: dict[str, str | None] | None = None,
-        samples: dict[str, int | None] | None = None,
-        reader_args: dict | None = None,
-        download: bool = False,
-        classes: Sequence[str] | None = None,
-        train_samples: int | None = None,
-        val_fraction: float = 0.1,
-        on_device: bool = False,
-        crop_pct: float = 0.875,
-        interpolation: str = "bicubic",
-        augment: dict | None = None,
-        crop_padding: int | None = None,
+        root: Annotated[str | Path | None, EXECUTION],
+        mean: Annotated[Sequence[float], FREE],
+        std: Annotated[Sequence[Positive], FREE],
+        reader: Annotated[str | None, FREE] = None,
+        splits: Annotated[dict[str, str | None] | None, FREE] = None,
+        samples: Annotated[dict[str, Count | None] | None, FREE] = None,
+        reader_args: Annotated[dict[str, Any] | None, FREE] = None,
+        download: Annotated[bool, EXECUTION] = False,
+        classes: Annotated[Sequence[str] | None, FREE] = None,
+        train_samples: Count | None = None,
+        val_fraction: Annotated[Annotated[float, Ge(0), Le(0.99)], FREE] = 0.1,
+        on_device: Annotated[bool, FREE] = False,
+        crop_pct: Annotated[Annotated[float, Ge(0.01), Le(1)], FREE] = 0.875,
+        interpolation: Annotated[str, FREE] = "bicubic",
+        augment: dict[str, Any] | None = None,
+        crop_padding: Annotated[int, Ge(0), Le(65_536)] | None = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
@@ -110,15 +122,9 @@ class ImageClassification(ClassificationData):
             )
 
     def _check_settings(self) -> None:
-        check_number("data.crop_pct", self.crop_pct, 0.01, 1)
-        check_number("data.val_fraction", self.val_fraction, 0, 0.99)
-        if self.crop_padding is not None:
-            check_number("data.crop_padding", self.crop_padding, 0, integer=True)
         for name in ("mean", "std"):
             if len(self.common[name]) != self.in_chans:
                 raise InputError(f"data.{name} has {len(self.common[name])} values for {self.in_chans} channels")
-        if isinstance(self.classes, str):
-            raise InputError(f"data.classes={self.classes} is no list; write data.classes=[{self.classes}]")
 
     @property
     def streams(self) -> bool:
@@ -232,15 +238,30 @@ class ImageClassification(ClassificationData):
         )
 
     def eval_transform(self) -> Callable:
+        return self._timms(is_training=False, crop_pct=self.crop_pct)
+
+    def _timms(self, **settings: Any) -> Callable:
+        """timm's transform.
+
+        Raises:
+            InputError: timm cannot make it of these settings; says what it says.
+        """
         from timm.data import create_transform
 
-        return create_transform(**self.common, is_training=False, crop_pct=self.crop_pct)
+        try:
+            return create_transform(**self.common, **settings)
+        except (ValueError, TypeError, AssertionError, RuntimeError, KeyError, AttributeError, IndexError) as error:
+            raise InputError(
+                f"the transforms cannot be built from data.augment and data.interpolation: {_one_line(error)}"
+            ) from error
 
     def train_transform(self) -> Callable:
-        from timm.data import create_transform
-
-        transform = create_transform(**self.common, is_training=True, **self.augment)
+        transform = self._timms(is_training=True, **self.augment)
         if self.crop_padding is not None:
             side = self.img_size
             transform.transforms[0] = v2.Compose([v2.Resize((side, side)), v2.RandomCrop(side, self.crop_padding)])
         return transform
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor
 from torchvision import tv_tensors
 
+from neutreno.config.options import FREE, checked
 from neutreno.data.digits import split_digits
 from neutreno.data.loading import derive_seed
 from neutreno.data.segmentation import Pair, SegmentationData
 from neutreno.data.splits import SPLIT_SEED
-from neutreno.errors import InputError, check_number
+from neutreno.errors import InputError
 
 BACKGROUND = 10
 MAGNIFY = (1.5, 2.0)  # range of a digit's side, in units of its 8 pixels
 CELL = 16  # a digit lies anywhere in a square cell of so many pixels, so that none covers another
 INK = 0.4  # pixels with more of it belong to the digit
+Scenes = Annotated[int, Ge(1), Le(10**6)]
 
 
 class DigitScenes(SegmentationData):
@@ -33,17 +37,20 @@ class DigitScenes(SegmentationData):
         train_scenes, val_scenes, test_scenes: how many.
     """
 
+    @checked
     def __init__(
-        self, img_size: int, train_scenes: int = 1000, val_scenes: int = 200, test_scenes: int = 200, **kwargs
+        self,
+        img_size: Annotated[Annotated[int, Ge(2 * CELL), Le(4096)], FREE],
+        train_scenes: Scenes = 1000,
+        val_scenes: Annotated[Scenes, FREE] = 200,
+        test_scenes: Annotated[Scenes, FREE] = 200,
+        **kwargs,
     ) -> None:
         names = [*(f"digit {i}" for i in range(10)), "background"]
         super().__init__(img_size=img_size, mean=[0.398], std=[0.177], class_names=names, **kwargs)
         if (self.in_chans, self.num_classes) != (1, 11):
             raise InputError("the scenes have one channel and eleven classes: leave those data settings alone")
-        check_number("data.img_size", img_size, 2 * CELL, integer=True)
         self.scenes = {"train": train_scenes, "val": val_scenes, "test": test_scenes}
-        for split, count in self.scenes.items():
-            check_number(f"data.{split}_scenes", count, 1, integer=True)
 
     def read(self) -> dict[str, Sequence[Pair]]:
         digits = split_digits()

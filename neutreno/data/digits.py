@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from sklearn.model_selection import train_test_split
 from torchvision.transforms import v2
 
+from neutreno.config.options import Fraction, checked
 from neutreno.data.classification import ClassificationData
 from neutreno.data.splits import SPLIT_SEED
-from neutreno.errors import InputError, check_number
+from neutreno.errors import InputError
 
 
 class _Arrays(Sequence):
@@ -50,14 +53,19 @@ class Digits(ClassificationData):
             scale: largest change of size, as a share.
     """
 
-    def __init__(self, rotate: float = 0.0, translate: float = 0.0, scale: float = 0.0, **kwargs) -> None:
+    @checked
+    def __init__(
+        self,
+        rotate: Annotated[float, Ge(0), Le(180)] = 0.0,
+        translate: Fraction = 0.0,
+        scale: Fraction = 0.0,
+        **kwargs,
+    ) -> None:
         super().__init__(**kwargs)
         if (self.img_size, self.in_chans, self.num_classes) != (8, 1, 10):
             raise InputError(
                 "the digits have 8 x 8 pixels, one channel and ten classes: leave those data settings alone"
             )
-        for name, value in {"rotate": rotate, "translate": translate, "scale": scale}.items():
-            check_number(f"data.{name}", value, most=180 if name == "rotate" else 0.99)
         self.augment = {
             "degrees": rotate,
             "translate": (translate, translate) if translate else None,

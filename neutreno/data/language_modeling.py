@@ -7,13 +7,14 @@ import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from neutreno.config.options import EXECUTION, FREE, Count, Size, checked
 from neutreno.data.base import SplitData
 from neutreno.data.loading import Resumable
 from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, open_folder, open_hub, prepare
@@ -122,11 +123,15 @@ class TextData(SplitData):
 
     samples_are = "tokens"
 
-    def __init__(self, segment: int, epoch_steps: int, min_count: int = 1, **kwargs) -> None:
+    @checked
+    def __init__(
+        self,
+        segment: Annotated[Size, FREE],
+        epoch_steps: Count,
+        min_count: Annotated[Count, FREE] = 1,
+        **kwargs,
+    ) -> None:
         super().__init__(**kwargs)
-        check_number("data.segment", segment, 1, integer=True)
-        check_number("data.epoch_steps", epoch_steps, 1, integer=True)
-        check_number("data.min_count", min_count, 1, integer=True)
         self.segment, self.epoch_steps, self.min_count = segment, epoch_steps, min_count
         self.text: PreparedText | None = None
 
@@ -157,7 +162,8 @@ class TextData(SplitData):
     def record(self) -> dict[str, Any]:
         words = {split: len(ids) for split, ids in self.splits.items()}
         vocabulary = {"size": len(self.vocabulary), "sha256": self.vocabulary.sha256}
-        return {"text": {"sha256": self.text.sources, "words": words, "vocabulary": vocabulary}}
+        text = {"sha256": self.text.sources, "words": words, "vocabulary": vocabulary}
+        return {"text": text, "digests": self.text.sources}
 
     def baselines(self) -> dict[str, float]:
         """Perplexity of the words' frequencies in training, without any context."""
@@ -218,12 +224,13 @@ class TextFiles(TextData):
         cache: folder to keep the ids in; null: ``root``, and for a ``reader`` that of ``datasets``.
     """
 
+    @checked
     def __init__(
         self,
-        root: str | None,
-        reader: str | None = None,
-        reader_args: dict | None = None,
-        cache: str | None = None,
+        root: Annotated[str | Path | None, EXECUTION],
+        reader: Annotated[str | None, FREE] = None,
+        reader_args: Annotated[dict[str, Any] | None, FREE] = None,
+        cache: Annotated[str | Path | None, EXECUTION] = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)

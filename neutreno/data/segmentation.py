@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from neutreno.config.options import EXECUTION, FREE, Count, NonNegative, Positive, Share, Size, checked
 from neutreno.data.base import SplitData, check_root
 from neutreno.data.images import decode, quiet_hub, reader_error
 from neutreno.data.joint_transforms import IGNORE, FitResize, PadTo, PhotometricDistortion, VariedCrop
@@ -38,19 +40,19 @@ class SegmentationData(SplitData):
 
     samples_are = "images"
 
+    @checked
     def __init__(
         self,
-        img_size: int,
-        in_chans: int,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        class_names: Sequence[str] | None = None,
+        img_size: Annotated[Size, FREE],
+        in_chans: Annotated[Size, FREE],
+        num_classes: Annotated[Annotated[int, Ge(2), Le(IGNORE)], FREE],  # masks are bytes
+        mean: Annotated[Sequence[NonNegative], FREE],
+        std: Annotated[Sequence[Positive], FREE],
+        class_names: Annotated[Sequence[str] | None, FREE] = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        check_number("data.img_size", img_size, 1, integer=True)
-        check_number("data.num_classes", num_classes, 2, IGNORE, integer=True)  # masks are bytes
+        self.image_shape = in_chans, img_size, img_size
         if in_chans not in (1, 3):
             raise InputError(f"data.in_chans={in_chans}: images are read with 1 channel (grey) or 3 (RGB)")
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
@@ -58,8 +60,6 @@ class SegmentationData(SplitData):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != in_chans:
                 raise InputError(f"data.{name} has {len(values)} values for {in_chans} channels")
-            for value in values:
-                check_number(f"data.{name}", value, 1e-6 if name == "std" else 0)
         self._class_names = class_names and list(class_names)
 
     @property
@@ -136,33 +136,32 @@ class SegmentationFolders(SegmentationData):
         InputError: files that are missing, do not pair up, or do not fit the settings.
     """
 
+    @checked
     def __init__(
         self,
-        root: str | None,
-        reader: str | None = None,
-        splits: dict[str, str | None] | None = None,
-        reader_args: dict[str, str] | None = None,
-        class_names: str | None = None,
-        resize: Sequence[int] | None = (2048, 512),
-        scale: Sequence[float] = (0.5, 2.0),
-        max_class_share: float = 0.75,
-        crop_tries: int = 10,
-        flip: float = 0.5,
+        root: Annotated[str | Path | None, EXECUTION],
+        reader: Annotated[str | None, FREE] = None,
+        splits: Annotated[dict[str, str | None] | None, FREE] = None,
+        reader_args: Annotated[dict[str, str] | None, FREE] = None,
+        class_names: Annotated[str | None, FREE] = None,
+        resize: Annotated[Sequence[Size] | None, FREE] = (2048, 512),
+        scale: Sequence[Annotated[float, Ge(0.01), Le(100)]] = (0.5, 2.0),
+        max_class_share: Annotated[float, Ge(0.01), Le(1)] = 0.75,
+        crop_tries: Annotated[int, Ge(1), Le(10_000)] = 10,
+        flip: Share = 0.5,
         photometric: bool = True,
-        train_samples: int | None = None,
-        max_corrupt: float = 0.0,
+        train_samples: Count | None = None,
+        max_corrupt: Annotated[Annotated[float, Ge(0), Le(0.5)], FREE] = 0.0,
         **kwargs,
     ) -> None:
         super().__init__(max_corrupt=max_corrupt, **kwargs)
         self.root, self.reader, self.class_names_file = root, reader, class_names
         self.reader_splits = {"train": "train", "val": "validation", **(splits or {})}
         self.columns = {"image": "image", "annotation": "annotation", **(reader_args or {})}
-        self.limits, self.scale = _two_numbers("data.resize", resize, 1, True), _two_numbers("data.scale", scale, 0.01)
+        self.limits = None if resize is None else _two("data.resize", resize)
+        self.scale = _two("data.scale", scale)
         if self.scale[0] > self.scale[1]:
             raise InputError(f"data.scale={list(self.scale)} must rise, e.g. data.scale=[0.5,2.0]")
-        check_number("data.max_class_share", max_class_share, 0.01, 1)
-        check_number("data.crop_tries", crop_tries, 1, integer=True)
-        check_number("data.flip", flip, 0, 1)
         self.max_class_share, self.crop_tries, self.flip = max_class_share, crop_tries, flip
         self.photometric, self.train_samples = photometric, train_samples
         self.mode = "L" if self.in_chans == 1 else "RGB"
@@ -213,13 +212,9 @@ class SegmentationFolders(SegmentationData):
         return [] if self.limits is None else [FitResize(self.limits)]
 
 
-def _two_numbers(name: str, values: Any, least: float, integer: bool = False) -> tuple[Any, Any] | None:
-    if values is None and integer:
-        return None
-    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 2:
-        raise InputError(f"{name}={values} is no list of two numbers")
-    for value in values:
-        check_number(name, value, least, integer=integer)
+def _two(name: str, values: Sequence) -> tuple:
+    if len(values) != 2:
+        raise InputError(f"{name}={list(values)} is no list of two numbers")
     return tuple(values)
 
 

@@ -35,8 +35,6 @@ class AdaptiveSoftmax(nn.Module):
     def __init__(self, vocab_size: int, dim: int, cutoffs: Sequence[int] | None = None) -> None:
         super().__init__()
         cutoffs = [] if cutoffs is None else cutoffs
-        if isinstance(cutoffs, str) or not isinstance(cutoffs, Sequence):
-            raise InputError(f"model.cutoffs={cutoffs} is no list; write model.cutoffs=[{cutoffs}]")
         cutoffs = list(cutoffs)
         if any(type(c) is not int or c < 1 for c in cutoffs) or cutoffs != sorted(set(cutoffs)):
             raise InputError(f"model.cutoffs={cutoffs} are no increasing whole numbers; write e.g. [20000,40000]")

@@ -5,16 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
 from neutreno.checkpoints import checkpoint_file, load_strictly, read_checkpoint, state_dict_of
+from neutreno.config.options import (
+    SUPPLIED,
+    Count,
+    Depth,
+    DropRate,
+    NonNegative,
+    Positive,
+    Size,
+    builds,
+    checked,
+)
 from neutreno.data.text import Vocabulary
-from neutreno.errors import InputError, check_number
+from neutreno.errors import InputError
 from neutreno.models.adaptive_softmax import AdaptiveSoftmax
 from neutreno.models.transformer import Block, Trunk
+from neutreno.models.vit import of_size
 
 SIZES = {
     # For small texts and one CPU. Smaller initial weights let the words drown in the positions at this width.
@@ -47,28 +60,26 @@ class LanguageModel(nn.Module):
         init_std: of all weight matrices at the start (normal).
     """
 
+    output = "words"
+
+    @checked
     def __init__(
         self,
-        vocab_size: int,
-        embed_dim: int = 128,
-        depth: int = 16,
-        num_heads: int = 8,
-        mlp_ratio: float = 16,
-        cutoffs: Sequence[int] | None = None,
-        drop_rate: float = 0.1,
-        attn_drop_rate: float = 0.0,
+        vocab_size: Count,
+        embed_dim: Size = 128,
+        depth: Depth = 16,
+        num_heads: Size = 8,
+        mlp_ratio: Positive = 16,
+        cutoffs: Sequence[Count] | None = None,
+        drop_rate: DropRate = 0.1,
+        attn_drop_rate: DropRate = 0.0,
         attention: Callable[..., nn.Module] = SoftmaxAttention,
         block: Callable[..., nn.Module] = Block,
-        init_std: float = 0.02,
+        init_std: NonNegative = 0.02,
     ) -> None:
         super().__init__()
-        check_number("model.depth", depth, 1, integer=True)
-        check_number("model.embed_dim", embed_dim, 2, integer=True)
-        check_number("model.mlp_ratio", mlp_ratio, 0.1)
         if embed_dim % 2:
             raise InputError(f"model.embed_dim={embed_dim} is odd: positions are pairs of sine and cosine")
-        check_number("model.drop_rate", drop_rate, most=0.99)
-        check_number("model.attn_drop_rate", attn_drop_rate, most=0.99)
         self.softmax = AdaptiveSoftmax(vocab_size, embed_dim, cutoffs)
         self.drop = nn.Dropout(drop_rate)
         self.blocks = Trunk(
@@ -155,17 +166,33 @@ def own_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def lm(vocabulary: Vocabulary, size: str = "small", weights: str | Path | None = None, **kwargs) -> LanguageModel:
-    """A language model of one of :data:`SIZES` for ``vocabulary``; ``kwargs`` that are not None override anything.
+@builds(LanguageModel)
+@checked
+def lm(
+    vocabulary: Annotated[Vocabulary, SUPPLIED],
+    size: str = "small",
+    embed_dim: Size | None = None,
+    depth: Depth | None = None,
+    num_heads: Size | None = None,
+    mlp_ratio: Positive | None = None,
+    cutoffs: Sequence[Count] | None = None,
+    drop_rate: DropRate | None = None,
+    attn_drop_rate: DropRate | None = None,
+    init_std: NonNegative | None = None,
+    weights: str | Path | None = None,
+    attention: Callable[..., nn.Module] = SoftmaxAttention,
+    block: Callable[..., nn.Module] = Block,
+) -> LanguageModel:
+    """A language model of one of :data:`SIZES` for ``vocabulary``; what is None is what the size says, or
+    :class:`LanguageModel`'s default.
 
     ``weights`` (a run folder or a checkpoint file, under our names or the released code's) is loaded strictly.
 
     Raises:
         InputError: no such size; the weights cannot be read, do not fit, or are for another vocabulary.
     """
-    if size not in SIZES:
-        raise InputError(f"model.size={size} is not known; there are: {', '.join(SIZES)}")
-    model = LanguageModel(len(vocabulary), **{**SIZES[size], **{k: v for k, v in kwargs.items() if v is not None}})
+    own = {k: v for k, v in locals().items() if k not in ("vocabulary", "size", "weights") and v is not None}
+    model = LanguageModel(len(vocabulary), **{**of_size(size, SIZES), **own})
     if weights is not None:
         content = read_checkpoint(checkpoint_file(weights))
         vocabulary.check(content.get("vocabulary"), weights)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
 from neutreno.checkpoints import load_strictly, load_weights, read_weights
-from neutreno.errors import InputError, check_number
+from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, builds, checked
+from neutreno.errors import InputError
 from neutreno.models.transformer import Block, Trunk, init_linears, kinds_of_tokens
 from neutreno.models.vit import VisionTransformer, vit
 
@@ -86,6 +89,8 @@ class Segmenter(nn.Module):
         decoder: a mask transformer of the same width.
     """
 
+    output = "masks"
+
     def __init__(self, encoder: VisionTransformer, decoder: MaskTransformer) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
@@ -120,21 +125,32 @@ class Segmenter(nn.Module):
         return {**encoder, "decoder": decoded, "decoder_patch": patches}
 
 
+@builds(Segmenter)
+@checked
 def segmenter(
     size: str = "tiny",
-    img_size: int = 512,
-    num_classes: int = 150,
-    decoder_depth: int = 2,
-    decoder_drop_rate: float = 0.1,
-    norm_eps: float = 1e-5,
-    encoder_weights: str | None = None,
-    weights: str | None = None,
+    img_size: Size = 512,
+    in_chans: Size = 3,
+    num_classes: Annotated[int, Ge(2), Le(10**6)] = 150,
+    patch_size: Size = 16,
+    embed_dim: Size | None = None,
+    depth: Depth | None = None,
+    num_heads: Size | None = None,
+    mlp_ratio: Positive | None = None,
+    init_std: NonNegative | None = None,
+    pos_std: NonNegative | None = None,
+    drop_path_rate: DropRate | None = None,
+    distilled: bool = False,
+    decoder_depth: Depth = 2,
+    decoder_drop_rate: DropRate = 0.1,
+    norm_eps: Positive = 1e-5,
+    encoder_weights: str | Path | None = None,
+    weights: str | Path | None = None,
     new_head: bool = False,
     attention: Callable[..., nn.Module] = SoftmaxAttention,
     block: Callable[..., nn.Module] = Block,
-    **kwargs,
 ) -> Segmenter:
-    """A Segmenter whose encoder is a ViT of one of :data:`neutreno.models.vit.SIZES`; ``kwargs`` are the encoder's.
+    """A Segmenter whose encoder is a ViT of one of :data:`neutreno.models.vit.SIZES`; what is None is what it says.
 
     Args:
         img_size: side of the square training crop; the position embedding is of its patches.
@@ -147,10 +163,24 @@ def segmenter(
     Raises:
         InputError: no such size; the weights cannot be read or do not fit.
     """
-    check_number("model.decoder_depth", decoder_depth, 1, integer=True)
-    check_number("model.decoder_drop_rate", decoder_drop_rate, most=0.99)
     variant = {"attention": attention, "block": block, "norm_eps": norm_eps}
-    encoder = vit(size, img_size=img_size, num_classes=0, dynamic_img_size=True, **variant, **kwargs)
+    encoder = vit(
+        size,
+        img_size,
+        in_chans,
+        0,
+        patch_size,
+        embed_dim,
+        depth,
+        num_heads,
+        mlp_ratio,
+        init_std,
+        pos_std,
+        drop_path_rate,
+        distilled=distilled,
+        dynamic_img_size=True,
+        **variant,
+    )
     first = encoder.blocks[0]
     decoder = MaskTransformer(
         num_classes,

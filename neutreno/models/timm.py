@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import timm
 import torch
+from annotated_types import Ge, Le
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from neutreno.checkpoints import load_weights, pretrained_timm_model
+from neutreno.config.options import DropRate, Size, builds, checked
 from neutreno.errors import InputError
-from neutreno.models.transformer import Block, kinds_of_tokens
+from neutreno.models.transformer import kinds_of_tokens
 
 
 class TimmModel(nn.Module):
@@ -30,6 +33,8 @@ class TimmModel(nn.Module):
     Raises:
         InputError: the model cannot take such images.
     """
+
+    output = "classes"
 
     def __init__(self, net: nn.Module, input_shape: Sequence[int]) -> None:
         super().__init__()
@@ -95,17 +100,21 @@ class TimmModel(nn.Module):
         return getattr(self.net, "num_prefix_tokens", 0) if patches is None else embedding.shape[1] - patches
 
 
+@builds(TimmModel)
+@checked
 def timm_model(
     name: str,
-    num_classes: int = 1000,
-    in_chans: int = 3,
-    img_size: int | None = None,
+    num_classes: Annotated[int, Ge(0), Le(10**7)] = 1000,
+    in_chans: Size = 3,
+    img_size: Size | None = None,
+    drop_rate: DropRate | None = None,
+    drop_path_rate: DropRate | None = None,
+    attn_drop_rate: DropRate | None = None,
+    proj_drop_rate: DropRate | None = None,
+    global_pool: str | None = None,
     pretrained: bool = False,
-    weights: str | None = None,
+    weights: str | Path | None = None,
     new_head: bool = False,
-    attention: Any = None,
-    block: Any = None,
-    **kwargs,
 ) -> TimmModel:
     """The timm model ``name``, a tag such as ``.augreg_in21k`` included; its attention is timm's own.
 
@@ -114,16 +123,11 @@ def timm_model(
         pretrained: take timm's weights from its cache, or download them.
         weights: or load these, strictly: a checkpoint file, a run folder, or another timm name.
         new_head: leave out their classifier, for data of other classes.
-        attention, block: refused unless plain, so that nobody believes to have exchanged them.
-        kwargs: of ``timm.create_model``; None leaves timm's default.
+        drop_rate, drop_path_rate, attn_drop_rate, proj_drop_rate, global_pool: timm's; None leaves its default.
 
     Raises:
         InputError: no such model, it cannot be built so, or its weights do not fit or cannot be had.
     """
-    if attention or getattr(block, "func", block) not in (None, Block):
-        raise InputError(
-            "model=timm keeps its own attention and blocks; leave attention=… and block=… out, or choose model=deit"
-        )
     made_for = _pretrained_cfg(name)
     if pretrained and weights is None and made_for.num_classes != num_classes and not new_head:
         raise InputError(
@@ -131,6 +135,9 @@ def timm_model(
             "model.new_head=true keeps the rest and starts a fresh head"
         )
     side = img_size or made_for.input_size[-1]
+    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate, "attn_drop_rate": attn_drop_rate}
+    rates |= {"proj_drop_rate": proj_drop_rate, "global_pool": global_pool}
+    kwargs: dict[str, Any] = {k: v for k, v in rates.items() if v is not None}
     kwargs |= {"num_classes": num_classes, "in_chans": in_chans}
     if made_for.fixed_input_size:
         kwargs["img_size"] = side

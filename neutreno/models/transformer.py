@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
 
-from neutreno.errors import InputError, check_number
+from neutreno.config.options import SUPPLIED, DropRate, Positive, Size, checked
+from neutreno.errors import InputError
 
 
 class Block(nn.Module):
@@ -24,21 +26,22 @@ class Block(nn.Module):
         norm_first: False: post-norm, ``norm1(x + attn(x))``, then ``norm2(x + mlp(x))``, as in the language model.
     """
 
+    @checked
     def __init__(
         self,
-        dim: int,
-        num_heads: int,
-        attention: Callable[..., nn.Module],
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        proj_drop: float = 0.0,
-        attn_drop: float = 0.0,
-        drop_path: float = 0.0,
-        norm_eps: float = 1e-6,
-        norm_first: bool = True,
-        proj_bias: bool = True,
-        causal: bool = False,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
+        dim: Annotated[Size, SUPPLIED],
+        num_heads: Annotated[Size, SUPPLIED],
+        attention: Annotated[Callable[..., nn.Module], SUPPLIED],
+        mlp_ratio: Annotated[Positive, SUPPLIED] = 4.0,
+        qkv_bias: Annotated[bool, SUPPLIED] = True,
+        proj_drop: Annotated[DropRate, SUPPLIED] = 0.0,
+        attn_drop: Annotated[DropRate, SUPPLIED] = 0.0,
+        drop_path: Annotated[DropRate, SUPPLIED] = 0.0,
+        norm_eps: Annotated[Positive, SUPPLIED] = 1e-6,
+        norm_first: Annotated[bool, SUPPLIED] = True,
+        proj_bias: Annotated[bool, SUPPLIED] = True,
+        causal: Annotated[bool, SUPPLIED] = False,
+        act_layer: Annotated[Callable[..., nn.Module], SUPPLIED] = nn.GELU,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
@@ -85,7 +88,10 @@ class FeatScaleBlock(Block):
         InputError: the model is causal.
     """
 
-    def __init__(self, dim: int, *args, causal: bool = False, **kwargs) -> None:
+    @checked
+    def __init__(
+        self, dim: Annotated[Size, SUPPLIED], *args, causal: Annotated[bool, SUPPLIED] = False, **kwargs
+    ) -> None:
         if causal:
             raise InputError("block=featscale takes the mean of all tokens, so a language model would see the future")
         super().__init__(dim, *args, **kwargs)
@@ -108,9 +114,9 @@ class LayerScaleBlock(Block):
         init_values: γ at the start, > 0.
     """
 
-    def __init__(self, dim: int, *args, init_values: float = 0.1, **kwargs) -> None:
+    @checked
+    def __init__(self, dim: Annotated[Size, SUPPLIED], *args, init_values: Positive = 0.1, **kwargs) -> None:
         super().__init__(dim, *args, **kwargs)
-        check_number("block.init_values", init_values, 1e-12)
         self.ls1 = LayerScale(dim, init_values)
         self.ls2 = LayerScale(dim, init_values)
 
@@ -139,22 +145,21 @@ class ContraNormBlock(Block):
         InputError: the model is causal; s or τ is not a number > 0.
     """
 
+    @checked
     def __init__(
         self,
-        dim: int,
+        dim: Annotated[Size, SUPPLIED],
         *args,
-        scale: float = 0.1,
-        temperature: float = 1.0,
+        scale: Positive = 0.1,
+        temperature: Positive = 1.0,
         normalize: bool = True,
-        causal: bool = False,
-        norm_eps: float = 1e-6,
+        causal: Annotated[bool, SUPPLIED] = False,
+        norm_eps: Annotated[Positive, SUPPLIED] = 1e-6,
         **kwargs,
     ) -> None:
         if causal:
             raise InputError("block=contranorm compares all tokens, so a language model would see the future")
         super().__init__(dim, *args, norm_eps=norm_eps, **kwargs)
-        check_number("block.scale", scale, 1e-12)
-        check_number("block.temperature", temperature, 1e-12)
         self.scale, self.temperature, self.normalize = scale, temperature, normalize
         self.contranorm = nn.LayerNorm(dim, eps=norm_eps)
 

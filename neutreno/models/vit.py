@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from timm.layers import PatchEmbed, resample_abs_pos_embed, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.checkpoints import load_weights
-from neutreno.errors import InputError, check_number
+from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, builds, checked
+from neutreno.errors import InputError
 from neutreno.models.transformer import Block, Trunk, init_linears, kinds_of_tokens
 
 SIZES = {
@@ -49,35 +53,35 @@ class VisionTransformer(nn.Module):
         InputError: the patch does not divide the image, or the heads do not divide the width.
     """
 
+    output = "classes"
+
+    @checked
     def __init__(
         self,
-        img_size: int = 224,
-        patch_size: int = 16,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        embed_dim: int = 192,
-        depth: int = 12,
-        num_heads: int = 3,
-        mlp_ratio: float = 4.0,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        in_chans: Size = 3,
+        num_classes: Annotated[int, Ge(0), Le(10**7)] = 1000,
+        embed_dim: Size = 192,
+        depth: Depth = 12,
+        num_heads: Size = 3,
+        mlp_ratio: Positive = 4.0,
         qkv_bias: bool = True,
-        drop_rate: float = 0.0,
-        pos_drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: DropRate = 0.0,
+        pos_drop_rate: DropRate = 0.0,
+        proj_drop_rate: DropRate = 0.0,
+        attn_drop_rate: DropRate = 0.0,
+        drop_path_rate: DropRate = 0.0,
         attention: Callable[..., nn.Module] = SoftmaxAttention,
         block: Callable[..., nn.Module] = Block,
         distilled: bool = False,
         dynamic_img_size: bool = False,
-        norm_eps: float = 1e-6,
-        init_std: float = 0.02,
-        pos_std: float = 0.02,
+        norm_eps: Positive = 1e-6,
+        init_std: NonNegative = 0.02,
+        pos_std: NonNegative = 0.02,
     ) -> None:
         super().__init__()
-        check_number("model.depth", depth, 1, integer=True)
-        check_number("model.embed_dim", embed_dim, 1, integer=True)
-        check_number("model.drop_path_rate", drop_path_rate, most=0.99)
-        if patch_size < 1 or img_size % patch_size:
+        if img_size % patch_size:
             raise InputError(f"patch_size={patch_size} does not divide img_size={img_size}; change one of them")
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
@@ -171,8 +175,32 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
-def vit(size: str = "tiny", weights: str | None = None, new_head: bool = False, **kwargs) -> VisionTransformer:
-    """A ViT/DeiT of one of :data:`SIZES`; ``kwargs`` that are not None override anything.
+@builds(VisionTransformer)
+@checked
+def vit(
+    size: str = "tiny",
+    img_size: Size = 224,
+    in_chans: Size = 3,
+    num_classes: Annotated[int, Ge(0), Le(10**7)] = 1000,
+    patch_size: Size = 16,
+    embed_dim: Size | None = None,
+    depth: Depth | None = None,
+    num_heads: Size | None = None,
+    mlp_ratio: Positive | None = None,
+    init_std: NonNegative | None = None,
+    pos_std: NonNegative | None = None,
+    drop_path_rate: DropRate | None = None,
+    proj_drop_rate: DropRate | None = None,
+    attn_drop_rate: DropRate | None = None,
+    distilled: bool = False,
+    dynamic_img_size: bool = False,
+    norm_eps: Positive | None = None,
+    weights: str | Path | None = None,
+    new_head: bool = False,
+    attention: Callable[..., nn.Module] = SoftmaxAttention,
+    block: Callable[..., nn.Module] = Block,
+) -> VisionTransformer:
+    """A ViT/DeiT of one of :data:`SIZES`; what is None is what the size says, or :class:`VisionTransformer`'s default.
 
     ``weights`` is loaded strictly: a checkpoint file, a run folder, or the name of a pretrained timm model; with
     ``new_head`` all but its classifier.
@@ -180,12 +208,22 @@ def vit(size: str = "tiny", weights: str | None = None, new_head: bool = False, 
     Raises:
         InputError: no such size; the weights cannot be read or do not fit.
     """
-    if size not in SIZES:
-        raise InputError(f"model.size={size} is not known; there are: {', '.join(SIZES)}")
-    model = VisionTransformer(**{**SIZES[size], **{k: v for k, v in kwargs.items() if v is not None}})
+    own = {k: v for k, v in locals().items() if k not in ("size", "weights", "new_head") and v is not None}
+    model = VisionTransformer(**{**of_size(size, SIZES), **own})
     if weights is not None:
         load_weights(model, weights, new_head)
     return model
+
+
+def of_size(size: str, sizes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The options that a size stands for.
+
+    Raises:
+        InputError: no such size.
+    """
+    if size not in sizes:
+        raise InputError(f"model.size={size} is not known; there are: {', '.join(sizes)}")
+    return sizes[size]
 
 
 _IMAGENET = {

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from timm.optim import create_optimizer_v2
@@ -17,7 +19,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from neutreno.errors import InputError, check_number
+from neutreno.config.options import SUPPLIED, Count, NonNegative, Share, checked
+from neutreno.errors import InputError
 from neutreno.parallel import ShardedStrategy, shard
 
 SCHEDULES = {"cosine": CosineLRScheduler, "poly": partial(PolyLRScheduler, power=0.9)}
@@ -46,41 +49,39 @@ class Task(LightningModule):
     main_metric_mode = "max"
     throughput = "train/samples_per_s"
 
+    accepts: str | None = None  # what a model's ``output`` has to be, where it says one; None: anything
+
+    @checked
     def __init__(
         self,
-        model: nn.Module,
+        model: Annotated[nn.Module, SUPPLIED],
         opt: str = "adamw",
-        lr: float = 1e-3,
-        weight_decay: float = 0.05,
-        opt_args: dict | None = None,
-        schedule: str = "cosine",
-        warmup_epochs: float = 5,
-        warmup_lr: float = 1e-6,
-        min_lr: float = 1e-5,
-        lr_per: str = "step",
-        ema_decay: float | None = None,
-        lr_batch: int | None = None,
-        batch_size: int | None = None,
-        warmup_steps: int | None = None,
+        lr: NonNegative = 1e-3,
+        weight_decay: NonNegative = 0.05,
+        opt_args: dict[str, Any] | None = None,
+        schedule: Literal[*SCHEDULES] = "cosine",
+        warmup_epochs: NonNegative = 5,
+        warmup_lr: NonNegative = 1e-6,
+        min_lr: NonNegative = 1e-5,
+        lr_per: Literal["step", "epoch"] = "step",
+        ema_decay: Share | None = None,
+        lr_batch: Count | None = None,
+        batch_size: Count | None = None,
+        warmup_steps: Annotated[int, Ge(0), Le(10**9)] | None = None,
     ) -> None:
         super().__init__()
-        if lr_per not in ("step", "epoch"):
-            raise InputError(f"task.lr_per={lr_per} is not known; it is step or epoch")
-        if schedule not in SCHEDULES:
-            raise InputError(f"task.schedule={schedule} is not known; there are: {', '.join(SCHEDULES)}")
-        numbers = {"lr": lr, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
-        for name, value in {**numbers, "warmup_lr": warmup_lr, "min_lr": min_lr}.items():
-            check_number(f"task.{name}", value)
-        if ema_decay is not None:
-            check_number("task.ema_decay", ema_decay, most=1)
+        given = getattr(model, "output", None)
+        if None not in (given, self.accepts) and given != self.accepts:
+            raise InputError(
+                f"this task takes a model of {self.accepts}, and {type(model).__name__} gives {given}; leave model=… "
+                "out, and the data set chooses one that fits"
+            )
         if lr_batch is not None:
-            check_number("task.lr_batch", lr_batch, 1)
-            check_number("task.batch_size", batch_size, 1)
+            if batch_size is None:
+                raise InputError(f"task.lr_batch={lr_batch} needs task.batch_size, the global one")
             lr = lr * batch_size / lr_batch
-        if warmup_steps is not None:
-            check_number("task.warmup_steps", warmup_steps, integer=True)
-            if lr_per == "epoch":
-                raise InputError(f"task.warmup_steps={warmup_steps} needs task.lr_per=step; or set task.warmup_epochs")
+        if warmup_steps is not None and lr_per == "epoch":
+            raise InputError(f"task.warmup_steps={warmup_steps} needs task.lr_per=step; or set task.warmup_epochs")
         self.model = model
         self.opt = {"opt": opt, "lr": lr, "weight_decay": weight_decay, **(opt_args or {})}
         try:  # on one parameter, so that a wrong name is found before a run begins

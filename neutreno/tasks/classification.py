@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from timm.data import Mixup
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from neutreno.errors import InputError, check_number
-from neutreno.models.segmenter import Segmenter
+from neutreno.config.options import SUPPLIED, NonNegative, Share, checked
+from neutreno.errors import InputError
 from neutreno.tasks.base import Task
 
 
@@ -29,25 +31,20 @@ class Classification(Task):
 
     main_metric = "val/top1"
 
+    accepts = "classes"
+
+    @checked
     def __init__(
         self,
-        model: nn.Module,
-        num_classes: int,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        switch_prob: float = 0.5,
+        model: Annotated[nn.Module, SUPPLIED],
+        num_classes: Annotated[int, Ge(2), Le(10**7)],
+        label_smoothing: Share = 0.0,
+        mixup: NonNegative = 0.0,
+        cutmix: NonNegative = 0.0,
+        switch_prob: Share = 0.5,
         **kwargs,
     ) -> None:
-        if isinstance(model, Segmenter):
-            raise InputError(
-                "this data set is classified, and model=segmenter segments: choose model=deit, vit or timm"
-            )
         super().__init__(model, **kwargs)
-        check_number("task.label_smoothing", label_smoothing, most=1)
-        check_number("task.switch_prob", switch_prob, most=1)
-        check_number("task.mixup", mixup)
-        check_number("task.cutmix", cutmix)
         self.label_smoothing = label_smoothing
         self.mixup = None
         if mixup > 0 or cutmix > 0:

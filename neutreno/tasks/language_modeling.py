@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from neutreno.config.options import SUPPLIED
 from neutreno.tasks.base import Task
 
 
@@ -27,8 +28,9 @@ class LanguageModeling(Task):
     main_metric = "val/ppl"
     main_metric_mode = "min"
     throughput = "train/tokens_per_s"
+    accepts = "words"
 
-    def __init__(self, model: nn.Module, **kwargs) -> None:
+    def __init__(self, model: Annotated[nn.Module, SUPPLIED], **kwargs) -> None:
         super().__init__(model, **kwargs)
         self.metrics = self.per_network(partial(MeanMetric, nan_strategy="disable"))
 

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from neutreno.config.options import FREE, SUPPLIED, checked
 from neutreno.data.segmentation import IGNORE
-from neutreno.errors import InputError, check_number
-from neutreno.models.segmenter import Segmenter
+from neutreno.errors import InputError
 from neutreno.reports import segmentation as reports
 from neutreno.sliding_window import SlidingWindow, segment
 from neutreno.tasks.base import Task
@@ -60,18 +61,18 @@ class Segmentation(Task):
 
     main_metric = "val/miou"
 
+    accepts = "masks"
+
+    @checked
     def __init__(
         self,
-        model: nn.Module,
-        num_classes: int,
-        inference: Mapping[str, Any],
-        protocols: Mapping[str, Mapping[str, Any]] | None = None,
+        model: Annotated[nn.Module, SUPPLIED],
+        num_classes: Annotated[int, Ge(2), Le(10**6)],
+        inference: Annotated[Mapping[str, Any], FREE],
+        protocols: Annotated[Mapping[str, Mapping[str, Any] | None] | None, FREE] = None,
         **kwargs,
     ) -> None:
-        if not isinstance(model, Segmenter):
-            raise InputError("this data set is segmented: choose model=segmenter or model=segmenter_neutreno")
         super().__init__(model, **kwargs)
-        check_number("task.num_classes", num_classes, 2, integer=True)
         if model.num_classes != num_classes:
             raise InputError(f"task.num_classes={num_classes}, but the model has {model.num_classes} classes")
         self.inference = self._window("inference", inference)

@@ -1,0 +1,241 @@
+"""The gate: what may not be set is said in a line that names the key, before anything is built."""
+
+import copy
+import math
+
+import pytest
+from conftest import ROOT, assert_one_line_error, run_forked
+
+from neutreno.config import gate
+from neutreno.config.composing import Composed, compose
+from neutreno.config.options import EXECUTION, FREE, IDENTITY
+from neutreno.runs import default_name
+
+VALUES = {
+    "text": "text",
+    "null": None,
+    "a list": [1, "b"],
+    "a dictionary": {"a": 1},
+    "NaN": math.nan,
+    "a negative number": -3,
+    "a huge number": 10**40,
+}
+SECTIONS = {"recipe": ("task", "trainer", "data", "probe", "recipe"), "experiment": ()}  # what a group's files set
+GROUPS = [p.name for p in sorted((ROOT / "configs").iterdir()) if p.is_dir() and p.name not in ("hydra", "experiment")]
+
+
+def cases():
+    for group in GROUPS:
+        for option in gate.options_in(group):
+            yield group, option
+
+
+def composed_with(group, option):
+    words = [f"{group}={option}"] if group != "recipe" else [f"data={option}"]
+    if (group, option) == ("model", "timm"):
+        words.append("model.name=vit_tiny_patch16_224")
+    if group == "model" and option.startswith("lm"):
+        words.append("data=python_docs")
+    return compose(words)
+
+
+def with_value(composed, key, value):
+    """The same config with one value exchanged."""
+    changed = Composed(composed.config, composed.choices, composed.overrides)
+    settings = changed.__dict__["settings"] = copy.deepcopy(composed.settings)
+    *path, last = key.split("|")
+    for name in path:
+        settings = settings[name]
+    settings[last] = value
+    return changed
+
+
+def keys_in(node, start=""):
+    for name, value in node.items():
+        yield f"{start}{name}", value
+        if isinstance(value, dict):
+            yield from keys_in(value, f"{start}{name}|")
+
+
+def problems_of(composed):
+    """What the first stage that finds anything finds."""
+    for stage in (gate.settings_problems, gate.constructor_problems):
+        if found := list(stage(composed)):
+            return found
+    return []
+
+
+@pytest.mark.parametrize(("group", "option"), cases())
+def test_every_key_of_every_group_takes_a_value_or_is_named(group, option):
+    """No constructor is called: an InputError of one would have no key in it."""
+    composed = composed_with(group, option)
+    assert problems_of(composed) == []
+    free = {"recipe", "paper", "labels", "variants"}
+    tried = 0
+    for section in SECTIONS.get(group, (group,)):
+        for key, before in keys_in({section: composed.settings[section]}):
+            if key.startswith("model|") and key.split("|")[1] in composed.settings["variants"]:
+                continue  # the axis itself, which stands at the top
+            dotted, depth = key.replace("|", "."), key.count("|")
+            number = isinstance(before, int | float) and not isinstance(before, bool)
+            for what, value in VALUES.items():
+                found = problems_of(with_value(composed, key, value))
+                tried += 1
+                for line in found:
+                    assert "\n" not in line and "Traceback" not in line
+                    named = dotted if depth < 2 or dotted in line else ".".join(dotted.split(".")[:2])
+                    assert named in line, (dotted, what, line)
+                if section in free or depth != 1 or what == "null":
+                    continue
+                if number and what in ("text", "a list", "a dictionary", "NaN"):
+                    assert found, f"{dotted} took {what}"
+                if isinstance(before, int) and what == "a huge number":
+                    assert found, f"{dotted} took {what}"
+                if isinstance(before, bool):
+                    assert found, f"{dotted} took {what}"
+    assert tried >= len(VALUES)
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_every_setting_of_the_projects_own_takes_a_value_or_is_named(value):
+    composed = compose()
+    own = [key for key in composed.settings if key not in GROUPS]
+    assert {"seed", "name", "probe", "checkpoint", "progress", "expected", "output_dir", "resume"} <= set(own)
+    for key, before in keys_in({key: composed.settings[key] for key in own if key != "task"}):
+        found = problems_of(with_value(composed, key, VALUES[value]))
+        for line in found:
+            assert key.replace("|", ".") in line or key.split("|")[0] in line, line
+        if type(before) in (bool, int) and value != "null":
+            assert found, f"{key} took {value}"
+
+
+WORDS = {
+    "lam=0.4": ["no key lam", "did you mean attention.lam?"],
+    "lr=0.1": ["no key lr", "did you mean task.lr?"],
+    "epochs=3": ["did you mean trainer.max_epochs?"],
+    "output_root=x": ["did you mean output_dir?"],
+    "optimizer=sgd": ["did you mean task.opt?"],
+    "experiment=deit_tiny_neutreno": ["proxy/deit_tiny_neutreno or table1/deit_tiny_neutreno"],
+    "experiment=table1": ["a folder of options", "table1/deit_tiny_neutreno", "table1/deit_small_softmax"],
+    "attention=sofmax": ["no option attention=sofmax; did you mean softmax?"],
+    "modle=deit": ["no key modle", "did you mean model?"],
+    "task.l=1": ["no key task.l"],
+    "+lam=0.4": ["no key lam: nothing takes it; did you mean attention.lam?"],
+    "+optimizer=sgd": ["no key optimizer: nothing takes it; did you mean task.opt?"],
+    "+attention.lamb=0.4": ["no key attention.lamb", "did you mean attention.lam?"],
+    "+task.learning_rate=1": ["no key task.learning_rate", "did you mean task.lr?"],
+    "+trainer.max_epoch=3": ["no key trainer.max_epoch", "did you mean trainer.max_epochs?"],
+    "+probe.every=3": ["no key probe.every"],
+    "+recipe.foo=1": ["recipe.foo", "nothing of this model and data set looks it up"],
+    "+checkpoint.x=1": ["no key checkpoint.x"],
+    "attention.dim=3": ["no key attention.dim"],
+    "+attention.dim=3": ["attention.dim is not to be set"],
+    "attention._target_=mine.Rule": ["attention._target_=mine.Rule", "no module mine", "PYTHONPATH"],
+    "attention._target_=neutreno.attention.Softmax": [
+        "neutreno.attention has no Softmax",
+        "did you mean SoftmaxAttention?",
+    ],
+    "attention._target_=text": ["attention._target_=text is no dotted path"],
+    "probe.measures=[cosin]": ["probe.measures"],
+    "seed=-1": ["seed=-1"],
+    "seed=1.5": ["seed=1.5"],
+    "resume=maybe": ["resume=maybe", "boolean"],
+    "model.depth=100000000000": ["model.depth"],
+    "data.batch_size=.nan": ["data.batch_size=nan"],
+    "trainer.precision=16-mix": ["trainer.precision=16-mix"],
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_that_is_wrong_gets_one_line_that_helps(word, tmp_path):
+    assert_one_line_error(run_forked("train.py", word, cwd=tmp_path), *WORDS[word])
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_all_that_a_stage_finds_is_said_together(tmp_path):
+    words = ["attention.lam=-1", "task.lr=abc", "+trainer.foo=1", "+data.foo=2", "model.depth=0"]
+    done = run_forked("train.py", *words, cwd=tmp_path)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and len(lines) == len(words) and all(line.startswith("error: ") for line in lines)
+    for key in ("attention.lam=-1", "task.lr=abc", "trainer.foo", "data.foo", "model.depth=0"):
+        assert sum(key in line for line in lines) == 1, key
+    done = run_forked("train.py", "modle=deit", "lr=1", "attention=sofmax", "seed=1", cwd=tmp_path)
+    assert done.stderr.count("error: ") == len(done.stderr.splitlines()) == 3
+
+
+def test_a_strength_that_nothing_takes_says_what_would(tmp_path):
+    done = run_forked("train.py", "model=deit", "attention.lam=0.4", cwd=tmp_path)
+    assert_one_line_error(done, "no key attention.lam", "attention=neutreno")
+    done = run_forked("train.py", "model=deit", "recipe.lam=0.4", cwd=tmp_path)
+    assert_one_line_error(done, "recipe.lam", "looks it up")
+    done = run_forked("train.py", "model=timm", "model.name=vit_tiny_patch16_224", "attention=xsa", cwd=tmp_path)
+    assert_one_line_error(done, "model=timm has no axis attention")
+
+
+def test_what_a_key_is_to_a_run_stands_beside_the_key():
+    settings = compose(["data=cifar10", "data.root=x"]).settings
+    for mark, keys in {
+        EXECUTION: ["data.root", "data.num_workers", "trainer", "trainer.devices", "launcher.at_once", "name", "paper"],
+        FREE: ["data.crop_pct", "data.mean", "trainer.precision", "probe.num_samples"],
+        IDENTITY: [
+            "data.batch_size",
+            "attention.lam",
+            "attention",
+            "model.depth",
+            "task.lr",
+            "seed",
+            "data",
+            "task.opt_args.fused",
+        ],
+    }.items():
+        assert {key: gate.mark_of(key, settings) for key in keys} == dict.fromkeys(keys, mark)
+
+
+def test_names_hold_what_a_run_is_and_not_how_it_is_executed():
+    words = ["data=cifar10", "data.root=x", "trainer=gpu", "data.num_workers=1", "logger=wandb", "launcher.at_once=2"]
+    assert default_name(compose(words)) == "cifar10-deit_mini-neutreno-lam0.6-seed0"
+    assert default_name(compose(["attention.lam=0", "seed=3"])) == "digits-deit_mini-neutreno-lam0-seed3"
+    assert default_name(compose(["model=deit", "task.lr=0.1"])) == "digits-deit_mini-softmax-seed0-task.lr-0.1"
+    assert default_name(compose(["model=deit", "block=featscale"])) == "digits-deit_mini-featscale-seed0"
+    both = compose(["block=featscale", "attention.lam=0.2"])
+    assert default_name(both) == "digits-deit_mini-neutreno-lam0.2-featscale-seed0"
+    timm = compose(["model=timm", "model.name=resnet18.a1_in1k", "data=cifar10"])
+    assert default_name(timm) == "cifar10-timm_resnet18.a1_in1k-seed0"
+
+
+def test_the_class_that_is_built_is_named_and_not_the_option_that_was_typed():
+    from neutreno.variants import describe
+
+    typed = compose(["model=deit", "attention._target_=neutreno.attention.ExclusiveAttention"])
+    described = describe(typed)
+    assert described["settings"]["attention"] == "neutreno.attention.ExclusiveAttention"
+    assert described["axes"]["attention"]["class"] == "neutreno.attention.ExclusiveAttention"
+    assert not described["axes"]["attention"]["baseline"]
+    assert default_name(typed) == "digits-deit_mini-neutreno.attention.ExclusiveAttention-seed0"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [([], False), (["model=deit"], True), (["attention.lam=0"], True), (["attention.lam=0", "block=featscale"], False),
+     (["model=deit", "attention=gfsa"], False), (["model=deit", "block=layerscale"], False)],
+)  # fmt: skip
+def test_the_baseline_is_what_the_model_declares(words, expected):
+    from neutreno.variants import at_baseline
+
+    assert at_baseline(compose(words)) is expected
+
+
+def test_no_general_code_names_an_axis():
+    """What is compared is declared by models' configs; `λ̃`, `attention`, `block` are words of transformers."""
+    import re
+
+    general = ["runs", "results", "variants", "launchers", "preflight", "parallel", "errors", "evaluation"]
+    files = [ROOT / f"neutreno/{name}.py" for name in general]
+    files += [*(ROOT / "neutreno/config").glob("*.py"), *(ROOT / "neutreno/reports").glob("dashboard.*")]
+    files += [ROOT / f"neutreno/reports/{name}.py" for name in ("reading", "comparison", "tables")]
+    files += [ROOT / f"neutreno/cli/{name}.py" for name in ("train", "evaluate", "hydra_main")]
+    for file in files:
+        code = re.sub(r'""".*?"""', "", file.read_text(), flags=re.DOTALL)
+        code = "\n".join(line.partition("  # ")[0] for line in code.splitlines() if not line.strip().startswith("#"))
+        for word in ("softmax", "neutreno_", "deit", "attention", "featscale", "top1", "miou"):
+            assert not re.search(rf"[\"'.]{word}[\"'.]", code), (file.name, word)

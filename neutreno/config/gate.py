@@ -70,7 +70,10 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
         yield f"{_full_key(error)}: {_first_line(error)}"
         return
     own = options_of(SCHEMAS[schema])
-    known = {**own, **dict.fromkeys(settings["variants"] if isinstance(settings.get("variants"), dict) else ())}
+    if problem := own["variants"].problem(settings.get("variants"), "variants"):
+        yield problem  # else every axis would be a key that nothing takes
+        return
+    known = {**own, **dict.fromkeys(settings["variants"])}
     for key, value in settings.items():
         if key not in known:
             yield f"no key {key}: nothing takes it{_near(key, composed)}"
@@ -176,6 +179,8 @@ def part_problems(node: dict[str, Any], key: str, supplied: set[str] | None = No
     problems = []
     for name, value in node.items():
         if name.startswith("_"):
+            if name not in ("_target_", "_partial_") or (name == "_partial_" and not isinstance(value, bool)):
+                problems.append(f"{key}.{name}={value} is not to be set: only _target_ and a boolean _partial_ are")
             continue
         where, option = f"{key}.{name}", options.get(name)
         if option is None:
@@ -199,7 +204,11 @@ def part_problems(node: dict[str, Any], key: str, supplied: set[str] | None = No
 
 def _library_problems(node: dict[str, Any], key: str, own: dict[str, Option]) -> Iterator[str]:
     """Keys that neither the project's section nor the library's class of it takes."""
-    target = locate(node["_target_"], f"{key}._target_")
+    try:
+        target = locate(node["_target_"], f"{key}._target_")
+    except InputError as error:
+        yield str(error)
+        return
     known = inspect.signature(target).parameters
     for name, value in node.items():
         if not name.startswith("_") and name not in own and name not in known:
@@ -358,14 +367,17 @@ def _near(key: str, composed: Composed) -> str:
     settings = OmegaConf.to_container(composed.config, resolve=False)
     there = [k for k in flat_keys(settings) if k.partition(".")[0] not in ("recipe", "labels", "variants") and k != key]
     last = SYNONYMS.get(key.rpartition(".")[2], key.rpartition(".")[2])
+    section = key.rpartition(".")[0]
+    if section in there:  # where it was looked for, and nowhere else
+        there = [k for k in there if k.rpartition(".")[0] == section]
     found = [k for k in there if k.rpartition(".")[2] == last]
-    if not found:
+    bring = [f"{axis}={o}" for axis in settings.get("variants") or {} for o in _bringing(axis, last, composed)]
+    if not found and not bring:
         ends = {k.rpartition(".")[2]: k for k in reversed(there)}
         close = difflib.get_close_matches(key, there, 2, 0.8) or difflib.get_close_matches(last, ends, 2, 0.75)
         found = [ends.get(k, k) for k in close]
     if not found:
-        bring = [f"{axis}={o}" for axis in settings.get("variants") or {} for o in _bringing(axis, last, composed)]
-        return f"; {', '.join(bring[:3])} would bring {last}" if bring else ""
+        return f"; {', '.join(bring)} would bring {last}" if bring else ""
     return f"; did you mean {' or '.join(dict.fromkeys(found[:3]))}?"
 
 

@@ -78,7 +78,11 @@ class Option:
 
 def _shown(value: Any) -> str:
     """A value as it would be typed; text that looks like something else in quotes."""
-    if isinstance(value, str) and (not value or value[0] in "+-.0123456789" or value in ("null", "true", "false")):
+    if isinstance(value, str):
+        try:
+            float(value or 0)
+        except ValueError:
+            return value[:200] if value not in ("null", "true", "false") else repr(value)
         return repr(value)
     return str(value)[:200]
 

@@ -43,7 +43,7 @@ class Checkpointing:
 class Progress:
     """``progress``"""
 
-    line_every_s: Annotated[NonNegative, EXECUTION] = 10.0
+    line_every_s: Annotated[Annotated[float, Ge(0), Le(86_400)], EXECUTION] = 10.0
 
 
 @dataclass

@@ -60,7 +60,7 @@ class Task(LightningModule):
         weight_decay: NonNegative = 0.05,
         opt_args: dict[str, Any] | None = None,
         schedule: Literal[*SCHEDULES] = "cosine",
-        warmup_epochs: NonNegative = 5,
+        warmup_epochs: Annotated[float, Ge(0), Le(10**6)] = 5,
         warmup_lr: NonNegative = 1e-6,
         min_lr: NonNegative = 1e-5,
         lr_per: Literal["step", "epoch"] = "step",

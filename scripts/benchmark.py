@@ -10,8 +10,8 @@ A ratio above 1 says that the first of the two is faster.
 import argparse
 
 import torch
-from benchmarks import attention, runs, text, timing
 
+from neutreno.benchmarks import attention, runs, text, timing
 from neutreno.results import environment
 
 PARTS = {

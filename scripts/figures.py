@@ -1,45 +1,8 @@
-"""The paper's figure: similarity of tokens by layer, baseline against NeuTRENO, a panel for every task given.
+"""The same as ``neutreno figures``."""
 
-    python scripts/figures.py outputs/digits-* outputs/digit_scenes-* outputs/python_docs-*
-    python scripts/figures.py outputs/digits-* --output docs/figures/digits_similarity --initial
-    python scripts/figures.py outputs/*-lab_* --measure effective_rank
-
-Writes PREFIX.pdf and PREFIX.png, as wide as a column or a page: means over seeds, bands of ± a standard deviation.
-"""
-
-import argparse
 import sys
 
-from neutreno.errors import InputError, report
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of them")
-    parser.add_argument("--output", default="similarity", metavar="PREFIX", help="default: %(default)s")
-    parser.add_argument("--initial", action="store_true", help="before training instead of after it")
-    parser.add_argument("--measure", default="cosine", help="of probe.measures, e.g. effective_rank; default: cosine")
-    parser.add_argument("--title", default="", help="of the figure; default: none")
-    arguments = parser.parse_args()
-    try:
-        from neutreno.reports.comparison import group_runs
-        from neutreno.reports.figures import plot_curves
-        from neutreno.reports.reading import read_runs
-        from neutreno.reports.tables import panels_of, scale_of
-
-        runs, problems = read_runs(arguments.runs)
-        groups, left_out = group_runs(runs)
-        for problem in [*problems, *left_out]:
-            print(f"warning: {problem}; left out", file=sys.stderr)
-        panels = panels_of(groups, "initial" if arguments.initial else "last", arguments.measure)
-        if not panels:
-            raise InputError(f"none of the runs is finished and has measured {arguments.measure} of its tokens")
-        paths = plot_curves(panels, arguments.output, arguments.title, arguments.measure, scale_of(groups))
-        print("figure: " + ", ".join(map(str, paths)))
-    except Exception as error:
-        return report(error)
-    return 0
-
+from neutreno.cli.figures import main
 
 if __name__ == "__main__":
     sys.exit(main())

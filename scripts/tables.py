@@ -1,41 +1,8 @@
-"""Tables of results: mean ± standard deviation over seeds, difference to the baseline, the paper's figures beside ours.
+"""The same as ``neutreno tables``."""
 
-    python scripts/tables.py outputs                                    every run of a folder
-    python scripts/tables.py outputs/digits-* --metric val/top1 --paired
-    python scripts/tables.py outputs/imagenet-* --format latex > table1.tex
-    python scripts/tables.py outputs/*-lab_* --column effective_rank --column parameters
-
-Differences are to plain softmax attention (or λ̃ = 0) on the same data and network, with Welch's 95 % interval, or that
-of the differences between runs of equal seed. Unfinished runs are listed, never averaged.
-"""
-
-import argparse
 import sys
 
-from neutreno.errors import report
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of them")
-    parser.add_argument("--metric", action="append", metavar="NAME", help="column to show, e.g. test/top1 (repeatable)")
-    parser.add_argument("--format", default="md", choices=["md", "latex", "csv"])
-    parser.add_argument("--paired", action="store_true", help="pair runs of equal seed in the interval")
-    parser.add_argument("--baseline", metavar="TEXT", help="part of the name of the row to measure all others against")
-    parser.add_argument(
-        "--column", action="append", default=[], metavar="NAME",
-        help="further column: parameters, or a measure of probe.measures after the last layer (repeatable)",
-    )  # fmt: skip
-    arguments = parser.parse_args()
-    try:
-        from neutreno.reports.tables import print_tables
-
-        a = arguments
-        print_tables(a.runs, a.metric, a.format, a.paired, a.baseline, a.column)
-    except Exception as error:
-        return report(error)
-    return 0
-
+from neutreno.cli.tables import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,11 +11,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neutreno.config.composing import CONFIGS, Composed, searchpath
-from neutreno.config.gate import explained
+from neutreno.config.composing import CONFIGS, Composed, compose, searchpath
+from neutreno.config.gate import explained, options_in
 from neutreno.errors import InputError, report
 
 
@@ -28,6 +28,9 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
         InputError: all that is wrong with the words.
     """
     words, config_dirs = split_config_dirs(words)
+    if {"--help", "-h"} & set(words):
+        print(help_text(name, [word for word in words if not word.startswith("-")], config_dirs))
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole
     given = sys.argv
     failed: list[BaseException] = []
@@ -52,6 +55,19 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
         sys.argv = given
     if failed:
         raise failed[0]
+
+
+def help_text(name: str, words: Sequence[str], config_dirs: Sequence[str]) -> str:
+    """Commands, groups with their options, and the config that ``words`` compose; Hydra's own takes twice as long."""
+    try:
+        composed = compose(words, name, config_dirs)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explained(error, words, name, config_dirs) from error
+    text = OmegaConf.load(CONFIGS / "hydra" / "help" / f"{name}.yaml")
+    folders = {p.name for folder in (*config_dirs, CONFIGS) for p in Path(folder).iterdir() if p.is_dir()}
+    groups = [f"{group}: {', '.join(options_in(group, config_dirs))}" for group in sorted(folders - {"hydra"})]
+    parts = [text.header, "== Groups (group=option) ==", "\n\n".join(groups), "== Config (key=value) =="]
+    return "\n\n".join([*parts, OmegaConf.to_yaml(composed.config), text.footer]).rstrip()
 
 
 def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[str]]:

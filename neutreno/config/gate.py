@@ -297,13 +297,27 @@ def explained(
     except (HydraException, OmegaConfBaseException):
         return InputError("\n".join(problems) or _first_line(error))
     there = set(flat_keys(OmegaConf.to_container(base.config, resolve=False)))
-    for _, override in keys:
+    for word, override in keys:
         if override.is_add() or override.is_force_add():
             continue
         key = override.key_or_group
         if key not in there:
-            problems.append(f"no key {key}{_near(key, base)}; --help lists the keys and groups")
+            hint = f"; its class takes it: +{word}" if _is_option(key, base) else _near(key, base)
+            problems.append(f"no key {key}{hint}; --help lists the keys and groups")
     return InputError("\n".join(problems) or _first_line(error))
+
+
+def _is_option(key: str, composed: Composed) -> bool:
+    """Whether a key is an option of the class named there, which the config's file leaves at its default."""
+    part, _, name = key.partition(".")
+    node = composed.config.get(part)
+    if not OmegaConf.is_dict(node) or "_target_" not in node:
+        return False
+    try:
+        option = options_of(locate(node._target_)).get(name)
+    except InputError:
+        return False
+    return option is not None and option.mark is not SUPPLIED
 
 
 def _folders(group: str, config_dirs: Sequence[str]) -> list[Path]:

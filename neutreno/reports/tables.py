@@ -29,6 +29,7 @@ def print_tables(
     paired: bool = False,
     baseline: str | None = None,
     columns: Sequence[str | Column] = (),
+    config_dirs: Sequence[str] = (),
 ) -> None:
     """Print the table of the runs in ``folders``; warnings go to stderr. ``columns``: see :func:`table`.
 
@@ -36,9 +37,9 @@ def print_tables(
         InputError: there is no finished run, or none has a metric asked for.
     """
     groups, notes = load_groups(folders)
-    print(render(table(groups, metrics, paired, baseline, columns), style))
+    print(render(table(groups, metrics, paired, baseline, columns, config_dirs), style))
     if style == "md":
-        for line in footnotes(groups):
+        for line in footnotes(groups, config_dirs):
             print(f"\n{line}")
     for note in notes:
         print(f"not in the table: {note}", file=sys.stderr if style == "csv" else sys.stdout)
@@ -72,6 +73,7 @@ def table(
     paired: bool = False,
     baseline: str | None = None,
     columns: Sequence[str | Column] = (),
+    config_dirs: Sequence[str] = (),
 ) -> pd.DataFrame:
     """One row per group. Every figure is a dict, see :func:`render`.
 
@@ -93,9 +95,9 @@ def table(
             raise InputError(f"no run has the metric {metric}; there are: {', '.join(known)}")
     fixed = None
     if baseline is not None:
-        matching = [g for g in groups if baseline in name_of(g)]
+        matching = [g for g in groups if baseline in name_of(g, config_dirs)]
         if len(matching) != 1:
-            names = ", ".join(name_of(g) for g in groups)
+            names = ", ".join(name_of(g, config_dirs) for g in groups)
             raise InputError(f"--baseline {baseline} matches {len(matching)} rows; give a part of one of: {names}")
         fixed = matching[0]
     measured_against = {id(g): baseline_of(g, groups) if fixed is None else fixed for g in groups}
@@ -104,7 +106,7 @@ def table(
     for group in groups:
         against = measured_against[id(group)] if group is not fixed else None
         paper = group.runs[0].config.get("paper") or {}
-        row: dict[str, Any] = {"runs": name_of(group), "seeds": len(group.runs)}
+        row: dict[str, Any] = {"runs": name_of(group, config_dirs), "seeds": len(group.runs)}
         for number, metric in enumerate(metrics):
             values = group.values(metric)
             row[metric] = _spread(values)
@@ -157,11 +159,11 @@ def _spread(values: np.ndarray) -> dict[str, Any] | None:
     return {"mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else np.nan, "values": values}
 
 
-def name_of(group: Group) -> str:
+def name_of(group: Group, config_dirs: Sequence[str] = ()) -> str:
     """The experiment that all runs of a row were started with, else the settings that tell it apart."""
     names = {run.experiment for run in group.runs}
     name = names.pop() if len(names) == 1 else None
-    return group.label if name is None else f"{name} *" if departures_of(group) else name
+    return group.label if name is None else f"{name} *" if departures_of(group, config_dirs) else name
 
 
 def departures_of(group: Group, config_dirs: Sequence[str] = ()) -> list[str]:
@@ -171,9 +173,10 @@ def departures_of(group: Group, config_dirs: Sequence[str] = ()) -> list[str]:
     return departures(run.config, run.result["execution"], run.experiment, run.result["overrides"], config_dirs)
 
 
-def footnotes(groups: Sequence[Group]) -> list[str]:
+def footnotes(groups: Sequence[Group], config_dirs: Sequence[str] = ()) -> list[str]:
     """What the rows marked ``*`` do otherwise than their experiment."""
-    return [f"\\* {g.runs[0].experiment} departs: {', '.join(found)}" for g in groups if (found := departures_of(g))]
+    found = {group.runs[0].experiment: departures_of(group, config_dirs) for group in groups}
+    return [f"\\* {experiment} departs: {', '.join(how)}" for experiment, how in found.items() if how]
 
 
 def _cell(content: Any, column: str) -> str:

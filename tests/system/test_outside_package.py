@@ -274,7 +274,7 @@ def test_it_is_swept_and_named_by_its_own_axis(swept):
 
 
 def test_it_is_killed_and_resumes_exactly(package, tmp_path):
-    conf = [*TRAIN, "--config-dir", str(package / "conf"), "task.ema_decay=0.9", "checkpoint.every_n_steps=1"]
+    conf = [*TRAIN, "--config-dir", str(package / "conf"), "+task.ema_decay=0.9", "checkpoint.every_n_steps=1"]
     assert call("train.py", *conf, "name=whole", package=package, cwd=tmp_path).returncode == 0
     killed = call("train.py", *conf, "name=cut", package=package, cwd=tmp_path, setup=dies_after(step=7))
     assert killed.returncode == -9
@@ -338,6 +338,7 @@ def test_its_table_is_reproduced_and_its_rows_named(package, tmp_path):
         (["norm._target_=their.model.Centre"], ["no module their"]),
         (["data.points=100000000"], ["data.points"]),
         (["task.delta=0"], ["task.delta=0"]),
+        (["task.ema_decay=0.9"], ["no key task.ema_decay", "+task.ema_decay=0.9"]),
     ],
 )
 def test_what_is_wrong_with_its_words_is_one_line(words, said, package, tmp_path):

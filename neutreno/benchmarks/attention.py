@@ -14,9 +14,9 @@ from pathlib import Path
 import timm
 import torch
 
-from benchmarks import timing
-from benchmarks.timing import ratio, training_step
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
+from neutreno.benchmarks import timing
+from neutreno.benchmarks.timing import ratio, training_step
 from neutreno.models.vit import vit
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks import timing
-from benchmarks.timing import ratio, seconds, training_step
+from neutreno.benchmarks import timing
+from neutreno.benchmarks.timing import ratio, seconds, training_step
 from neutreno.models.vit import vit
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import timing
-from benchmarks.timing import ratio, seconds
 from neutreno.attention import NeutrenoAttention
+from neutreno.benchmarks import timing
+from neutreno.benchmarks.timing import ratio, seconds
 
 
 class ReleasedAttention(NeutrenoAttention):

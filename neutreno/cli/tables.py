@@ -1,0 +1,43 @@
+"""Tables of results: mean ± standard deviation over seeds, difference to the baseline, the paper's figures beside ours.
+
+    neutreno tables outputs                                    every run of a folder
+    neutreno tables outputs/digits-* --metric val/top1 --paired
+    neutreno tables outputs/imagenet-* --format latex > table1.tex
+    neutreno tables outputs/*-lab_* --column effective_rank --column parameters
+
+Differences are to the baseline that the model declares (softmax attention, or λ̃ = 0) on the same data and model, with
+Welch's 95 % interval, or that of differences between runs of equal seed. Unfinished runs are listed, never averaged.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from neutreno.cli import add_config_dir, parser_of
+from neutreno.errors import report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = parser_of("tables", __doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of them")
+    parser.add_argument("--metric", action="append", metavar="NAME", help="column to show, e.g. test/top1 (repeatable)")
+    parser.add_argument("--format", default="md", choices=["md", "latex", "csv"])
+    parser.add_argument("--paired", action="store_true", help="pair runs of equal seed in the interval")
+    parser.add_argument("--baseline", metavar="TEXT", help="part of the name of the row to measure all others against")
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME",
+        help="further column: parameters, or a measure of probe.measures after the last layer (repeatable)",
+    )  # fmt: skip
+    add_config_dir(parser)
+    arguments = parser.parse_args(arguments)
+    try:
+        from neutreno.reports.tables import print_tables
+
+        a = arguments
+        print_tables(a.runs, a.metric, a.format, a.paired, a.baseline, a.column, a.config_dir)
+    except Exception as error:
+        return report(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

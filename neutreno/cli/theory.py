@@ -1,0 +1,90 @@
+"""The theory in numbers: what the descent on J and E does to tokens, and both energies in the layers of trained runs.
+
+    neutreno theory                                        random tokens, λ̃ = 0, 0.2, …, 1, in seconds
+    neutreno theory --lams 0,0.6,1.2 --steps 48            beyond λ̃ = 1 it can diverge
+    neutreno theory outputs/RUN outputs/OTHER              by layer, on the samples of the runs' probe
+    neutreno theory outputs/RUN data.root=FOLDER probe.num_samples=16      the data has moved; fewer samples
+
+Prints a table (Markdown) and writes PREFIX.pdf and PREFIX.png. Without a run: one head of attention with Q = K, applied
+again and again from u = f under its kernel; energies relative to the start. With runs: J and G of the values V_l under
+the attention A_l, f = V_0, relative to ‖V_l‖². docs/theory.md says what they mean.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+
+from neutreno.cli import add_trust, parser_of
+from neutreno.errors import InputError, check_number, report
+
+DEFAULTS = {"lams": "0,0.2,0.4,0.6,0.8,1", "steps": 32, "tokens": 64, "dim": 16, "seed": 0}
+
+
+def random_tokens(lams: str, steps: int, tokens: int, dim: int, seed: int, output: str) -> None:
+    from neutreno.reports.theory import descent_table, plot_descent
+    from neutreno.theory import descent
+
+    try:
+        values = sorted({float(lam) for lam in lams.split(",")})
+    except ValueError as error:
+        raise InputError(f"--lams {lams} is no list of numbers; write --lams {DEFAULTS['lams']}") from error
+    for lam in values:
+        check_number("--lams", lam)
+    for name, value, least, most in (("steps", steps, 1, 10**5), ("tokens", tokens, 2, 10**4), ("dim", dim, 1, 10**5)):
+        check_number(f"--{name}", value, least, most, integer=True)
+    check_number("--seed", seed, most=2**63 - 1, integer=True)
+    rows, ends = descent(values, steps, tokens, dim, seed)
+    print(descent_table(ends))
+    print("\nfigure: " + ", ".join(map(str, plot_descent(rows, ends, output))))
+
+
+def trained_runs(arguments: list[str], output: str, trust: Sequence[str]) -> None:
+    from pathlib import Path
+
+    import pandas as pd
+
+    from neutreno import console
+    from neutreno.evaluation import open_run
+    from neutreno.reports.theory import layers_table, plot_layers
+    from neutreno.theory import measure_energies
+
+    console.quiet(0)
+    overrides = [a for a in arguments if re.match(r"[a-z]+\.\w[\w.]*=", a)]
+    rows = []
+    for folder in [a for a in arguments if a not in overrides]:
+        model, data, settings = open_run(folder, overrides, trust)
+        samples = settings["probe"]["num_samples"]
+        check_number("probe.num_samples", samples, 1, integer=True)
+        rows += measure_energies(model, data.probe_batch(samples), run=Path(folder).resolve().name)
+    if not rows:
+        raise InputError(f"{' '.join(overrides)} goes with a run folder: neutreno theory RUN {overrides[0]}")
+    print(layers_table(pd.DataFrame(rows)))
+    print("\nfigure: " + ", ".join(map(str, plot_layers(pd.DataFrame(rows), output))))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = parser_of("theory", __doc__)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folder; data.KEY=VALUE and probe.KEY=VALUE of it")
+    parser.add_argument("--lams", metavar="λ̃,λ̃,…", help=f"default: {DEFAULTS['lams']}")
+    for name in ("steps", "tokens", "dim", "seed"):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"default: {DEFAULTS[name]}")
+    parser.add_argument("--output", default="theory", metavar="PREFIX", help="default: %(default)s")
+    add_trust(parser)
+    arguments = parser.parse_args(arguments)
+    given = {name: value for name in DEFAULTS if (value := getattr(arguments, name)) is not None}
+    try:
+        if arguments.runs and given:
+            raise InputError(
+                f"--{next(iter(given))} is of the descent of random tokens; leave it out beside a run folder"
+            )
+        if arguments.runs:
+            trained_runs(arguments.runs, arguments.output, arguments.trust)
+        else:
+            random_tokens(**{**DEFAULTS, **given}, output=arguments.output)
+    except Exception as error:
+        return report(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -41,16 +41,17 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
     typed = [key_of(word) for word in composed.overrides]
     for key in typed:
         section, _, name = key.partition(".")
-        ours = section in OVER_A_RUN or section in EvaluationSettings.__annotations__
-        if not ours or mark_of(key, settings, "evaluate") not in (FREE, EXECUTION):
-            raise InputError(f"{key}=… is settled by {run.path}, the run that is evaluated; leave it out")
-        if section in ("data", "probe", "task") and name:
-            *path, last = name.split(".")
-            place = settings[section]
+        *path, last = name.split(".")
+        place = settings[section] if section in ("data", "probe", "task") and name else None
+        if place is not None:
             for part in path:
                 place = place.get(part) if isinstance(place, dict) else None
             if not isinstance(place, dict) or (last not in place and not path):
                 raise InputError(f"no key {key} in {run.config_file}")
+        ours = section in OVER_A_RUN or section in EvaluationSettings.__annotations__
+        if not ours or mark_of(key, settings, "evaluate") not in (FREE, EXECUTION):
+            raise InputError(f"{key}=… is settled by {run.path}, the run that is evaluated; leave it out")
+        if place is not None:
             place[last] = _plain(OmegaConf.select(config, key))
     as_trained = {k: settings["trainer"].get(k) for k in ("precision", "limit_val_batches")}
     for key, value in as_trained.items():  # the one part of a run's config that reaches the trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch import nn
@@ -113,6 +114,13 @@ def check_trainer(config: DictConfig) -> None:
         InputError: says what to do instead.
     """
     accelerator, precision, strategy = (config.trainer[key] for key in ("accelerator", "precision", "strategy"))
+    known = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
+    if accelerator not in known:
+        raise InputError(f"trainer.accelerator={accelerator} is not known; there are: {', '.join(known)}")
+    if isinstance(strategy, str) and strategy not in ("auto", *StrategyRegistry.available_strategies()):
+        near = difflib.get_close_matches(strategy, StrategyRegistry.available_strategies(), 1)
+        hint = f"did you mean {near[0]}?" if near else "auto, ddp and fsdp (trainer=fsdp) are among them"
+        raise InputError(f"trainer.strategy={strategy} is none of Lightning's; {hint}")
     if accelerator in ("gpu", "cuda") and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
         raise InputError(
             f"trainer.accelerator={accelerator}, but PyTorch finds no GPU here: run on a machine that has one, or on "

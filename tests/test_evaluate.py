@@ -184,7 +184,7 @@ BESIDE_A_RUN = {
     "model": (["model=deit"], ["model=… is settled by"]),
     "data set": (["data=cifar10"], ["data=… is settled by"]),
     "weights": (["model.weights=x.pth"], ["model.weights=… is settled by"]),
-    "key of the data": (["data.crop_pct=0.9"], ["no key 'data.crop_pct'"]),
+    "key of the data": (["data.crop_pct=0.9"], ["no key data.crop_pct"]),
     "crop": (["crop_pcts=[0.9]"], ["no data.crop_pct"]),
     "classes": (["imagenet_a=anywhere"], ["imagenet_a needs a model of ImageNet's 1,000 classes; this one has 10"]),
     "cost": (["cost.batch_size=0"], ["cost.batch_size=0"]),

@@ -191,7 +191,7 @@ def test_a_run_validates_every_n_steps_and_leaves_its_record(finished):
     table = metrics(finished)
     assert [int(r["step"]) for r in table if r["val/ppl"]] == [4, 8, 12]
     found = result(finished)
-    assert found["steps"] == 12 and found["settings"]["steps"] == 12 and found["settings"]["lam"] == 0.4
+    assert found["steps"] == 12 and found["settings"]["attention.lam"] == 0.4
     parts = {f"{p}{s}/{m}" for p in ("", "best/") for s in ("val", "test") for m in ("ppl", "loss")}
     assert set(found["metrics"]) == parts | {"unigram/val_ppl", "unigram/test_ppl"}
     assert found["metrics"]["val/ppl"] == pytest.approx(math.exp(found["metrics"]["val/loss"]))
@@ -335,7 +335,8 @@ def test_own_text_trains_and_another_vocabulary_is_refused(tmp_path):
     arguments[1] = f"data.root={other}"
     weights = f"model.weights={tmp_path / 'outputs/x'}"
     assert_one_line_error(run_forked("train.py", *arguments, weights, "name=y", cwd=tmp_path), "another vocabulary")
-    (tmp_path / "outputs/x/result.json").write_text('{"status": "running"}')
+    file = tmp_path / "outputs/x/result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "running"}))
     done = run_forked("train.py", *arguments, "resume=true", cwd=tmp_path)
     assert_one_line_error(done, "last.ckpt was trained with another vocabulary")
 

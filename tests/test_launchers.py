@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, assert_one_line_error, make_run, run_forked, run_script
-from hydra import compose, initialize_config_dir
 
+from neutreno.config.composing import CONFIGS, compose
 from neutreno.launchers import Local, Slurm
 from neutreno.reports.tables import load_groups, render, table
-from neutreno.runs import CONFIGS, default_name
+from neutreno.runs import default_name
 
 SWEEP = ["-m", "attention.lam=0,0.6", "seed=0,1", *TINY, "launcher.at_once=2"]
 
@@ -114,7 +114,7 @@ def test_reproduce_plans_every_row_and_seed(tmp_path):
     assert plan.returncode == 0 and not (tmp_path / "outputs").exists(), plan.stderr
     lines = plan.stdout.splitlines()
     assert len(lines) == 13 and all(
-        line.startswith("to run     python train.py experiment=small/") for line in lines[:-1]
+        line.startswith("to run     neutreno train experiment=small/") for line in lines[:-1]
     )
     assert "softmax" in lines[0] and lines[-1] == "0 of 12 runs finished, 12 left"
 
@@ -151,20 +151,16 @@ def test_reproduce_ends_with_the_table_and_says_what_failed(street_folders, tmp_
     assert [line.count("nowhere") > 0 for line in again.stderr.splitlines() if line.startswith("error: ")] == [True] * 2
 
 
-def test_the_labs_table_tells_accuracy_similarity_rank_size_and_step_time(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    from benchmarks.lab import step_time
+def test_the_labs_table_tells_accuracy_similarity_rank_size_and_step_time(tmp_path):
+    from neutreno.benchmarks.lab import step_time
 
     small = ["model.depth=2", "model.embed_dim=16", "model.num_heads=4", f"output_dir={tmp_path}/outputs"]
     plan = run_forked("scripts/reproduce.py", "lab", "--seeds", "2", "--dry-run", *small, cwd=tmp_path).stdout
-    commands = [line.split("train.py ")[1].split() for line in plan.splitlines() if "train.py" in line]
+    commands = [line.split("neutreno train ")[1].split() for line in plan.splitlines() if "neutreno train" in line]
     assert {c[0] for c in commands} == {f"experiment=lab/{f.stem}" for f in (CONFIGS / "experiment/lab").glob("*.yaml")}
     kept = [c for c in commands if c[0].endswith(("/softmax", "/linear_neutreno"))]
     for command in kept:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = compose("train", command, return_hydra_config=True)
-        name = default_name(config, dict(config.hydra.runtime.choices), command)
-        make_run(tmp_path / "outputs" / name, *command)
+        make_run(tmp_path / "outputs" / default_name(compose(command)), *command)
     again = run_forked("scripts/reproduce.py", "lab", "--seeds", "2", "--dry-run", *small, cwd=tmp_path).stdout
     assert "4 of 32 runs finished" in again, again
     runs = [f.parent for f in (tmp_path / "outputs").glob("*/result.json")]

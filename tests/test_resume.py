@@ -219,7 +219,8 @@ def test_the_schedule_per_epoch_resumes(tmp_path):
 def test_killed_between_the_end_of_training_and_the_result(uninterrupted, tmp_path):
     (tmp_path / "outputs").mkdir()
     shutil.copytree(uninterrupted, tmp_path / "outputs" / "whole")
-    (tmp_path / "outputs/whole/result.json").write_text('{"status": "running"}')
+    file = tmp_path / "outputs/whole/result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "running"}))
     resumed = run(tmp_path, "name=whole", "resume=true") / "whole"
     assert_same_run(resumed, uninterrupted)
     results = [json.loads((f / "result.json").read_text()) for f in (resumed, uninterrupted)]

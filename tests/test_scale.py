@@ -222,7 +222,7 @@ BAD = {
     "no GPU": (["trainer=gpu"], ["no GPU", "trainer=default"]),
     "no GPUs": (["trainer=ddp"], ["no GPU"]),
     "no SLURM": (["trainer=slurm", "trainer.accelerator=cpu"], ["srun", "trainer=ddp"]),
-    "device_batch is a word": (["data.device_batch=many"], ["data.device_batch='many'"]),
+    "device_batch is a word": (["data.device_batch=many"], ["data.device_batch=many"]),
     "device_batch is zero": (["data.device_batch=0"], ["data.device_batch=0"]),
     "two numbers of parts": (["data.device_batch=8", "trainer.accumulate_grad_batches=2"], ["16 samples", "only one"]),
     "sharding in half": (["trainer=fsdp", *CPU_PAIR, "trainer.precision=bf16-true"], ["bf16-true", "bf16-mixed"]),

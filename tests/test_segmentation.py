@@ -270,7 +270,7 @@ def test_two_processes_give_the_validation_scores_of_one(finished, street_folder
         (["task.inference.stride=64"], ["task.inference", "stride=64", "gaps"]),
         (["task.protocols.multi_scale.scales=[]"], ["task.protocols.multi_scale", "scales=[]"]),
         (["+task.protocols.multi_scale.strides=1"], ["task.protocols.multi_scale", "strides"]),
-        (["model=deit"], ["model=segmenter"]),
+        (["model=deit"], ["takes a model of masks", "leave model=… out"]),
         (["task.num_classes=7"], ["task.num_classes=7", "the model has 4"]),
         (["model.encoder_weights=nothing_here"], ["nothing_here", "neither a run folder"]),
         (["task.schedule=linear"], ["task.schedule=linear", "poly"]),
@@ -282,7 +282,7 @@ def test_bad_input_is_one_line(street_folders, tmp_path, arguments, words):
 
 
 def test_only_a_segmenter_is_trained_to_segment():
-    with pytest.raises(InputError, match="choose model=segmenter"):
+    with pytest.raises(InputError, match="takes a model of masks"):
         Segmentation(vit("mini", img_size=16, patch_size=8), CLASSES, {"window": 16, "stride": 16})
 
 
@@ -327,4 +327,4 @@ def test_no_data_is_one_line(tmp_path):
 
 
 def test_a_segmenter_is_not_trained_to_classify(tmp_path):
-    assert_one_line_error(run_forked("train.py", "model=segmenter", cwd=tmp_path), "choose model=deit")
+    assert_one_line_error(run_forked("train.py", "model=segmenter", cwd=tmp_path), "takes a model of classes")

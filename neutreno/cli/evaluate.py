@@ -116,6 +116,8 @@ def opened(composed: Composed) -> tuple[RunFolder | None, RunFolder, dict[str, A
 
     config = composed.config
     if config.run is None:
+        if problems := list(settings_problems(composed, "evaluate")):
+            raise InputError("\n".join(problems))
         composed = model_settings(composed)
         check(composed, "evaluate")
         check_trainer(config)

@@ -112,7 +112,10 @@ def _check_target(path: Any, trust: Sequence[str]) -> None:
     from lightning import LightningDataModule
     from torch import nn
 
-    found = locate(path, "the run's config")
+    try:
+        found = locate(path, "the run's config")
+    except InputError as error:
+        raise InputError(f"{error}; refused") from error
     part = inspect.isclass(found) and issubclass(found, nn.Module | LightningDataModule)
     builder = inspect.isfunction(found) and hasattr(found, "__builds__")
     if f"{found.__module__}.{found.__qualname__}" != path or not (part or builder):

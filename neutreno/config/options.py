@@ -68,11 +68,17 @@ class Option:
             return None
         from pydantic import ValidationError
 
+        if type(value).__module__.startswith("omegaconf."):  # where Hydra's own instantiate is used
+            from omegaconf import OmegaConf
+
+            value = OmegaConf.to_container(value, resolve=True)
         try:
             _adapter(self.annotation).validate_python(value)
         except ValidationError as error:
-            said = list(dict.fromkeys(_words(e) for e in error.errors(include_url=False, include_context=False)))
-            return f"{key}={_shown(value)} {' or '.join(said)}"
+            found = error.errors(include_url=False, include_context=False)
+            if any(e["type"] in ("list_type", "sequence_str") or "instance of Sequence" in e["msg"] for e in found):
+                return f"{key}={_shown(value)} is no list; write {key}=[{_shown(value)}]"
+            return f"{key}={_shown(value)} {' or '.join(dict.fromkeys(map(_words, found)))}"
         return None
 
 

@@ -14,7 +14,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from neutreno.checkpoints import load_weights, pretrained_timm_model
-from neutreno.config.options import DropRate, Size, builds, checked
+from neutreno.config.options import Depth, DropRate, Size, builds, checked
 from neutreno.errors import InputError
 from neutreno.models.transformer import kinds_of_tokens
 
@@ -112,6 +112,12 @@ def timm_model(
     attn_drop_rate: DropRate | None = None,
     proj_drop_rate: DropRate | None = None,
     global_pool: str | None = None,
+    patch_size: Size | None = None,
+    embed_dim: Size | Sequence[Size] | None = None,
+    depth: Depth | None = None,
+    depths: Sequence[Depth] | None = None,
+    num_heads: Size | Sequence[Size] | None = None,
+    window_size: Size | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
     new_head: bool = False,
@@ -123,7 +129,8 @@ def timm_model(
         pretrained: take timm's weights from its cache, or download them.
         weights: or load these, strictly: a checkpoint file, a run folder, or another timm name.
         new_head: leave out their classifier, for data of other classes.
-        drop_rate, drop_path_rate, attn_drop_rate, proj_drop_rate, global_pool: timm's; None leaves its default.
+        drop_rate, drop_path_rate, attn_drop_rate, proj_drop_rate, global_pool, patch_size, embed_dim, depth, depths,
+            num_heads, window_size: timm's, where the model knows them; None leaves its default.
 
     Raises:
         InputError: no such model, it cannot be built so, or its weights do not fit or cannot be had.
@@ -135,10 +142,8 @@ def timm_model(
             "model.new_head=true keeps the rest and starts a fresh head"
         )
     side = img_size or made_for.input_size[-1]
-    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate, "attn_drop_rate": attn_drop_rate}
-    rates |= {"proj_drop_rate": proj_drop_rate, "global_pool": global_pool}
-    kwargs: dict[str, Any] = {k: v for k, v in rates.items() if v is not None}
-    kwargs |= {"num_classes": num_classes, "in_chans": in_chans}
+    ours = ("name", "img_size", "pretrained", "weights", "new_head", "made_for", "side")
+    kwargs: dict[str, Any] = {k: v for k, v in locals().items() if k not in (*ours, "ours") and v is not None}
     if made_for.fixed_input_size:
         kwargs["img_size"] = side
     try:

@@ -1,15 +1,17 @@
 """The dashboard: one file, in a real browser where there is one."""
 
 import json
+import re
 import shutil
 
 import pytest
-from conftest import assert_one_line_error, make_run, run_forked
+import yaml
+from conftest import ROOT, assert_one_line_error, make_run, run_forked
 
 from neutreno.reports.dashboard import write_dashboard
 from neutreno.reports.reading import read_runs
 
-PLOTS = ("layers", "training", "lambda", "scatter")
+PLOTS = ("layers", "training", "against", "scatter")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,50 @@ def browser():
     browser.quit()
 
 
+def foreign(folder, norm, scale, seed=0, value=3.0, **more):
+    """A run of somebody else's package: another axis, another task, a figure that falls."""
+    run = make_run(folder, f"seed={seed}", drift=(scale or 0) / 20)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = {key: part for key, part in config.items() if key not in config["variants"]}
+    labels = {"norm.scale": "s", **{f"norm.{key}": "" for key in more}}
+    config |= {"norm": {"_target_": f"theirs.{norm}", "scale": scale, **more}, "variants": {"norm": "none"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"labels": labels}))
+    result = json.loads((run / "result.json").read_text())
+    numbers = {"norm.scale": scale, **{f"norm.{key}": number for key, number in more.items()}}
+    result |= {
+        "settings": {"data": "tides", "model": "mixer", "norm": norm, **numbers, "seed": seed},
+        "axes": {"norm": {"class": f"theirs.{norm}", "arguments": {"scale": scale}, "baseline": norm == "none"}},
+        "labels": labels,
+        "baseline": {"norm": "none"},
+        "baseline_values": {},
+        "task": "theirs.tasks.TideRegression",
+        "main_metric": "val/mae",
+        "main_metric_mode": "min",
+        "metrics": {"val/mae": value, "val/r2": 0.5},
+    }
+    (run / "result.json").write_text(json.dumps(result))
+    curves = (run / "metrics.csv").read_text()
+    (run / "metrics.csv").write_text(curves.replace("val/loss", "val/mae"))
+    return run
+
+
+def open_page(browser, folder):
+    write_dashboard(read_runs([folder])[0], folder.parent / "d.html")
+    browser.get((folder.parent / "d.html").as_uri())
+
+
+def heads(browser):
+    return browser.execute_script("return [...document.querySelectorAll('#runs th')].map(h => h.innerText)")[1:]
+
+
+def traces(browser, plot, value):
+    """``value`` of every curve ``t`` of a plot by what the legend says."""
+    script = (
+        f"return document.getElementById(arguments[0]).data.filter(t => t.name && !t.fill).map(t => [t.name, {value}])"
+    )
+    return dict(browser.execute_script(script, plot))
+
+
 def drawn(browser, plot):
     """Names of the runs behind the traces of a plot."""
     script = (
@@ -71,9 +117,10 @@ def test_every_plot_follows_the_table_and_no_request_leaves_the_page(browser, pa
     assert len(names(browser)) == 8  # the other task has a page of its own
     for plot in PLOTS:
         assert {f"digits-lam{lam}-seed{seed}" for lam in ("0.2", "0.6", "1") for seed in (0, 1)} <= drawn(browser, plot)
-    type_filter(browser, "lam=0.6 finished")
     two = {"digits-lam0.6-seed0", "digits-lam0.6-seed1"}
-    assert set(names(browser)) == two and all(drawn(browser, plot) == two for plot in PLOTS)
+    for key in ("λ̃", "lam", "attention.lam"):
+        type_filter(browser, f"{key}=0.6 size=mini finished")
+        assert set(names(browser)) == two and all(drawn(browser, plot) == two for plot in PLOTS)
     diff = "return document.querySelector('#diff tbody').innerText"
     assert browser.execute_script(diff).split() == ["seed", "0", "1"]
     type_filter(browser, "")
@@ -115,7 +162,7 @@ def test_another_measure_is_a_choice_away(browser, page):
 @pytest.mark.slow
 def test_columns_sort_and_tasks_have_pages_of_their_own(browser, page):
     browser.get(page.as_uri())
-    browser.execute_script("[...document.querySelectorAll('#runs th')].find(h => h.innerText == 'test/top1').click()")
+    browser.execute_script("[...document.querySelectorAll('#runs th')].find(h => h.innerText == 'test/top1 ↑').click()")
     values = "return [...document.querySelectorAll('#runs tbody tr')].map(r => r.children[10].innerText)"
     found = [float(v) for v in browser.execute_script(values) if v != "–"]
     assert len(found) == 7 and found == sorted(found)
@@ -124,12 +171,90 @@ def test_columns_sort_and_tasks_have_pages_of_their_own(browser, page):
 
 
 @pytest.mark.slow
+def test_runs_are_told_apart_by_the_axes_and_numbers_of_their_record(browser, page):
+    browser.get(page.as_uri())
+    told = ["data", "model", "size", "attention", "λ̃", "block", "seed"]
+    assert heads(browser) == ["name ▴", "status", *told, "test/top1 ↑", "final similarity"]
+    rows = {f"neutreno λ̃={lam} (n = {n})": "solid" for lam, n in (("0.2", 2), ("0.6", 3), ("1", 2))}
+    assert traces(browser, "layers", "t.line.dash") == {**rows, "softmax (n = 1)": "dash"}
+    assert len(set(traces(browser, "layers", "t.line.color").values())) == 4
+    title = "return document.getElementById('against').layout.xaxis.title.text"
+    assert browser.execute_script(title) == "λ̃ (0: softmax)"
+    script = "return document.getElementById('against').data.filter(t => t.mode.includes('lines')).map(t => t.x)"
+    assert browser.execute_script(script) == [[0, 0.2, 0.6, 1]]
+
+
+@pytest.mark.slow
+def test_a_run_at_an_axis_baseline_joins_the_curves_that_are_alike_in_all_else(browser, tmp_path):
+    for block in ("plain", "featscale"):
+        make_run(tmp_path / f"runs/s-{block}", "attention=softmax", f"block={block}", value=80.0)
+        make_run(tmp_path / f"runs/n-{block}", "attention.lam=0.5", f"block={block}", value=82.0)
+    make_run(tmp_path / "runs/gfsa", "attention=gfsa", value=81.0)
+    open_page(browser, tmp_path / "runs")
+    assert drawn(browser, "against") == {"s-plain", "n-plain", "s-featscale", "n-featscale"}
+    assert traces(browser, "against", "t.x") == {"plain": [0, 0.5], "featscale": [0, 0.5]}
+    colours = "return document.getElementById('scatter').data[0].marker.color"
+    assert len(set(browser.execute_script(colours))) == 5  # no scale holds for all of them
+    type_filter(browser, "plain neutreno")
+    assert drawn(browser, "layers") == {"n-plain"}
+    assert browser.execute_script("return document.getElementById('layers').data.at(-1).meta") == "colours"
+
+
+@pytest.mark.slow
+def test_axes_metrics_and_tasks_of_another_package(browser, tmp_path):
+    for scale in (0.5, 1, 2):
+        for seed in (0, 1):
+            foreign(tmp_path / f"runs/s{scale}-{seed}", "centred", scale, seed, 3 - scale + seed / 10)
+    foreign(tmp_path / "runs/none", "none", None)
+    open_page(browser, tmp_path / "runs")
+    told = ["data", "model", "norm", "s", "seed"]
+    assert heads(browser) == ["name ▴", "status", *told, "val/mae ↓", "final similarity"]
+    rows = {f"centred s={scale} (n = 2)": "solid" for scale in (0.5, 1, 2)}
+    assert traces(browser, "layers", "t.line.dash") == {**rows, "none (n = 1)": "dash"}
+    bar = "return document.getElementById('layers').data.at(-1).marker"
+    marker = browser.execute_script(bar)
+    assert (marker["cmin"], marker["cmax"], marker["colorbar"]["title"]["text"]) == (0.5, 2, "s")
+    shown = "return ['number', 'curve', 'task'].map(id => document.getElementById(id).selectedOptions[0].textContent)"
+    assert browser.execute_script(shown) == ["s", "val/mae", "tide regression"]
+    assert "none" not in drawn(browser, "against")  # it equals no value of s, and is not drawn at 0
+    browser.execute_script("const m = document.getElementById('metric'); m.value = 'val/r2'; m.onchange()")
+    assert "val/r2" in heads(browser)  # nobody said whether more of it is better
+    type_filter(browser, "norm=none")
+    assert names(browser) == ["none"]
+
+
+@pytest.mark.slow
+def test_the_number_compared_is_a_choice_and_absent_where_none_varies(browser, tmp_path):
+    for i, scale in enumerate((1, 2, 3)):
+        foreign(tmp_path / f"runs/{i}", "centred", scale, value=i, width=(4, 4, 8)[i])
+    make_run(tmp_path / "runs/softmax", "model=deit")
+    make_run(tmp_path / "runs/timm", "model=timm", "model.name=vit_tiny_patch16_224")
+    open_page(browser, tmp_path / "runs")
+    options = "return [...document.getElementById('number').options].map(o => o.textContent)"
+    assert browser.execute_script(options) == ["s", "width"]
+    browser.execute_script("const n = document.getElementById('number'); n.value = 'norm.width'; n.onchange()")
+    assert traces(browser, "against", "t.x") == {f"centred s={s}": [x] for s, x in ((1, 4), (2, 4), (3, 8))}
+    browser.execute_script("const t = document.getElementById('task'); t.value = 'classification'; t.onchange()")
+    assert browser.execute_script("return document.getElementById('compared').hidden")
+    assert "model.name" in heads(browser) and sorted(names(browser)) == ["softmax", "timm"]
+    assert any(text.startswith("digits timm") or text.startswith("timm") for text in traces(browser, "layers", "1"))
+
+
+def test_the_page_names_nothing_that_runs_are_compared_by():
+    named = (
+        r"\blam|λ|attention|\bblock|softmax|\btop-?\d|miou|\bppl|perplexity|accuracy|classif|segment|language|digits"
+    )
+    for file in (ROOT / "neutreno/reports").glob("dashboard.*"):
+        assert not re.findall(named, file.read_text(), re.IGNORECASE), file
+
+
+@pytest.mark.slow
 def test_two_hundred_runs_build_and_stay_usable(browser, tmp_path):
     first = make_run(tmp_path / "runs/r0", "attention.lam=0.1", value=90.0)
     for i in range(1, 200):
         shutil.copytree(first, tmp_path / f"runs/r{i}")
         result = json.loads((first / "result.json").read_text())
-        result["settings"] |= {"seed": i % 5, "lam": i // 5 / 40}
+        result["settings"] |= {"seed": i % 5, "attention.lam": i // 5 / 40}
         (tmp_path / f"runs/r{i}/result.json").write_text(json.dumps(result))
     runs, problems = read_runs([tmp_path / "runs"])
     assert len(runs) == 200 and not problems

@@ -10,45 +10,70 @@ try { Object.assign(view, JSON.parse(decodeURIComponent(location.hash.slice(1)))
 const keep = () => history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(view)));
 
 const last = (list) => list[list.length - 1];
-const number = (v) => (typeof v === "number" ? String(Number(v.toPrecision(4))) : v ?? "–");
+const head = (key) => key.split(".")[0];
+const text = (v) => (typeof v === "number" && !Number.isInteger(v) ? String(Number(v.toPrecision(4)))
+  : v === null || v === undefined ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v));
 const mean = (v) => v.reduce((a, b) => a + b, 0) / v.length;
 const sd = (v) => (v.length < 2 ? 0 : Math.sqrt(v.reduce((s, x) => s + (x - mean(v)) ** 2, 0) / (v.length - 1)));
-const lam = (run) => run.lam ?? 0;
 for (const run of runs) {
   const similarity = run.measured.cosine ?? [];
   run.final = run.status === "finished" && similarity.length ? last(last(similarity).layers) : null;
-  run.key = JSON.stringify([run.data, run.model, run.size, run.attention, run.block, run.lam, run.settings]);
+  run.key = JSON.stringify([{ ...run.about, seed: null }, run.settings]);
 }
 
-const columns = () => ["name", "status", "data", "model", "size", "attention", "lam", "block", "seed", view.metric, "final"];
-const titles = { lam: "λ̃", final: "final similarity" };
-const cell = (run, column) => (column in run ? run[column] : run.metrics[column]) ?? null;
+// What follows from the view, see update(): titles by key of what runs are told apart by, the table's columns, the runs
+// listed in it and those drawn, the keys of its rows over seeds, and the scale of colours, if there is one.
+let titles = {}, columns = [], listed = [], shown = [], rows = [], scale = null;
 const ofTask = () => runs.filter((run) => run.task === view.task);
+
+function findColumns() {
+  const some = ofTask();
+  const keys = [...new Set(some.flatMap((run) => Object.keys(run.about).filter((key) => run.about[key] !== null)))];
+  const heads = [...new Set(keys.map(head))].filter((name) => name !== "seed").concat("seed");
+  keys.sort((a, b) => heads.indexOf(head(a)) - heads.indexOf(head(b)));
+  const labels = Object.assign({}, ...some.map((run) => run.labels));
+  const short = (key) => labels[key] || last(key.split("."));
+  const all = ["name", "status", "final similarity", ...keys.map(short)];
+  titles = Object.fromEntries(keys.map((key) => [key, all.filter((t) => t === short(key)).length > 1 ? key : short(key)]));
+  const judge = some.find((run) => last(run.validated.split("/")) === last((view.metric ?? "").split("/")));
+  const better = judge ? (judge.smaller ? " ↓" : " ↑") : "";
+  columns = [
+    { title: "name", value: (run) => run.name },
+    { title: "status", value: (run) => run.status },
+    ...keys.map((key) => ({ title: titles[key], names: [key, last(key.split(".")), labels[key]], value: (run) => run.about[key] ?? null })),
+    { title: view.metric ?? "metric", better, value: (run) => run.metrics[view.metric] ?? null },
+    { title: "final similarity", names: ["final"], value: (run) => run.final },
+  ];
+  for (const column of columns) column.names = [column.title, ...(column.names ?? [])].filter(Boolean).map((name) => name.toLowerCase());
+}
+
+// Labelled settings that are numbers, where they vary: first the one that takes most values.
+function numbers() {
+  const taken = {};
+  for (const run of ofTask()) for (const [key, value] of Object.entries(run.numbers)) (taken[key] ??= new Set()).add(value);
+  return Object.keys(taken).filter((key) => taken[key].size > 1).sort((a, b) => taken[b].size - taken[a].size);
+}
 
 function matches(run) {
   return view.filter.toLowerCase().split(/\s+/).filter(Boolean).every((word) => {
-    const [key, value] = word.split("=");
-    if (value !== undefined) {
-      const found = cell(run, key === "λ̃" ? "lam" : key) ?? run.settings[key];
-      return String(found ?? "").toLowerCase() === value;
-    }
-    return columns().some((column) => String(cell(run, column) ?? "").toLowerCase().includes(word));
+    const [key, value] = word.split(/=(.*)/);
+    if (value === undefined) return columns.some((column) => String(column.value(run) ?? "").toLowerCase().includes(word));
+    const named = columns.filter((column) => column.names.includes(key)).map((column) => column.value(run));
+    const found = named.length ? named : [run.metrics[key] ?? run.settings[key]];
+    return found.some((v) => String(v ?? "").toLowerCase() === value || (value !== "" && v === Number(value)));
   });
 }
 
-function listed() {
+function list() {
   const sign = view.down ? -1 : 1;
-  return ofTask().filter(matches).sort((a, b) => {
-    const [x, y] = [cell(a, view.sort), cell(b, view.sort)];
+  const { value } = columns.find((column) => column.title === view.sort) ?? columns[0];
+  listed = ofTask().filter(matches).sort((a, b) => {
+    const [x, y] = [value(a), value(b)];
     if (x === null || y === null) return (x === null) - (y === null);
-    return sign * (typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true }));
+    return sign * (typeof x === "number" && typeof y === "number" ? x - y : text(x).localeCompare(text(y), "en", { numeric: true }));
   });
-}
-
-function shown() {
-  const all = listed();
-  const chosen = all.filter((run) => view.chosen.includes(run.name));
-  return chosen.length ? chosen : all;
+  const chosen = listed.filter((run) => view.chosen.includes(run.name));
+  shown = chosen.length ? chosen : listed;
 }
 
 function element(name, text, more = {}) {
@@ -58,20 +83,20 @@ function element(name, text, more = {}) {
 }
 
 function drawTable() {
-  const head = element("tr", null);
-  head.append(element("th", "✓"));
-  for (const column of columns()) {
-    const arrow = column === view.sort ? (view.down ? " ▾" : " ▴") : "";
-    const numeric = ["lam", "seed", "final", view.metric].includes(column);
-    const th = element("th", (titles[column] ?? column ?? "metric") + arrow, { className: numeric ? "number" : "" });
-    th.onclick = () => { view.down = view.sort === column && !view.down; view.sort = column; update(); };
-    head.append(th);
+  const top = element("tr", null);
+  top.append(element("th", "✓"));
+  const kind = new Map(columns.map((column) => [column, listed.some((run) => typeof column.value(run) === "number") ? "number" : ""]));
+  for (const column of columns) {
+    const { title, better } = column;
+    const arrow = title === view.sort ? (view.down ? " ▾" : " ▴") : "";
+    const th = element("th", title + (better ?? "") + arrow, { className: kind.get(column) });
+    if (better) th.title = better === " ↓" ? "smaller is better" : "larger is better";
+    th.onclick = () => { view.down = view.sort === title && !view.down; view.sort = title; update(); };
+    top.append(th);
   }
-  $("runs").tHead.replaceChildren(head);
-  const many = mixed();
-  const rows = listed().map((run) => {
+  $("runs").tHead.replaceChildren(top);
+  const body = listed.map((run) => {
     const tr = element("tr", null);
-    const mark = many ? own(order().indexOf(run.key)) : colour(lam(run));
     const box = element("input", null, { type: "checkbox", checked: view.chosen.includes(run.name) });
     box.setAttribute("aria-label", "choose " + run.name);
     box.onchange = () => {
@@ -79,25 +104,24 @@ function drawTable() {
       update();
     };
     tr.append(element("td", null));
-    tr.firstChild.style.boxShadow = `inset 5px 0 ${mark}`; // its colour in the plots
+    tr.firstChild.style.boxShadow = `inset 5px 0 ${paint(run)}`; // its colour in the plots
     tr.firstChild.append(box);
-    for (const column of columns()) {
-      const value = cell(run, column);
-      const td = element("td", column === "name" ? null : number(value), { className: typeof value === "number" ? "number" : "" });
-      if (column === "name") td.append(element("a", run.name, { href: run.link }));
+    for (const column of columns) {
+      const td = element("td", column === columns[0] ? null : text(column.value(run)), { className: kind.get(column) });
+      if (column === columns[0]) td.append(element("a", run.name, { href: run.link, title: run.label }));
       tr.append(td);
     }
     return tr;
   });
-  $("runs").tBodies[0].replaceChildren(...rows);
-  const some = shown();
-  $("count").textContent = `${rows.length} of ${runs.length} runs listed, ${some.length} drawn` +
-    (some.some((run) => run.status !== "finished") ? `, ${some.filter((run) => run.status !== "finished").length} unfinished` : "");
+  $("runs").tBodies[0].replaceChildren(...body);
+  const unfinished = shown.filter((run) => run.status !== "finished").length;
+  $("count").textContent = `${listed.length} of ${runs.length} runs listed, ${shown.length} drawn` +
+    (unfinished ? `, ${unfinished} unfinished` : "");
 }
 
 const groups = () => {
   const found = new Map();
-  for (const run of shown()) {
+  for (const run of shown) {
     const key = view.average ? run.key : run.name;
     found.set(key, [...(found.get(key) ?? []), run]);
   }
@@ -105,76 +129,74 @@ const groups = () => {
 };
 const label = (group) => {
   if (!view.average) return group[0].name;
-  const r = group[0];
-  const block = r.block === "plain" ? "" : ` + ${r.block}`;
-  const strength = r.lam === null ? "" : ` λ̃=${r.lam}`;
-  const network = (run) => `${run.data} ${run.model}-${run.size} `;
-  const common = shown().every((run) => network(run) === network(r));
-  return `${common ? "" : network(r)}${r.attention}${strength}${block} (n = ${group.length})`;
+  const own = [(run) => run.about.data, (run) => run.network].filter((part) => new Set(shown.map(part)).size > 1);
+  const said = [...own.map((part) => part(group[0])), group[0].words].filter(Boolean).join(" ");
+  return `${said || group[0].label} (n = ${group.length})`;
 };
 
-// Where attention or block differ beyond λ̃, every row has a colour of its own.
-const cure = (run) => [["softmax", "neutreno"].includes(run.attention) ? "" : run.attention, run.block === "plain" ? "" : run.block].filter(Boolean).join(" + ");
-const mixed = () => new Set(shown().map(cure)).size > 1;
-const order = () => [...new Set(ofTask().map((run) => run.key))];
-const own = (i, opacity = 1) => COLOURS[i % COLOURS.length] + Math.round(255 * opacity).toString(16).padStart(2, "0");
-
-// Else one scale of colours over λ̃; softmax is λ̃ = 0 and dashed.
-function scale() {
-  const all = ofTask().map(lam);
-  return [Math.min(...all), Math.max(...all)];
+// One scale of colours over the number compared, where runs beside the baseline have made the same choice on every axis.
+// Else every row has a colour of its own.
+function findScale() {
+  const key = numbers()[0];
+  const others = shown.filter((run) => !run.baseline);
+  const choices = new Set(others.map((run) => JSON.stringify(run.axes.map((axis) => [axis, run.about[axis]]))));
+  scale = null;
+  if (key === undefined || choices.size > 1 || others.some((run) => !(key in run.numbers))) return;
+  const all = ofTask().flatMap((run) => run.numbers[key] ?? []);
+  scale = { key, low: Math.min(...all), high: Math.max(...all) };
 }
 const STOPS = { light: [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [220, 210, 50]],
   dark: [[150, 105, 215], [96, 130, 205], [60, 165, 165], [105, 205, 105], [240, 230, 70]] };
 const stops = () => STOPS[document.documentElement.dataset.theme];
-function colour(value, opacity = 1) {
-  const [low, high] = scale();
+const colourscale = () => stops().map((c, i) => [i / (stops().length - 1), `rgb(${c.join(",")})`]);
+function paint(run, opacity = 1) {
+  if (scale === null) return COLOURS[rows.indexOf(run.key) % COLOURS.length] + Math.round(255 * opacity).toString(16).padStart(2, "0");
+  const value = run.numbers[scale.key];
+  if (value === undefined) return `rgba(128,128,128,${opacity})`; // a baseline that equals none
   const all = stops();
-  const x = high > low ? ((value - low) / (high - low)) * (all.length - 1) : 1;
+  const x = ((value - scale.low) / (scale.high - scale.low)) * (all.length - 1);
   const i = Math.min(Math.floor(x), all.length - 2);
   const rgb = all[i].map((c, k) => Math.round(c + (x - i) * (all[i + 1][k] - c)));
   return `rgba(${rgb.join(",")},${opacity})`;
 }
-const colourscale = () => stops().map((c, i) => [i / (stops().length - 1), `rgb(${c.join(",")})`]);
+function dash(run) {
+  if (run.baseline) return "dash";
+  return scale === null ? ["solid", "dot", "dashdot", "longdash"][Math.floor(rows.indexOf(run.key) / COLOURS.length) % 4] : "solid";
+}
 
 function lines(series, crowded) {
   // series: {group, x, ys (one list of values per run), name}
-  const many = mixed();
   return series.flatMap(({ group, x, ys, name }) => {
-    const i = order().indexOf(many ? group[0].key : null);
-    const paint = (opacity) => (many ? own(i, opacity) : colour(lam(group[0]), opacity));
     const y = x.map((_, i) => mean(ys.map((v) => v[i])));
     const spread = x.map((_, i) => sd(ys.map((v) => v[i])));
     const base = { x, name, legendgroup: name, type: "scatter", mode: "lines" };
-    const dashes = ["solid", "dash", "dot", "dashdot"];
-    const line = { color: paint(crowded ? 0.55 : 1), width: crowded ? 1.2 : 2.2,
-      dash: many ? dashes[Math.floor(i / COLOURS.length) % 4] : group[0].attention === "softmax" ? "dash" : "solid" };
+    const line = { color: paint(group[0], crowded ? 0.55 : 1), width: crowded ? 1.2 : 2.2, dash: dash(group[0]) };
     const drawn = [{ ...base, y, line, meta: group.map((r) => r.name), hovertemplate: "%{y:.4g} at %{x}<extra>%{fullData.name}</extra>" }];
     if (ys.length > 1) {
       const edge = { ...base, x: [...x, ...x.slice().reverse()], showlegend: false, hoverinfo: "skip", line: { width: 0 } };
       drawn.push({ ...edge, y: [...y.map((v, i) => v + spread[i]), ...y.map((v, i) => v - spread[i]).reverse()],
-        fill: "toself", fillcolor: paint(crowded ? 0.05 : 0.13) });
+        fill: "toself", fillcolor: paint(group[0], crowded ? 0.05 : 0.13) });
     }
     return drawn;
   });
 }
 
-function draw(id, traces, xaxis, yaxis, legend = true, colourbar = false) {
+function draw(id, traces, xaxis, yaxis, legend = true, colourbar = false, above = {}) {
   const style = getComputedStyle(document.documentElement);
-  const [text, grid] = ["--text", "--grid"].map((name) => style.getPropertyValue(name).trim());
+  const [ink, grid] = ["--text", "--grid"].map((name) => style.getPropertyValue(name).trim());
   const axis = { gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true };
   const data = traces.slice();
-  if (colourbar && !mixed() && scale()[1] > scale()[0]) {
+  if (colourbar && scale !== null) {
     data.push({ x: [null], y: [null], type: "scatter", mode: "markers", showlegend: false, hoverinfo: "skip", meta: "colours",
-      marker: { color: [scale()[0]], cmin: scale()[0], cmax: scale()[1], colorscale: colourscale(), showscale: true,
-        colorbar: { title: { text: "λ̃" }, thickness: 12, outlinewidth: 0 } } });
+      marker: { color: [scale.low], cmin: scale.low, cmax: scale.high, colorscale: colourscale(), showscale: true,
+        colorbar: { title: { text: titles[scale.key] }, thickness: 12, outlinewidth: 0 } } });
   }
   const size = innerWidth >= 1800 ? 16 : 13;
   Plotly.react(id, data, {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size }, margin: { l: 55, r: 15, t: 10, b: 45 },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size }, margin: { l: 55, r: 15, t: 46, b: 45 },
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, showlegend: legend,
-    modebar: { bgcolor: "rgba(0,0,0,0)" }, legend: { x: 0.01, y: 0.99, bgcolor: "rgba(0,0,0,0)", font: { size: size - 2 } }, hovermode: "closest",
-  }, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: ink + "60", activecolor: ink }, legend: { x: 0.01, y: 0.99, ...above, bgcolor: "rgba(0,0,0,0)", font: { size: size - 2 } }, hovermode: "closest",
+  }, { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["lasso2d", "select2d"] });
 }
 
 function drawLayers() {
@@ -207,64 +229,85 @@ function drawTraining() {
   draw("training", lines(series, crowded), { title: { text: "step" } }, { title: { text: view.curve } }, false, true);
 }
 
-const rowName = (run) => [run.data, `${run.model}-${run.size}`, cure(run)].filter(Boolean).join(" ");
-function judged() {
-  return shown().filter((run) => run.status === "finished" && typeof run.metrics[view.metric] === "number");
+const judged = () => shown.filter((run) => run.status === "finished" && typeof run.metrics[view.metric] === "number");
+
+// Curves over a number: of runs alike in all else that they are told apart by. Those whose axis is at the baseline, which
+// equals one of its values, belong to every curve that is alike in all other axes.
+function families(key) {
+  const part = (run, axis) => Object.entries(run.about).filter(([k, v]) => head(k) === axis && k !== key && v !== null)
+    .map(([k, v]) => (run.labels[k] ? `${run.labels[k]}=` : "") + text(v)).join(" ");
+  const parts = (run) => ({ data: run.about.data, model: run.network, ...Object.fromEntries(run.axes.map((axis) => [axis, part(run, axis)])) });
+  const beside = (parts) => JSON.stringify({ ...parts, [head(key)]: null });
+  const found = new Map();
+  const add = (name, parts, run) => found.set(name, { parts, members: [...(found.get(name)?.members ?? []), run] });
+  const having = judged().filter((run) => key in run.numbers);
+  const equal = (run) => run.about[key] === null;
+  for (const run of having.filter((run) => !equal(run))) add(JSON.stringify(parts(run)), parts(run), run);
+  const curves = [...found];
+  for (const run of having.filter(equal)) {
+    const own = curves.filter(([, curve]) => beside(curve.parts) === beside(parts(run)));
+    if (!own.length) add(JSON.stringify(parts(run)), parts(run), run);
+    for (const [name, curve] of own) add(name, curve.parts, run);
+  }
+  const all = [...found.values()];
+  const names = [...new Set(all.flatMap((curve) => Object.keys(curve.parts)))].filter((name) => new Set(all.map((curve) => curve.parts[name])).size > 1);
+  return all.map(({ parts, members }) => ({ name: names.map((name) => parts[name]).filter(Boolean).join(" "), members }));
 }
 
-function drawLambda() {
-  const families = [...new Set(judged().map(rowName))];
-  const traces = families.flatMap((name, i) => {
-    const members = judged().filter((run) => rowName(run) === name);
-    const lams = [...new Set(members.map(lam))].sort((a, b) => a - b);
-    const at = lams.map((l) => members.filter((run) => lam(run) === l).map((run) => run.metrics[view.metric]));
-    const dots = { x: members.map(lam), y: members.map((run) => run.metrics[view.metric]), meta: members.map((r) => r.name), text: members.map((r) => r.name),
+function drawAgainst() {
+  const key = view.number;
+  $("compared").hidden = key === undefined;
+  if (key === undefined) return;
+  const all = families(key);
+  const traces = all.flatMap(({ name, members }, i) => {
+    const taken = [...new Set(members.map((run) => run.numbers[key]))].sort((a, b) => a - b);
+    const at = taken.map((v) => members.filter((run) => run.numbers[key] === v).map((run) => run.metrics[view.metric]));
+    const dots = { x: members.map((run) => run.numbers[key]), y: members.map((run) => run.metrics[view.metric]), meta: members.map((r) => r.name), text: members.map((r) => r.name),
       type: "scatter", mode: "markers", showlegend: false, marker: { color: COLOURS[i % 6], opacity: 0.45, size: 6 }, hovertemplate: "%{text}: %{y:.4g}<extra></extra>" };
-    const line = { x: lams, y: at.map(mean), name, type: "scatter", mode: "lines+markers", line: { color: COLOURS[i % 6], width: 2.2 }, marker: { size: 9 },
-      error_y: { type: "data", array: at.map(sd), visible: true }, hovertemplate: "mean %{y:.4g}<extra>λ̃ = %{x}</extra>" };
+    const line = { x: taken, y: at.map(mean), name, type: "scatter", mode: "lines+markers", line: { color: COLOURS[i % 6], width: 2.2 }, marker: { size: 9 },
+      error_y: { type: "data", array: at.map(sd), visible: true }, hovertemplate: `mean %{y:.4g}<extra>${titles[key]} = %{x}</extra>` };
     return [dots, line];
   });
-  draw("lambda", traces, { title: { text: "λ̃" } }, { title: { text: view.metric } }, families.length > 1 && families.length <= MANY);
+  const equal = ofTask().find((run) => run.about[key] === null && key in run.numbers);
+  const title = titles[key] + (equal ? ` (${text(equal.numbers[key])}: ${equal.about[head(key)]})` : "");
+  draw("against", traces, { title: { text: title } }, { title: { text: view.metric } }, all.length > 1 && all.length <= MANY,
+    false, { orientation: "h", y: 1, yanchor: "bottom" });
 }
 
 function drawScatter() {
   const found = judged().filter((run) => run.final !== null);
-  const [cmin, cmax] = scale();
-  const many = mixed();
-  const marker = { color: found.map((run) => (many ? own(order().indexOf(run.key)) : lam(run))), cmin, cmax, colorscale: colourscale(), size: 10, opacity: 0.85, showscale: !many && cmax > cmin,
-    colorbar: { title: { text: "λ̃" }, thickness: 12, outlinewidth: 0 }, symbol: found.map((run) => (run.attention === "softmax" ? "diamond" : "circle")) };
+  const marker = { color: found.map((run) => paint(run)), size: 10, opacity: 0.85, symbol: found.map((run) => (run.baseline ? "diamond" : "circle")) };
   draw("scatter", [{ x: found.map((r) => r.final), y: found.map((r) => r.metrics[view.metric]), text: found.map((r) => r.name), meta: found.map((r) => r.name),
     type: "scatter", mode: "markers", marker, hovertemplate: "%{text}<br>%{y:.4g} at %{x:.3f}<extra></extra>" }],
-  { title: { text: "similarity after the last layer" } }, { title: { text: view.metric } }, false);
+  { title: { text: "similarity after the last layer" } }, { title: { text: view.metric } }, false, true);
 }
 
 function drawDiff() {
-  const some = shown();
   for (const [id, position] of [["left", 0], ["right", 1]]) {
-    const before = some.some((run) => run.name === view[id]) ? view[id] : some[Math.min(position, some.length - 1)]?.name;
-    $(id).replaceChildren(...some.map((run) => element("option", run.name, { value: run.name, selected: run.name === before })));
+    const before = shown.some((run) => run.name === view[id]) ? view[id] : shown[Math.min(position, shown.length - 1)]?.name;
+    $(id).replaceChildren(...shown.map((run) => element("option", run.name, { value: run.name, selected: run.name === before })));
   }
   const [a, b] = ["left", "right"].map((id) => runs.find((run) => run.name === $(id).value));
-  const rows = [];
+  const found = [];
   if (a && b) {
-    const [x, y] = [a, b].map((run) => ({ ...run.settings, seed: run.seed }));
+    const [x, y] = [a, b].map((run) => ({ ...run.settings, seed: run.about.seed }));
     for (const key of [...new Set([...Object.keys(x), ...Object.keys(y)])].sort()) {
       if (JSON.stringify(x[key]) === JSON.stringify(y[key])) continue;
       const tr = element("tr", null);
       tr.append(...[key, x[key], y[key]].map((v) => element("td", v === undefined ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v))));
-      rows.push(tr);
+      found.push(tr);
     }
   }
-  const head = element("tr", null);
-  head.append(...["setting", a?.name ?? "", b?.name ?? ""].map((text) => element("th", text)));
-  $("diff").tHead.replaceChildren(head);
+  const top = element("tr", null);
+  top.append(...["setting", a?.name ?? "", b?.name ?? ""].map((text) => element("th", text)));
+  $("diff").tHead.replaceChildren(top);
   const same = element("tr", null);
   same.append(element("td", "no difference", { colSpan: 3 }));
-  $("diff").tBodies[0].replaceChildren(...(rows.length ? rows : [same]));
+  $("diff").tBodies[0].replaceChildren(...(found.length ? found : [same]));
 }
 
-function fill(id, options, value) {
-  $(id).replaceChildren(...options.map((o) => element("option", o, { value: o, selected: o === value })));
+function fill(id, options, value, said = {}) {
+  $(id).replaceChildren(...options.map((o) => element("option", said[o] ?? o, { value: o, selected: o === value })));
 }
 
 function choices() {
@@ -275,9 +318,13 @@ function choices() {
   const metrics = [...new Set(some.flatMap((run) => Object.keys(run.metrics)))].sort();
   if (!metrics.includes(view.metric)) view.metric = some.map((run) => run.main).find(Boolean) ?? metrics[0];
   const curves = [...new Set(some.flatMap((run) => Object.keys(run.curves)))].sort();
-  if (!curves.includes(view.curve)) view.curve = curves.find((c) => /^val\/(top1|miou|ppl)$/.test(c)) ?? curves[0];
+  if (!curves.includes(view.curve)) view.curve = some.map((run) => run.validated).find((name) => curves.includes(name)) ?? curves[0];
   const measures = [...new Set(some.flatMap((run) => Object.keys(run.measured)))].sort();
   if (!measures.includes(view.measure)) view.measure = "cosine";
+  const compared = numbers();
+  if (!compared.includes(view.number)) view.number = compared[0];
+  findColumns();
+  fill("number", compared, view.number, titles);
   fill("measure", measures, view.measure);
   fill("task", tasks, view.task);
   fill("metric", metrics, view.metric);
@@ -286,10 +333,13 @@ function choices() {
 
 function update() {
   choices();
+  list();
+  rows = [...new Set(ofTask().map((run) => run.key))];
+  findScale();
   drawTable();
   drawLayers();
   drawTraining();
-  drawLambda();
+  drawAgainst();
   drawScatter();
   drawDiff();
   keep();
@@ -299,7 +349,7 @@ function setTheme() {
   document.documentElement.dataset.theme = view.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 }
 
-for (const id of ["task", "metric", "measure", "curve", "left", "right"]) $(id).onchange = () => { view[id] = $(id).value; update(); };
+for (const id of ["task", "metric", "measure", "curve", "number", "left", "right"]) $(id).onchange = () => { view[id] = $(id).value; update(); };
 $("filter").value = view.filter;
 $("filter").oninput = () => { view.filter = $("filter").value; update(); };
 $("clear").onclick = () => { view.chosen = []; update(); };

@@ -14,6 +14,7 @@ import pandas as pd
 
 from neutreno.files import replacing
 from neutreno.reports.reading import Run
+from neutreno.variants import model_words, words
 
 MOST_POINTS = 200  # of a training curve; more cannot be told apart on a screen
 TEMPLATES = Path(__file__).parent
@@ -42,17 +43,26 @@ def write_dashboard(runs: Sequence[Run], path: str | Path, reload_s: float | Non
 
 def collect(run: Run, home: Path) -> dict[str, Any]:
     """What the page shows of a run; ``home`` is the folder of the page, from which links lead."""
-    row = {k: v for k, v in run.row.items() if v is not None}
+    result = run.result
+    numbers = {key: run.number(key) for key in result["labels"] if key.partition(".")[0] in result["axes"]}
     return {
         "name": run.name,
         "link": quote(os.path.relpath(run.path.resolve(), home)) + "/",
         "status": run.status,
         "task": run.task,
-        **{k: run.settings[k] for k in ("data", "model", "attention", "lam", "block", "seed")},
-        "size": str(run.settings["size"]),
+        "label": run.label,
+        "network": model_words(result),
+        "words": " + ".join(words(result)),
+        "about": run.settings,
+        "labels": result["labels"],
+        "axes": list(result["axes"]),
+        "baseline": run.at_baseline,
+        "numbers": {key: value for key, value in numbers.items() if value is not None},
         "metrics": run.metrics,
         "main": run.main_metric,
-        "settings": row,
+        "validated": result["main_metric"],
+        "smaller": run.smaller_is_better,
+        "settings": {k: v for k, v in run.row.items() if v is not None},
         "curves": training_curves(run.path / "metrics.csv"),
         "measured": by_layer(run),
     }

@@ -54,9 +54,9 @@ class Run:
         return all(axis["baseline"] for axis in self.result["axes"].values())
 
     def number(self, key: str) -> float | None:
-        """A setting that is a number; at the baseline, the value that the baseline equals."""
+        """A setting that is a number; where its axis is at the baseline, the value that the baseline equals."""
         value = self.settings.get(key)
-        if value is None and self.at_baseline:
+        if value is None and self.result["axes"].get(key.partition(".")[0], {}).get("baseline"):
             value = self.result["baseline_values"].get(key)
         return value if _is_number(value) else None
 

@@ -1,4 +1,4 @@
-"""All runs on one page: a table to sort and filter, training and over-smoothing curves, metric against λ̃, settings.
+"""All runs on one page: a table to sort and filter, training and over-smoothing curves, metric against what varies.
 
     neutreno dashboard outputs --open
     neutreno dashboard outputs/digits-* --output digits.html

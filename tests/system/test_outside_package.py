@@ -304,7 +304,7 @@ def test_it_is_tabled_against_its_baseline_with_an_interval(package, swept, tmp_
         ["sets setnet-depth=2 centre s=0.5", "2"],
     ]
     assert lines[0][2:4] == ["test/mae", "test/mae: difference, 95 % Welch, smaller is better"]
-    assert lines[2][3] == "" and re.fullmatch(r"[+-]\d+\.\d+ \(-?\d+\.\d+ to -?\d+\.\d+\)", lines[3][3])
+    assert lines[2][3] == "baseline" and re.fullmatch(r"[+-]\d+\.\d+ \(-?\d+\.\d+ to -?\d+\.\d+\)", lines[3][3])
 
 
 def test_it_is_drawn_and_shown_in_the_dashboard(package, swept, tmp_path):

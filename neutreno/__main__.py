@@ -7,24 +7,25 @@ import difflib
 import importlib
 import pkgutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import neutreno
 from neutreno import cli
 
-HELPERS = {"hydra_main"}
-
 
 def commands() -> dict[str, str]:
-    """What each command does, by its name; read from the files, without importing them."""
-    folder = Path(cli.__file__).parent
-    names = sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name not in HELPERS)
-    texts = {name: ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))) for name in names}
-    return {name: (text or "").splitlines()[0] if text else "" for name, text in texts.items()}
+    """What each command does, by its name: modules with a ``main``, read from the files without importing them."""
+    found = {}
+    for finder, name, _ in pkgutil.iter_modules(cli.__path__):
+        module = ast.parse((Path(finder.path) / f"{name}.py").read_text(encoding="utf-8"))
+        if any(isinstance(part, ast.FunctionDef) and part.name == "main" for part in module.body):
+            found[name] = (ast.get_docstring(module) or "").partition("\n")[0]
+    return found
 
 
-def main() -> int:
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+def main(arguments: Sequence[str] | None = None) -> int:
+    name, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     known = commands()
     if name in ("-h", "--help"):
         print("neutreno COMMAND …        neutreno COMMAND --help says more\n")
@@ -38,7 +39,7 @@ def main() -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
         print(f"error: no command {name}; {hint}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"neutreno.cli.{name}").main(sys.argv[2:])
+    return importlib.import_module(f"neutreno.cli.{name}").main(words)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ import time
 import pytest
 from conftest import ROOT, run_script
 
+from neutreno import cli
+from neutreno.__main__ import commands, main
+
 
 def neutreno(*words, cwd=ROOT):
     return subprocess.run([sys.executable, "-m", "neutreno", *words], cwd=cwd, capture_output=True, text=True)
@@ -18,6 +21,18 @@ def test_the_commands_are_the_files():
     wanted = ["dashboard", "evaluate", "figures", "generate", "profile", "reproduce", "tables", "theory", "train"]
     assert done.returncode == 0 and shown == wanted
     assert neutreno("--version").stdout.strip()
+
+
+def test_a_file_more_with_a_main_is_a_command_more(tmp_path, monkeypatch, capsys):
+    (tmp_path / "greet.py").write_text(
+        '"""Says good day."""\ndef main(arguments):\n    print(arguments)\n    return 7\n'
+    )
+    (tmp_path / "shared.py").write_text('"""No command: it has no main."""\n')
+    before = commands()
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    assert commands() == {**before, "greet": "Says good day."}
+    assert main(["greet", "--loud", "x"]) == 7 and capsys.readouterr().out == "['--loud', 'x']\n"
+    monkeypatch.delitem(sys.modules, "neutreno.cli.greet")
 
 
 def test_an_unknown_command_is_one_line():
@@ -34,6 +49,7 @@ def test_help_takes_no_second_and_no_torch(words, tmp_path):
         start = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         spent.append(time.perf_counter() - start)
+    print(f"{' '.join(words)} --help: {min(spent):.2f} s")
     assert done.returncode == 0 and min(spent) < 3
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "hydra" in imported or words[-1] == "neutreno"

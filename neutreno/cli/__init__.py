@@ -1,4 +1,4 @@
-"""The command lines: a module is a command of ``neutreno``, its ``main(arguments)`` returns the exit code."""
+"""The command lines: a module with ``main(arguments)``, which returns the exit code, is a command of ``neutreno``."""
 
 import argparse
 

@@ -11,8 +11,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-_BESIDE = Path(__file__).parents[2] / "configs"  # a checkout
-CONFIGS = _BESIDE if (_BESIDE / "train.yaml").is_file() else Path(__file__).parents[1] / "configs"  # or a wheel
+_INSIDE = Path(__file__).parents[1] / "configs"  # a wheel's; beside the package, anyone's configs may be installed
+CONFIGS = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / "configs"  # a checkout's
 
 
 @dataclass

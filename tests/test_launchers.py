@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, assert_one_line_error, make_run, run_forked, run_script
 
+from neutreno.cli.reproduce import in_order, tables_in
 from neutreno.config.composing import CONFIGS, compose
 from neutreno.launchers import Local, Slurm
 from neutreno.reports.tables import load_groups, render, table
@@ -128,6 +129,31 @@ def test_reproduce_says_what_it_cannot_do(tmp_path):
     assert_one_line_error(run_forked("scripts/reproduce.py", "table1", "nope=1", "--dry-run", cwd=tmp_path), "nope")
 
 
+def test_reproduce_takes_rows_of_other_folders_and_hands_these_on_to_the_runs(tmp_path):
+    row = "# @package _global_\ndefaults:\n  - override /model: deit\n  - override /data: digits\n"
+    for name in ("conf/experiment/small/mine.yaml", "conf/experiment/theirs/one.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(row)
+    for asked, count in (("small", 7), ("theirs", 1)):
+        command = ["scripts/reproduce.py", asked, "--config-dir", "conf", "--seeds", "1", "--dry-run"]
+        plan = run_forked(*command, cwd=tmp_path)
+        lines = plan.stdout.splitlines()[:-1]
+        assert plan.returncode == 0 and len(lines) == count, plan.stderr
+        assert all(f"neutreno train --config-dir {tmp_path / 'conf'} experiment={asked}/" in line for line in lines)
+    wrong = run_forked("scripts/reproduce.py", "small", "--config-dir", "no", "--dry-run", cwd=tmp_path)
+    assert_one_line_error(wrong, "--config-dir no")
+    assert_one_line_error(run_forked("scripts/reproduce.py", "theirs", cwd=tmp_path), "no table theirs")
+    (tmp_path / "conf/experiment/theirs/one.yaml").write_text(row.replace("digits", "digitz"))
+    assert_one_line_error(run_forked(*command, cwd=tmp_path), "digitz")
+
+
+def test_the_baseline_comes_first_and_last_what_starts_from_the_weights_of_another_row():
+    rows = [row.partition("/")[2] for row in in_order(tables_in([])["proxy"])]
+    assert rows[:2] == ["deit_small_softmax", "deit_tiny_softmax"]
+    assert rows[-2:] == ["deit_small_neutreno_adaptation", "deit_tiny_neutreno_adaptation"]
+    assert in_order(tables_in([])["table2"]) == ["table2/softmax_deit_tiny", "table2/neutreno_deit_tiny"]
+
+
 @pytest.mark.slow
 def test_reproduce_ends_with_the_table_and_says_what_failed(street_folders, tmp_path):
     small = ["img_size=32", "num_workers=0", "batch_size=2", "num_classes=4", "class_names=null", "resize=[64,32]"]
@@ -174,3 +200,15 @@ def test_the_labs_table_tells_accuracy_similarity_rank_size_and_step_time(tmp_pa
     assert softmax[columns.index("parameters")].strip() == "1,234"
     assert softmax[columns.index("effective rank, trained")].strip() == "7.00 ± 0.00"
     assert "test/top1" in columns and "similarity, trained" in columns
+
+
+def test_the_time_of_a_step_is_that_of_any_model_of_images(tmp_path):
+    from neutreno.benchmarks.lab import step_time
+
+    small = ["model.depth=1", "model.embed_dim=16", "model.num_heads=2", "data.batch_size=2"]
+    for data, more in (("digit_scenes", ["model.decoder_depth=1"]), ("python_docs", [])):
+        for model in ("softmax", "neutreno"):
+            make_run(tmp_path / data / model, f"data={data}", f"attention={model}", *small, *more)
+        groups, _ = load_groups([tmp_path / data])
+        said = step_time(groups[1], groups[0], repeats=3)
+        assert re.fullmatch(r"\d+\.\d+ \(\d+\.\d+–\d+\.\d+\)", said) if data == "digit_scenes" else said == ""

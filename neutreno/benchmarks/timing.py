@@ -36,9 +36,12 @@ def ratio(first: Callable[[], None], second: Callable[[], None], repeats: int) -
 
 
 def training_step(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    """A step under cross-entropy; the model scores classes, of a whole image or of its pixels."""
     model = model.to(DEVICE).train()
     images = images.to(DEVICE)
-    labels = torch.zeros(len(images), dtype=torch.long, device=DEVICE)
+    with torch.no_grad():
+        scores = model(images[:2])
+    labels = torch.zeros(len(images), *scores.shape[2:], dtype=torch.long, device=DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 
     def step() -> None:

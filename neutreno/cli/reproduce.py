@@ -8,18 +8,25 @@
     neutreno reproduce table3 data.root=WIKITEXT103 trainer=gpu launcher.at_once=8      a run on each GPU
     neutreno reproduce table2 data.root=ADE20K trainer=gpu launcher=slurm launcher.parameters.slurm_partition=P
 
-Rows are the files of configs/experiment/TABLE; `lab` shows effective rank, parameters and the time of a step as well,
-relative to softmax and measured here once the runs are done. Interrupted runs are continued: the same command goes on
-after a kill.
+Rows are the files of experiment/TABLE in the project's configs and in every --config-dir; `lab` shows effective rank,
+parameters and the time of a step as well, relative to its baseline's and measured here once the runs are done.
+Interrupted runs are continued: the same command goes on after a kill.
 """
+
+from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from neutreno.cli import add_config_dir, parser_of
 from neutreno.cli.hydra_main import split_config_dirs
 from neutreno.errors import InputError, report
+
+if TYPE_CHECKING:
+    from neutreno.config.composing import Composed
 
 
 def tables_in(config_dirs: Sequence[str]) -> dict[str, list[str]]:
@@ -33,41 +40,54 @@ def tables_in(config_dirs: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def in_order(rows: Sequence[str], config_dirs: Sequence[str]) -> list[str]:
-    """Rows at the baseline first; rows that start from weights, which may be those of another row, last."""
-    from neutreno.config.composing import compose
-    from neutreno.variants import at_baseline
-
-    def place(row: str) -> tuple[bool, bool]:
-        composed = compose([f"experiment={row}"], config_dirs=config_dirs)
-        return composed.config.model.get("weights") is not None, not at_baseline(composed)
-
-    return sorted(rows, key=place)
-
-
-def plan_runs(rows: Sequence[str], seeds: int, overrides: list[str], config_dirs: Sequence[str]):
-    """The jobs, seed by seed, and the config that says how to launch them.
-
+def composed_of(words: list[str], config_dirs: Sequence[str]) -> Composed:
+    """
     Raises:
-        InputError: all that is wrong with ``overrides``.
+        InputError: all that is wrong with the words.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from neutreno.config.composing import compose
     from neutreno.config.gate import explained
-    from neutreno.launchers import plan
 
-    jobs = []
+    try:
+        return compose(words, config_dirs=config_dirs)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explained(error, words, config_dirs=config_dirs) from error
+
+
+def in_order(rows: Sequence[str], config_dirs: Sequence[str] = ()) -> list[str]:
+    """Rows at the baseline first; rows that start from weights, which may be those of another row, last."""
+    from neutreno.variants import at_baseline
+
+    def place(row: str) -> tuple[bool, bool]:
+        composed = composed_of([f"experiment={row}"], config_dirs)
+        starts = any(composed.config.model.get(key) is not None for key in ("weights", "encoder_weights"))
+        return starts, not at_baseline(composed)
+
+    return sorted(rows, key=place)
+
+
+def plan_runs(rows: Sequence[str], seeds: int, overrides: list[str], config_dirs: Sequence[str]):
+    """The jobs, seed by seed; the config that says how to launch them; the packages that their models name.
+
+    Raises:
+        InputError: all that is wrong with ``overrides``.
+    """
+    from neutreno.launchers import plan
+    from neutreno.runs import flat
+
+    jobs, packages = [], set()
+    rows = in_order(rows, config_dirs)
     for seed in range(seeds):
-        for row in in_order(rows, config_dirs):
-            words = [f"experiment={row}", f"seed={seed}", *overrides]
-            try:
-                composed = compose(words, config_dirs=config_dirs)
-            except (HydraException, OmegaConfBaseException) as error:
-                raise explained(error, words, config_dirs=config_dirs) from error
-            jobs.append(plan(composed))
-    return jobs, composed.config
+        for row in rows:
+            composed = composed_of([f"experiment={row}", f"seed={seed}", *overrides], config_dirs)
+            jobs.append(job := plan(composed))
+            if job.state in ("to run", "to resume", "finished"):
+                named = {v for k, v in flat(composed.settings["model"]).items() if k.endswith("_target_")}
+                packages |= {path.partition(".")[0] for path in named}
+    return jobs, composed.config, sorted(packages)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"--seeds {arguments.seeds}: at least one")
         if fixed := [o for o in arguments.overrides if o.partition("=")[0] in ("seed", "name", "experiment")]:
             raise InputError(f"{' '.join(fixed)}: the table sets it for every run; leave it out")
-        jobs, config = plan_runs(tables[arguments.table], arguments.seeds, arguments.overrides, config_dirs)
+        jobs, config, packages = plan_runs(tables[arguments.table], arguments.seeds, arguments.overrides, config_dirs)
         if arguments.dry_run:
             for job in jobs:
                 print(f"{job.state:10} neutreno {shlex.join(job.command[3:])}")
@@ -99,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from neutreno.launchers import launch
 
         failed = launch(jobs, config)
-        finished = [job.run.path for job in jobs if job.run.status == "finished"]
+        refused = [job for job, _ in failed]
+        finished = [job.run.path for job in jobs if job not in refused and job.run.status == "finished"]
         if finished:
             from neutreno.reports.reading import read_runs
             from neutreno.reports.tables import print_tables
@@ -108,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if arguments.table == "lab":
                 from neutreno.benchmarks.lab import step_time
 
-                columns = ["effective_rank", "parameters", ("step time / softmax (quartiles)", step_time)]
+                time = partial(step_time, trust=packages)  # these are our own runs
+                columns = ["effective_rank", "parameters", ("step time / baseline (quartiles)", time)]
             runs, _ = read_runs(finished)
             for task in dict.fromkeys(run.task for run in runs):
                 print(f"\n{task}\n")

@@ -32,6 +32,7 @@ def print_tables(
     config_dirs: Sequence[str] = (),
 ) -> None:
     """Print the table of the runs in ``folders``; warnings go to stderr. ``columns``: see :func:`table`.
+    ``config_dirs``: where experiments are looked up beside the project's.
 
     Raises:
         InputError: there is no finished run, or none has a metric asked for.
@@ -94,11 +95,12 @@ def table(
         if not any(len(g.values(metric)) for g in groups):
             raise InputError(f"no run has the metric {metric}; there are: {', '.join(known)}")
     fixed = None
+    names = {id(g): name_of(g, config_dirs) for g in groups}
     if baseline is not None:
-        matching = [g for g in groups if baseline in name_of(g, config_dirs)]
+        matching = [g for g in groups if baseline in names[id(g)]]
         if len(matching) != 1:
-            names = ", ".join(name_of(g, config_dirs) for g in groups)
-            raise InputError(f"--baseline {baseline} matches {len(matching)} rows; give a part of one of: {names}")
+            there = ", ".join(names.values())
+            raise InputError(f"--baseline {baseline} matches {len(matching)} rows; give a part of one of: {there}")
         fixed = matching[0]
     measured_against = {id(g): baseline_of(g, groups) if fixed is None else fixed for g in groups}
     baselines = {id(b) for b in measured_against.values()}
@@ -106,7 +108,7 @@ def table(
     for group in groups:
         against = measured_against[id(group)] if group is not fixed else None
         paper = group.runs[0].config.get("paper") or {}
-        row: dict[str, Any] = {"runs": name_of(group, config_dirs), "seeds": len(group.runs)}
+        row: dict[str, Any] = {"runs": names[id(group)], "seeds": len(group.runs)}
         for number, metric in enumerate(metrics):
             values = group.values(metric)
             row[metric] = _spread(values)
@@ -175,8 +177,8 @@ def departures_of(group: Group, config_dirs: Sequence[str] = ()) -> list[str]:
 
 def footnotes(groups: Sequence[Group], config_dirs: Sequence[str] = ()) -> list[str]:
     """What the rows marked ``*`` do otherwise than their experiment."""
-    found = {group.runs[0].experiment: departures_of(group, config_dirs) for group in groups}
-    return [f"\\* {experiment} departs: {', '.join(how)}" for experiment, how in found.items() if how]
+    found = [(group.runs[0].experiment, departures_of(group, config_dirs)) for group in groups]
+    return [f"\\* {experiment} departs: {', '.join(how)}" for experiment, how in found if how]
 
 
 def _cell(content: Any, column: str) -> str:

@@ -25,9 +25,21 @@ from neutreno.config.building import build
 from neutreno.errors import InputError
 
 
+def units(network: nn.Module) -> list[nn.Module]:
+    """What is gathered and let go together: every element of a list of modules that holds parameters, inner ones first.
+
+    The blocks of a trunk are such a list, and so are those of a network that the project does not know.
+    """
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    found = dict.fromkeys(element for elements in lists for element in elements)  # each once
+    containers = nn.ModuleList | nn.ModuleDict  # they are not called, so nothing would gather them
+    with_parameters = [m for m in found if not isinstance(m, containers) and any(True for _ in m.parameters())]
+    order = {module: number for number, module in enumerate(network.modules())}
+    return sorted(with_parameters, key=order.__getitem__, reverse=True)
+
+
 def shard(task: LightningModule) -> None:
-    """Spread the weights of every network of ``task`` over all processes, layer by layer (FSDP2): each element of an
-    ``nn.ModuleList`` by itself, then the rest.
+    """Spread the weights of every network of ``task`` over all processes, layer by layer (FSDP2): see :func:`units`.
 
     FSDP2 keeps names and shapes, where FSDP1 flattens: so weight decay, the average of the weights and checkpoints are
     those of an unsharded run. The average is sharded alike, because it is updated shard by shard.
@@ -36,10 +48,8 @@ def shard(task: LightningModule) -> None:
     for network in task.networks.values():
         if isinstance(network, FSDPModule):  # Lightning asks before every fit, validate and test
             continue
-        for module in network.modules():
-            for layer in module if isinstance(module, nn.ModuleList) else ():
-                if any(True for _ in layer.parameters()):
-                    fully_shard(layer, mesh=mesh)
+        for unit in units(network):
+            fully_shard(unit, mesh=mesh)
         fully_shard(network, mesh=mesh)
         register_fsdp_forward_method(network, "token_features")
 

@@ -20,6 +20,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core of its own
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")  # before anything reads them: nothing is looked for outside
 
 # A run of a second: two blocks, three epochs of four steps.

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from torchvision import tv_tensors
 
-from neutreno.config.options import FREE, checked
+from neutreno.config.options import FREE, NonNegative, Positive, checked
 from neutreno.data.digits import split_digits
 from neutreno.data.loading import derive_seed
 from neutreno.data.segmentation import Pair, SegmentationData
@@ -44,12 +44,16 @@ class DigitScenes(SegmentationData):
         train_scenes: Scenes = 1000,
         val_scenes: Annotated[Scenes, FREE] = 200,
         test_scenes: Annotated[Scenes, FREE] = 200,
+        mean: Annotated[Sequence[NonNegative], FREE] = (0.398,),
+        std: Annotated[Sequence[Positive], FREE] = (0.177,),
+        class_names: Annotated[Sequence[str], FREE] = (*(f"digit {i}" for i in range(10)), "background"),
         **kwargs,
     ) -> None:
-        names = [*(f"digit {i}" for i in range(10)), "background"]
-        super().__init__(img_size=img_size, mean=[0.398], std=[0.177], class_names=names, **kwargs)
+        super().__init__(img_size=img_size, mean=mean, std=std, class_names=class_names, **kwargs)
         if (self.in_chans, self.num_classes) != (1, 11):
             raise InputError("the scenes have one channel and eleven classes: leave those data settings alone")
+        if len(class_names) != self.num_classes:
+            raise InputError(f"data.class_names has {len(class_names)} names for {self.num_classes} classes")
         self.scenes = {"train": train_scenes, "val": val_scenes, "test": test_scenes}
 
     def read(self) -> dict[str, Sequence[Pair]]:

@@ -95,6 +95,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.num_classes = decoder.num_classes
+        self.smallest_side = max(encoder.patch_embed.patch_size)  # of a window, in pixels
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -71,7 +71,7 @@ class Task(LightningModule):
     ) -> None:
         super().__init__()
         given = getattr(model, "output", None)
-        if None not in (given, self.accepts) and given != self.accepts:
+        if isinstance(given, str) and self.accepts not in (None, given):
             raise InputError(
                 f"this task takes a model of {self.accepts}, and {type(model).__name__} gives {given}; leave model=… "
                 "out, and the data set chooses one that fits"

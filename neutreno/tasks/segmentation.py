@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,8 +74,8 @@ class Segmentation(Task):
         **kwargs,
     ) -> None:
         super().__init__(model, **kwargs)
-        if model.num_classes != num_classes:
-            raise InputError(f"task.num_classes={num_classes}, but the model has {model.num_classes} classes")
+        if (made_for := getattr(model, "num_classes", num_classes)) != num_classes:
+            raise InputError(f"task.num_classes={num_classes}, but the model has {made_for} classes")
         self.inference = self._window("inference", inference)
         self.protocols = {
             name: self._window(f"protocols.{name}", {**inference, **more})
@@ -89,14 +90,19 @@ class Segmentation(Task):
         self._to_show = False
 
     def _window(self, key: str, settings: Mapping[str, Any]) -> SlidingWindow:
-        patch, side = max(self.model.encoder.patch_embed.patch_size), settings.get("window")
+        least, side = getattr(self.model, "smallest_side", 1), settings.get("window")
+        known = [field.name for field in fields(SlidingWindow)]
+        out = f"; task.{key}=null leaves it out" if key.startswith("protocols") else ""
+        if unknown := [name for name in settings if name not in known]:
+            raise InputError(f"task.{key}: no setting {unknown[0]}; there are: {', '.join(known)}{out}")
+        if absent := [name for name in ("window", "stride") if name not in settings]:
+            raise InputError(f"task.{key}: {absent[0]} is missing{out}")
+        if isinstance(side, int) and 0 < side < least:
+            raise InputError(f"task.{key}: window={side} is smaller than a patch of {least} pixels; enlarge it{out}")
         try:
-            if isinstance(side, int) and side < patch:
-                raise InputError(f"window={side} is smaller than a patch of {patch} pixels; enlarge it")
             return SlidingWindow(**settings)
-        except (TypeError, InputError) as error:
-            out = f"; task.{key}=null leaves it out" if key.startswith("protocols") else ""
-            raise InputError(f"task.{key}: {str(error).removeprefix('SlidingWindow.__init__() ')}{out}") from error
+        except InputError as error:
+            raise InputError(f"task.{key}: {error}{out}") from error
 
     @contextmanager
     def following(self, protocol: str) -> Iterator[None]:

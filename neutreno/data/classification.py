@@ -126,8 +126,6 @@ class ImageClassification(ClassificationData):
             raise InputError(f"data.in_chans={self.in_chans}: images are read with 1 channel (grey) or 3 (RGB)")
         if clash := {"is_training", *self.common} & self.augment.keys():
             raise InputError(f"data.augment.{min(clash)} is settled by the data set; leave it out")
-                f"data.augment.{min(clash)}: the data set settles it; set data.{min(clash)} where there is one"
-            )
         for name in ("mean", "std"):
             if len(self.common[name]) != self.in_chans:
                 raise InputError(f"data.{name} has {len(self.common[name])} values for {self.in_chans} channels")

@@ -29,9 +29,10 @@ def default_name(composed: Composed) -> str:
     parts = [str(settings["data"]), model_words(described, "_", joined), *words(described, "-", joined)]
     parts.append(f"seed{settings['seed']}")
     in_every_name = {"model", "data", "seed", *described["axes"], *described["labels"]}
+    targets = {f"{axis}._target_" for axis in described["axes"]}  # an axis is called by what is built
     for word in sorted(composed.overrides):
         key, value = key_of(word), word.partition("=")[2]
-        if key in in_every_name or key.endswith("._target_") or mark_of(key, composed.settings) is EXECUTION:
+        if key in in_every_name or key in targets or mark_of(key, composed.settings) is EXECUTION:
             continue
         parts.append(f"{key}-{value}")
     name = re.sub(r"[^\w.+-]+", "_", "-".join(parts)).strip("_")
@@ -172,7 +173,9 @@ def departures(
     given += [o for o in overrides if key_of(o) in (*execution, *ways_of_execution())]
     files = [Path(folder) / "experiment" / f"{experiment}.yaml" for folder in (*config_dirs, CONFIGS)]
     file = next((file for file in files if file.is_file()), None)
-    if file is not None and "override /data:" not in file.read_text():
+    if file is None:
+        return ["its experiment is not among the files read (--config-dir DIR reads a package's)"]
+    if "override /data:" not in file.read_text():
         given += [o for o in overrides if o.startswith("data=")]
     try:
         own = identity(compose(given, config_dirs=config_dirs).settings, execution.__contains__)

@@ -51,10 +51,13 @@ def describe(composed: Composed) -> dict[str, Any]:
 
 
 def chosen(axis: str, composed: Composed) -> str:
-    """The option chosen on an axis, or the path of the class where that is not the option's own."""
+    """The option of an axis: that chosen, or where another class was typed, the option that builds it, or its path."""
     choice, built = composed.choices[axis], composed.settings[axis].get("_target_")
-    own = _target_of(axis, choice, [*composed.config_dirs, CONFIGS])
-    return choice if own in (None, built) else str(built)
+    folders = [*composed.config_dirs, CONFIGS]
+    if _target_of(axis, choice, folders) in (None, built):
+        return choice
+    files = [file for folder in folders for file in sorted((Path(folder) / axis).glob("*.yaml"))]
+    return next((file.stem for file in files if _target_of(axis, file.stem, folders) == built), str(built))
 
 
 def _target_of(group: str, option: str, folders: list[str | Path]) -> str | None:
@@ -112,15 +115,21 @@ def joined(key: str, label: str, value: Any) -> str:
 
 
 def words(described: dict[str, Any], join: str = " ", write: Callable[[str, str, Any], str] = equation) -> list[str]:
-    """What a run is called on its axes: each that is not at its baseline's name with its labelled settings, or the
-    first axis' baseline; ``["neutreno λ̃=0.6", "featscale"]``."""
+    """What a run is called beside data and model, ``["neutreno λ̃=0.6", "featscale"]``.
+
+    Each axis that is not at its baseline's name or has labelled settings, with these, or the first axis' baseline; then
+    the labelled settings that belong to no axis.
+    """
     settings, baseline = described["settings"], described["baseline"]
-    shown = [axis for axis in baseline if settings[axis] != baseline[axis]] or list(baseline)[:1]
-    return [join.join([str(settings[axis]), *_labelled(described, axis, write)]) for axis in shown]
+    labelled = {axis: _labelled(described, axis, write) for axis in baseline}
+    shown = [axis for axis in baseline if settings[axis] != baseline[axis] or labelled[axis]] or list(baseline)[:1]
+    heads = dict.fromkeys(key.partition(".")[0] for key in described["labels"])
+    others = [text for head in heads if head not in ("model", *baseline) for text in _labelled(described, head, write)]
+    return [join.join([str(settings[axis]), *labelled[axis]]) for axis in shown] + others
 
 
 def model_words(described: dict[str, Any], join: str = "-", write: Callable[[str, str, Any], str] = equation) -> str:
-    """``deit-mini``"""
+    """``deit-mini``: the family and its labelled settings."""
     return join.join([described["settings"]["model"], *_labelled(described, "model", write)])
 
 

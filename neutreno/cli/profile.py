@@ -121,6 +121,8 @@ def token_ids(model, fetched, arguments: argparse.Namespace):
             text = Path(arguments.data).read_text()
         except UnicodeDecodeError as error:
             raise InputError(f"{arguments.data} is no text in UTF-8") from error
+        except OSError as error:
+            raise InputError(f"{arguments.data}: {error.strerror}") from error
         lines = [line.strip() for line in text.splitlines() if line.strip()][: arguments.samples]
         if not lines:
             raise InputError(f"{arguments.data} holds no text")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from neutreno.cli import add_config_dir, parser_of
+from neutreno.cli.hydra_main import split_config_dirs
 from neutreno.errors import report
 
 
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from neutreno.reports.tables import print_tables
 
         a = arguments
-        print_tables(a.runs, a.metric, a.format, a.paired, a.baseline, a.column, a.config_dir)
+        _, config_dirs = split_config_dirs([f"--config-dir={folder}" for folder in a.config_dir])
+        print_tables(a.runs, a.metric, a.format, a.paired, a.baseline, a.column, config_dirs)
     except Exception as error:
         return report(error)
     return 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from annotated_types import Ge, Le
 from torch.utils.data import DataLoader
@@ -48,6 +50,14 @@ class ClassificationData(SplitData):
 
     def _dataset(self, split: str, transform: Callable) -> AugmentedDataset:
         return super()._dataset(split, OnImage(transform))
+
+    def record(self) -> dict[str, Any]:
+        """A digest of each split's labels, in their order: another ``root`` holds other images."""
+        labels = {split: getattr(images, "labels", None) for split, images in self.splits.items()}
+        digest = {
+            s: hashlib.sha256(np.asarray(x, dtype=np.int64)).hexdigest() for s, x in labels.items() if x is not None
+        }
+        return {"digests": digest}
 
 
 class ImageClassification(ClassificationData):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -176,6 +177,12 @@ class SegmentationFolders(SegmentationData):
             chosen = np.linspace(0, count - 1, self.train_samples).round().astype(int)
             splits["train"] = torch.utils.data.Subset(splits["train"], chosen.tolist())
         return {**splits, "test": None}
+
+    def record(self) -> dict[str, Any]:
+        """A digest of each split's files by name: another ``root`` holds other images."""
+        files = {split: getattr(getattr(p, "dataset", p), "files", None) for split, p in self.splits.items()}
+        names = {s: "\n".join(image.name for image, _ in pairs) for s, pairs in files.items() if pairs is not None}
+        return {"digests": {split: hashlib.sha256(text.encode()).hexdigest() for split, text in names.items()}}
 
     def _read_root(self) -> dict[str, Sequence[Pair] | None]:
         root, splits = check_root(self.root), {}

@@ -71,14 +71,17 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     def follows_from(key: str) -> tuple:
         """Rows that differ here compare this key no further."""
         head = key.partition(".")[0]
-        if head in ("data", "recipe", "task", "trainer"):
+        if head in ("data", "task", "trainer"):
             return ("data",)
+        if head == "model":
+            return ("data", "model")
         return (head,) if any(head in run.result["axes"] for run in runs) else ()
 
     found = []
     for key in sorted(set().union(*(run.row for run in runs))):
-        said = any(key in run.result["labels"] for run in runs) or key.endswith("._target_")
-        if said or key.startswith("recipe."):  # what looks it up differs
+        labelled = all(key in run.result["labels"] for run in runs if key in run.row)
+        target = key.endswith("._target_") and any(key.partition(".")[0] in run.result["axes"] for run in runs)
+        if labelled or target or key.startswith("recipe."):  # what looks it up differs
             continue
         alike: dict[str, set[str]] = {}
         for run in runs:
@@ -108,10 +111,12 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
     model, and among several such rows the one whose other settings are nearest."""
     own = group.runs[0]
 
-    def distance(other: Group) -> tuple[int, int]:
+    def distance(other: Group) -> tuple[int, int, int]:
         run = other.runs[0]
+        differ = [key for key in {*own.row, *run.row} if own.row.get(key) != run.row.get(key)]
+        beyond = sum(key.partition(".")[0] not in own.result["axes"] for key in differ)  # axes may differ
         named = sum(run.settings[axis] != baseline for axis, baseline in run.result["baseline"].items())
-        return sum(own.row.get(k) != run.row.get(k) for k in {*own.row, *run.row}), named
+        return beyond, len(differ), named
 
     candidates = [g for g in groups if g.runs[0].at_baseline and comparable(g.runs[0], own)]
     if not candidates or group in candidates:
@@ -120,8 +125,10 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
 
 
 def comparable(run: Run, other: Run) -> bool:
-    """Whether two runs are of the same data and model."""
-    return run.settings["data"] == other.settings["data"] and model_words(run.result) == model_words(other.result)
+    """Whether two runs are of the same data (by its digest, where both have one) and model."""
+    digests = [r.result.get("digests") or None for r in (run, other)]
+    same_data = run.settings["data"] == other.settings["data"] and (None in digests or digests[0] == digests[1])
+    return same_data and model_words(run.result) == model_words(other.result)
 
 
 def number_compared(runs: Sequence[Run]) -> str | None:

@@ -39,10 +39,10 @@ class Run:
     def finished(self) -> bool:
         return self.status == "finished"
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """The few settings by which people tell runs apart, flat: data, model, axes, what stands in labels, seed."""
-        return self.result["settings"]
+        return {key: _whole(value) for key, value in self.result["settings"].items()}
 
     @property
     def seed(self) -> int:
@@ -108,9 +108,9 @@ class Run:
         """What runs of one row of a table share: flat settings without seed, places and ways of execution."""
         found = {}
         for key, value in identity(self.config, frozenset(self.result["execution"]).__contains__).items():
-            if key.rpartition(".")[2] != "seed":  # a run may start from the weights of the run of its own seed
-                own_seed = isinstance(value, str) and key.startswith("model.")
-                found[key] = re.sub(rf"seed{self.seed}(?!\d)", "seed", value) if own_seed else value
+            if key.rpartition(".")[2] != "seed" or value != self.seed:
+                own_seed = isinstance(value, str) and key.startswith("model.")  # weights of the run of its own seed
+                found[key] = re.sub(rf"seed{self.seed}(?!\d)", "seed", value) if own_seed else _whole(value)
         for split, digest in self.result.get("digests", {}).items():  # data.root may hold anything
             found[f"{split} data"] = digest[:8]
         return found
@@ -168,6 +168,8 @@ def _check(result: dict[str, Any], path: Path) -> None:
         and all(_are_words(result.get(key)) for key in ("overrides", "execution"))
         and isinstance(result.get("metrics", {}), dict)
         and isinstance(result.get("digests", {}), dict)
+        and all(isinstance(digest, str) for digest in result.get("digests", {}).values())
+        and isinstance(result["settings"]["model"], str)
         and isinstance(measured, dict)
         and all(isinstance(curves, dict) for curves in measured.values())
         and all(
@@ -180,6 +182,11 @@ def _check(result: dict[str, Any], path: Path) -> None:
     )
     if not sound or not isinstance(result["settings"]["seed"], int):
         raise InputError(f"{path} is not what a run writes; was it edited?")
+
+
+def _whole(value: Any) -> Any:
+    """1.0 as 1: the same number, however it was typed."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _are_words(value: Any) -> bool:

@@ -15,7 +15,7 @@ from neutreno.reports.comparison import Group, baseline_of, difference, group_ru
 from neutreno.reports.figures import Curves
 from neutreno.reports.reading import read_runs
 from neutreno.runs import departures
-from neutreno.variants import model_words, words
+from neutreno.variants import words
 
 Column = tuple[str, Callable[[Group, Group | None], str]]
 FIGURES = ["test/{}", "val/{}", "best/test/{}", "ema/test/{}", "ema/val/{}"]  # of the main metric, shown where known
@@ -95,20 +95,20 @@ def table(
         if not any(len(g.values(metric)) for g in groups):
             raise InputError(f"no run has the metric {metric}; there are: {', '.join(known)}")
     fixed = None
-    names = {id(g): name_of(g, config_dirs) for g in groups}
+    names = names_of(groups, config_dirs)
     if baseline is not None:
-        matching = [g for g in groups if baseline in names[id(g)]]
+        matching = [g for g, name in zip(groups, names, strict=True) if baseline in name]
         if len(matching) != 1:
-            there = ", ".join(names.values())
+            there = ", ".join(names)
             raise InputError(f"--baseline {baseline} matches {len(matching)} rows; give a part of one of: {there}")
         fixed = matching[0]
     measured_against = {id(g): baseline_of(g, groups) if fixed is None else fixed for g in groups}
     baselines = {id(b) for b in measured_against.values()}
     rows = []
-    for group in groups:
+    for name, group in zip(names, groups, strict=True):
         against = measured_against[id(group)] if group is not fixed else None
         paper = group.runs[0].config.get("paper") or {}
-        row: dict[str, Any] = {"runs": names[id(group)], "seeds": len(group.runs)}
+        row: dict[str, Any] = {"runs": name, "seeds": len(group.runs)}
         for number, metric in enumerate(metrics):
             values = group.values(metric)
             row[metric] = _spread(values)
@@ -161,11 +161,18 @@ def _spread(values: np.ndarray) -> dict[str, Any] | None:
     return {"mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else np.nan, "values": values}
 
 
-def name_of(group: Group, config_dirs: Sequence[str] = ()) -> str:
-    """The experiment that all runs of a row were started with, else the settings that tell it apart."""
-    names = {run.experiment for run in group.runs}
-    name = names.pop() if len(names) == 1 else None
-    return group.label if name is None else f"{name} *" if departures_of(group, config_dirs) else name
+def names_of(groups: Sequence[Group], config_dirs: Sequence[str] = ()) -> list[str]:
+    """The experiment that all runs of a row were started with (``*``: it departs from it), else the settings that tell
+    it apart; both, where rows share an experiment."""
+    started = [{run.experiment for run in group.runs} for group in groups]
+    experiments = [names.pop() if len(names) == 1 else None for names in started]
+    found = []
+    for group, experiment in zip(groups, experiments, strict=True):
+        name = experiment or group.label
+        if experiment and experiments.count(experiment) > 1:
+            name = f"{experiment} ({group.label})"
+        found.append(f"{name} *" if experiment and departures_of(group, config_dirs) else name)
+    return found
 
 
 def departures_of(group: Group, config_dirs: Sequence[str] = ()) -> list[str]:
@@ -177,8 +184,9 @@ def departures_of(group: Group, config_dirs: Sequence[str] = ()) -> list[str]:
 
 def footnotes(groups: Sequence[Group], config_dirs: Sequence[str] = ()) -> list[str]:
     """What the rows marked ``*`` do otherwise than their experiment."""
-    found = [(group.runs[0].experiment, departures_of(group, config_dirs)) for group in groups]
-    return [f"\\* {experiment} departs: {', '.join(how)}" for experiment, how in found if how]
+    named = zip(names_of(groups, config_dirs), groups, strict=True)
+    found = {name.removesuffix(" *"): departures_of(g, config_dirs) for name, g in named if name.endswith(" *")}
+    return [f"\\* {name} departs: {', '.join(how)}" for name, how in found.items()]
 
 
 def _cell(content: Any, column: str) -> str:
@@ -228,8 +236,8 @@ def panels_of(groups: Sequence[Group], when: str = "last", measure: str = "cosin
         run = group.runs[0]
         alike = [g.runs[0] for g in groups if g.settings["data"] == run.settings["data"]]
         label = " + ".join(words(run.result))
-        if len({model_words(other.result) for other in alike}) > 1:
-            label = f"{model_words(run.result)} {label}"
+        if not label or [" + ".join(words(other.result)) for other in alike].count(label) > 1:
+            label = group.label.removeprefix(f"{run.settings['data']} ")  # models or other settings differ too
         for kind, where in KINDS.items():
             if (curves := group.curves(when, kind, measure)).size:
                 number = None if key is None else run.number(key)
@@ -247,5 +255,5 @@ def scale_of(groups: Sequence[Group]) -> str | None:
     if len({str([run.settings[axis] for axis in run.result["axes"]]) for run in runs if not run.at_baseline}) > 1:
         return None
     result = runs[0].result
-    equal, label = result["baseline_values"].get(key), result["labels"][key] or key
+    equal, label = result["baseline_values"].get(key), result["labels"].get(key) or key
     return label if equal is None else f"{label} ({equal:g}: {result['baseline'][key.partition('.')[0]]})"

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -135,3 +136,82 @@ def test_no_finished_run_is_one_line(tmp_path):
     make_run(tmp_path / "a", status="failed")
     done = run_forked("scripts/tables.py", str(tmp_path / "a"), cwd=tmp_path)
     assert_one_line_error(done, "none of the runs is finished")
+
+
+def change(run, **more):
+    file = run / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    return run
+
+
+def rows_of(folder):
+    """``{name: (seeds, difference cell)}`` of the printed table."""
+    lines = [line.split("|")[1:-1] for line in tables(folder, cwd=folder).stdout.splitlines() if line.startswith("|")]
+    header = [cell.strip() for cell in lines[0]]
+    column = next((i for i, title in enumerate(header) if "difference" in title), None)
+    return {r[0].strip(): (r[1].strip(), "" if column is None else r[column].strip()) for r in lines[2:]}
+
+
+def test_the_same_setting_is_one_row_however_it_was_typed(tmp_path):
+    make_run(tmp_path / "a", "attention.lam=1", "seed=0")
+    make_run(tmp_path / "b", "attention.lam=1.0", "seed=1")
+    make_run(tmp_path / "c", "model=deit", "attention=centred", "seed=0")
+    typed = ["attention=xsa", "attention._target_=neutreno.attention.CentredAttention"]
+    make_run(tmp_path / "d", "model=deit", *typed, "seed=1")
+    assert {name: seeds for name, (seeds, _) in rows_of(tmp_path).items()} == {
+        "digits deit-mini neutreno λ̃=1": "2",
+        "digits deit-mini centred": "2",
+    }
+
+
+def test_settings_that_differ_are_rows_apart_and_said(tmp_path):
+    make_run(tmp_path / "a", "seed=0")
+    make_run(tmp_path / "b", "seed=1", "task.lr=0.1")
+    make_run(tmp_path / "c", "seed=0", "data.seed=7")
+    change(make_run(tmp_path / "d", "seed=2"), digests={"train": "f" * 64})
+    assert len(rows_of(tmp_path)) == 4
+    assert any("task.lr=0.1" in name for name in rows_of(tmp_path))
+    assert any("data.seed=7" in name for name in rows_of(tmp_path))
+    assert any("train data=ffffffff" in name for name in rows_of(tmp_path))
+
+
+def test_a_row_is_measured_against_the_baseline_that_is_nearest_in_all_else_and_of_its_data(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"s{seed}", "model=deit", f"seed={seed}", value=90.0 + seed)
+        make_run(tmp_path / f"f{seed}", "model=deit", "task.lr=0.1", f"seed={seed}", value=50.0 + seed)
+        make_run(tmp_path / f"n{seed}", "task.lr=0.1", f"seed={seed}", value=60.0 + seed)
+        change(make_run(tmp_path / f"o{seed}", "attention.lam=0.2", f"seed={seed}"), digests={"train": "a" * 64})
+        change(make_run(tmp_path / f"p{seed}", "model=deit", f"seed={seed}", "task.lr=1"), digests={"train": "b" * 64})
+    found = rows_of(tmp_path)
+    (row,) = [cell for name, (_, cell) in found.items() if "λ̃=0.6" in name]
+    assert row.startswith("+10.00")
+    (other,) = [cell for name, (_, cell) in found.items() if "λ̃=0.2" in name]
+    assert other  # those without a digest may be the same data; that of another digest is not taken
+    for run in ("s0", "s1", "f0", "f1"):
+        shutil.rmtree(tmp_path / run)
+    (other,) = [cell for name, (_, cell) in rows_of(tmp_path).items() if "λ̃=0.2" in name]
+    assert other == ""
+
+
+def test_rows_that_share_an_experiment_are_told_apart(tmp_path):
+    make_run(tmp_path / "a", "experiment=lab/gfsa", "seed=0")
+    make_run(tmp_path / "b", "experiment=lab/gfsa", "data=cifar10", "data.root=/x", "seed=0")
+    names = list(rows_of(tmp_path))
+    assert any(name.startswith("lab/gfsa (digits ") for name in names)
+    assert any(name.startswith("lab/gfsa (cifar10 ") for name in names)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"digests": {"train": 5}},
+        {"settings": {"data": "digits", "model": None, "seed": 0}},
+        {"format": 1},
+        {"labels": 3},
+    ],
+)
+def test_an_edited_record_is_named_and_left_out(tmp_path, more):
+    make_run(tmp_path / "a")
+    change(make_run(tmp_path / "b", "seed=1"), **more)
+    done = tables(tmp_path, cwd=tmp_path)
+    assert "warning: " in done.stderr and "b/result.json" in done.stderr and "Traceback" not in done.stderr

@@ -16,8 +16,9 @@ from neutreno.checkpoints import load_strictly, read_checkpoint
 from neutreno.config.building import build_trusted, check_trusted
 from neutreno.config.composing import Composed, compose
 from neutreno.config.gate import key_of, mark_of
-from neutreno.config.options import EXECUTION, FREE
-from neutreno.config.settings import EvaluationSettings
+from neutreno.config.options import EXECUTION, FREE, options_of
+from neutreno.config.settings import EvaluationSettings, Probe
+from neutreno.config.settings import Trainer as TrainerSettings
 from neutreno.errors import InputError, check_number
 from neutreno.runs import RunFolder
 from neutreno.tasks.base import Task
@@ -37,7 +38,7 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
     """
     settings, config = run.config(), composed.config
     for part in ("data", "model", "task"):
-        check_trusted(settings[part], trust)
+        check_trusted(settings[part], trust, part)
     typed = [key_of(word) for word in composed.overrides]
     for key in typed:
         section, _, name = key.partition(".")
@@ -55,8 +56,11 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
             place[last] = _plain(OmegaConf.select(config, key))
     as_trained = {k: settings["trainer"].get(k) for k in ("precision", "limit_val_batches")}
     for key, value in as_trained.items():  # the one part of a run's config that reaches the trainer
-        if isinstance(value, dict | list) or "${" in str(value):
-            raise InputError(f"trainer.{key} in {run.config_file} is no plain value; refused")
+        if problem := options_of(TrainerSettings)[key].problem(value, f"trainer.{key}"):
+            raise InputError(f"{run.config_file}: {problem}; refused")
+    for name, option in options_of(Probe).items():
+        if problem := option.problem(settings["probe"].get(name), f"probe.{name}"):
+            raise InputError(f"{run.config_file}: {problem}")
     for key in ("num_classes", "in_chans"):
         made_for, now = settings["model"].get(key), settings["data"].get(key)
         if made_for is not None and now != made_for:
@@ -166,9 +170,9 @@ def open_run(
 
 def build_run(settings: dict[str, Any], trust: Sequence[str] = ()) -> tuple[LightningDataModule, Task]:
     """Data and task (with its model) of a run folder's settings, as :func:`run_settings` gives them."""
-    data = build_trusted(settings["data"], trust)
-    model = build_trusted(settings["model"], trust, **data.model_arguments())
-    return data, build_trusted(settings["task"], trust, model=model)
+    data = build_trusted(settings["data"], trust, "data")
+    model = build_trusted(settings["model"], trust, "model", **data.model_arguments())
+    return data, build_trusted(settings["task"], trust, "task", model=model)
 
 
 def evaluate_run(trainer: Trainer, task: Task, data: LightningDataModule, last: Path, best: Path) -> dict[str, float]:

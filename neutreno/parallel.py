@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,11 @@ def check_trainer(config: DictConfig) -> None:
         InputError: says what to do instead.
     """
     accelerator, precision, strategy = (config.trainer[key] for key in ("accelerator", "precision", "strategy"))
+    devices = config.trainer.devices
+    if isinstance(devices, str) and not re.fullmatch(r"auto|-?\d+(,\d+)*,?", devices):
+        raise InputError(f"trainer.devices={devices} is no number of devices, no list of them (0,1) and not auto")
+    if isinstance(strategy, DictConfig) and "_target_" not in strategy:
+        raise InputError(f"trainer.strategy={strategy} names no class by _target_; trainer=fsdp is an example")
     known = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
     if accelerator not in known:
         raise InputError(f"trainer.accelerator={accelerator} is not known; there are: {', '.join(known)}")

@@ -169,6 +169,9 @@ def departures(
 ) -> list[str]:
     """Where a run's settings depart from those of its experiment file as it stands now, beyond seed and execution, and
     beyond the data set where the experiment leaves it open."""
+    words = [o for o in overrides if not o.startswith("experiment=")]
+    if not _plain(experiment, config["seed"], words):
+        return ["its record holds words that a run does not write, so its experiment was not composed"]
     given = [f"experiment={experiment}", f"seed={config['seed']}"]
     given += [o for o in overrides if key_of(o) in (*execution, *ways_of_execution())]
     files = [Path(folder) / "experiment" / f"{experiment}.yaml" for folder in (*config_dirs, CONFIGS)]
@@ -183,3 +186,9 @@ def departures(
         return [f"its experiment cannot be composed any more ({' '.join(str(error).split())[:120]})"]
     now = identity(config, execution.__contains__)
     return [f"{k}={now.get(k)} (experiment: {own.get(k)})" for k in sorted({*own, *now}) if own.get(k) != now.get(k)]
+
+
+def _plain(experiment: str, seed: Any, words: Sequence[str]) -> bool:
+    """Whether what a record says of a run's words is safe to compose: a record is data of anybody's."""
+    named = re.fullmatch(r"[\w-]+(/[\w-]+)*", experiment) and type(seed) is int
+    return bool(named) and not any("${" in word or key_of(word).partition(".")[0] == "hydra" for word in words)

@@ -138,6 +138,33 @@ WORDS = {
         "did you mean SoftmaxAttention?",
     ],
     "attention._target_=text": ["attention._target_=text is no dotted path"],
+    "model.attention={_target_:neutreno.attention.SoftmaxAttention,_partial_:true}": [
+        "model.attention is what attention=…"
+    ],
+    "+attention@model.attention=linear": ["model.attention is what attention=…"],
+    "~model.block": ["model.block is what block=…"],
+    "~attention": ["needs the axis attention"],
+    "++variants={attention:neutreno}": ["variants is declared by the model's file"],
+    "++labels={task.lr:lr}": ["labels is declared by the model's file"],
+    "family=x": ["family is declared by the model's file"],
+    "++recipe={foo:0.3}": ["recipe is a group of files"],
+    "++trainer.callbacks=[]": ["trainer.callbacks is not to be set"],
+    "++trainer.fast_dev_run=true": ["trainer.fast_dev_run is not to be set"],
+    "++trainer.min_epochs=x": ["trainer.min_epochs=x"],
+    "trainer._target_=os.system": ["trainer._target_=os.system is no lightning.Trainer"],
+    "++probe._target_=builtins.dict": ["probe._target_ is not to be set"],
+    "trainer.plugins=[1]": ["trainer.plugins"],
+    "trainer.plugins=[{_target_:os.system,command:ls}]": ["os.system"],
+    "trainer.devices=abc": ["trainer.devices=abc"],
+    "trainer.strategy={a:b}": ["trainer.strategy"],
+    "trainer.strategy=dpp": ["trainer.strategy=dpp", "did you mean ddp"],
+    "attention._partial_=false": ["attention._partial_ has to be true"],
+    "attention.lam=${recipe.nope}": ["attention.lam", "recipe.nope"],
+    "data=null": ["no option data=null", "digits"],
+    "experiment=null": ["no option experiment=null"],
+    "model=3": ["no option model=3"],
+    "name=": ["name="],
+    "data.augment=1": ["no key data.augment"],
     "probe.measures=[cosin]": ["probe.measures"],
     "seed=-1": ["seed=-1"],
     "seed=1.5": ["seed=1.5"],
@@ -205,15 +232,19 @@ def test_names_hold_what_a_run_is_and_not_how_it_is_executed():
     assert default_name(timm) == "cifar10-timm_resnet18.a1_in1k-seed0"
 
 
-def test_the_class_that_is_built_is_named_and_not_the_option_that_was_typed():
+@pytest.mark.parametrize(("target", "name"), [("ExclusiveAttention", "xsa"), ("Variant", "neutreno.attention.Variant")])
+def test_the_class_that_is_built_is_named_and_not_the_option_that_was_typed(target, name):
+    """By the option that builds it, if there is one."""
     from neutreno.variants import describe
 
-    typed = compose(["model=deit", "attention._target_=neutreno.attention.ExclusiveAttention"])
+    typed = compose(["model=deit", f"attention._target_=neutreno.attention.{target}"])
     described = describe(typed)
-    assert described["settings"]["attention"] == "neutreno.attention.ExclusiveAttention"
-    assert described["axes"]["attention"]["class"] == "neutreno.attention.ExclusiveAttention"
+    assert described["settings"]["attention"] == name
+    assert described["axes"]["attention"]["class"] == f"neutreno.attention.{target}"
     assert not described["axes"]["attention"]["baseline"]
-    assert default_name(typed) == "digits-deit_mini-neutreno.attention.ExclusiveAttention-seed0"
+    assert default_name(typed) == f"digits-deit_mini-{name}-seed0"
+    other = compose(["data._target_=neutreno.data.digit_scenes.DigitScenes"])
+    assert default_name(other) != default_name(compose())
 
 
 @pytest.mark.parametrize(
@@ -241,3 +272,35 @@ def test_no_general_code_names_an_axis():
         code = "\n".join(line.partition("  # ")[0] for line in code.splitlines() if not line.strip().startswith("#"))
         for word in ("softmax", "neutreno_", "deit", "attention", "featscale", "top1", "miou"):
             assert not re.search(rf"[\"'.]{word}[\"'.]", code), (file.name, word)
+
+
+@pytest.mark.parametrize("words", [["launcher.at_once=1,2"], ["output_dir=a,b"], ["seed=range(0,0)"]])
+def test_a_sweep_that_cannot_be_what_it_says_is_refused(words, tmp_path):
+    done = run_forked("train.py", "-m", *words, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_record_cannot_make_tables_import_or_read_the_environment(tmp_path):
+    import json
+
+    from conftest import make_run
+
+    run = make_run(tmp_path / "runs/a", "experiment=small/digits_neutreno")
+    (tmp_path / "evilmod").mkdir()
+    (tmp_path / "evilmod/__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    planted = ["experiment=small/digits_neutreno", "hydra.searchpath=[pkg://evilmod]", "++foo={bar:${oc.env:HOME}}"]
+    file = run / "result.json"
+    record = json.loads(file.read_text())
+    file.write_text(
+        json.dumps(record | {"overrides": planted, "execution": [*record["execution"], "hydra.searchpath", "foo"]})
+    )
+
+    def importable():
+        import sys
+
+        sys.path.insert(0, str(tmp_path))
+
+    done = run_forked("scripts/tables.py", "runs", cwd=tmp_path, setup=importable)
+    assert done.returncode == 0 and "words that a run does not write" in done.stdout, done.stderr
+    assert not (tmp_path / "ran").exists() and "/root" not in done.stdout

@@ -84,7 +84,7 @@ def evaluate(composed: Composed) -> None:
     if not trainer.is_global_zero:
         return
     task.to(trainer.strategy.root_device)
-    perplexity, cost = beyond_metrics(trainer, task.model, data, sliding, settings["cost"])
+    perplexity, cost = beyond_metrics(trainer, task.model, data, sliding, settings.get("cost"))
     metrics |= {entry["metric"]: entry["ppl"] for entry in perplexity or ()}
     more = {"robustness": found, "corrupt_images": len(data.corrupt.read()), "perplexity": perplexity, "cost": cost}
     measures = probed(settings["probe"].get("measures", ["cosine"]))
@@ -135,7 +135,7 @@ def opened(composed: Composed) -> tuple[RunFolder | None, RunFolder, dict[str, A
     run = RunFolder(config.run)
     target = run if config.name is None else RunFolder(Path(config.output_dir) / "evaluations", config.name)
     settings = run_settings(run, composed, trusted(config))
-    settings["cost"] = composed.settings["cost"]
+    settings["cost"] = composed.settings.get("cost")
     return run, target, settings, *build_run(settings, trusted(config))
 
 

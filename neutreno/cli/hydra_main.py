@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neutreno.config.composing import CONFIGS, Composed, compose, searchpath
-from neutreno.config.gate import explained, options_in
+from neutreno.config.gate import check_choices, explained, options_in
 from neutreno.errors import InputError, report
 
 
@@ -29,8 +29,10 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
     """
     words, config_dirs = split_config_dirs(words)
     if {"--help", "-h"} & set(words):
+        check_choices([word for word in words if not word.startswith("-")], config_dirs)
         print(help_text(name, [word for word in words if not word.startswith("-")], config_dirs))
         return
+    check_choices([word for word in words if not word.startswith("-")], config_dirs)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole
     given = sys.argv
     failed: list[BaseException] = []
@@ -39,8 +41,9 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
     def main(config: DictConfig) -> None:
         sys.argv = given  # Lightning starts the other processes of a run with these words
         hydra_config = HydraConfig.get()
-        choices, overrides = dict(hydra_config.runtime.choices), list(hydra_config.overrides.task)
         try:
+            choices = dict(hydra_config.runtime.choices)
+            overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
             job(Composed(config, choices, overrides, config_dirs), hydra_config.mode == RunMode.MULTIRUN)
         except (Exception, KeyboardInterrupt) as error:
             failed.append(error)  # raised below: Hydra would add a line of its own
@@ -83,6 +86,8 @@ def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[str]]:
             folders.append(word)
             waiting = False
         elif option in ("--config-dir", "-cd"):
+            if equals and not value:
+                raise InputError("--config-dir has no value: give a folder of config files")
             waiting = not equals
             folders += [value] if equals else []
         else:

@@ -49,8 +49,9 @@ def composed_of(words: list[str], config_dirs: Sequence[str]) -> Composed:
     from omegaconf.errors import OmegaConfBaseException
 
     from neutreno.config.composing import compose
-    from neutreno.config.gate import explained
+    from neutreno.config.gate import check_choices, explained
 
+    check_choices(words, config_dirs)
     try:
         return compose(words, config_dirs=config_dirs)
     except (HydraException, OmegaConfBaseException) as error:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from neutreno.cli.hydra_main import guarded, run
+from neutreno.errors import InputError
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -30,7 +31,13 @@ def _main(words: Sequence[str]) -> int:
     sweep: list[Composed] = []
     run("train", words, lambda composed, is_sweep: sweep.append(composed) if is_sweep else train(composed))
     if not sweep:
+        if {"-m", "--multirun"} & set(words):
+            raise InputError("the sweep holds no run: its words leave nothing to combine")
         return 0
+    for composed in sweep[1:]:
+        for key in ("launcher", "output_dir"):
+            if composed.config[key] != sweep[0].config[key]:
+                raise InputError(f"{key} is one for a whole sweep; give it one value")
     from neutreno.launchers import launch, plan  # each as a process of its own, now that all are known
 
     return 2 if launch([plan(composed) for composed in sweep], sweep[0].config) else 0
@@ -83,7 +90,6 @@ def checked(composed: Composed) -> tuple[Composed, list]:
     from neutreno.config.building import build
     from neutreno.config.gate import check
     from neutreno.data.language_modeling import count_epochs
-    from neutreno.errors import InputError
     from neutreno.parallel import check_trainer
     from neutreno.runs import default_name
 
@@ -216,7 +222,7 @@ def record_error(error: BaseException, record: Any) -> None:
     import contextlib
     import logging
 
-    from neutreno.errors import InputError, explain
+    from neutreno.errors import explain
 
     stopped = isinstance(error, KeyboardInterrupt | SystemExit)
     logging.getLogger("train").info("stopped here", exc_info=error)  # to train.log, whole

@@ -40,7 +40,7 @@ def locate(path: Any, key: str = "_target_") -> Callable:
     for name in names[found:]:
         if not hasattr(thing, name):
             near = difflib.get_close_matches(name, dir(thing), 1)
-            where = getattr(thing, "__name__", str(thing))
+            where = getattr(thing, "__name__", type(thing).__name__)
             raise InputError(f"{key}={path}: {where} has no {name}" + (f"; did you mean {near[0]}?" if near else ""))
         thing = getattr(thing, name)
     if not callable(thing):
@@ -55,16 +55,16 @@ def build(node: Any, **supplied: Any) -> Any:
     except InstantiationException as error:
         if error.__cause__ is not None:
             raise error.__cause__ from None
-        raise
+        raise InputError(" ".join(str(error).split())) from error  # Hydra's own refusal
 
 
-def build_trusted(node: Any, trust: Sequence[str] = (), **supplied: Any) -> Any:
+def build_trusted(node: Any, trust: Sequence[str] = (), key: str = "the run's config", **supplied: Any) -> Any:
     """The same for a part of a run folder's config, which is data of anybody's: see :func:`check_trusted`."""
-    check_trusted(node, trust)
+    check_trusted(node, trust, key)
     return build(node, **supplied)
 
 
-def check_trusted(node: Any, trust: Sequence[str] = ()) -> None:
+def check_trusted(node: Any, trust: Sequence[str] = (), where: str = "the run's config") -> None:
     """Refuse a run folder's part unless building it can do nothing but build parts of networks, data and tasks.
 
     It is plain data; each ``_target_`` names a network part, data set or task, or a builder registered by
@@ -79,7 +79,7 @@ def check_trusted(node: Any, trust: Sequence[str] = ()) -> None:
     if not isinstance(node, dict) or "_target_" not in node:
         raise InputError("the run's config is not one that a run writes: data, model and task must name a _target_")
     _check_plain(node, trust)
-    if problems := part_problems(node, "the run's config", supplied=None):
+    if problems := part_problems(node, where):
         raise InputError("\n".join(problems))
 
 
@@ -88,7 +88,11 @@ def _check_plain(node: Any, trust: Sequence[str]) -> None:
         if "_target_" in node:
             _check_target(node["_target_"], trust)
         for key, value in node.items():
-            if isinstance(key, str) and key.startswith("_") and key not in ("_target_", "_partial_"):
+            if not isinstance(key, str):
+                raise InputError(
+                    f"the run's config holds the key {key!r}, which is no text; a run writes none; refused"
+                )
+            if key.startswith("_") and key not in ("_target_", "_partial_"):
                 raise InputError(f"the run's config holds {key}; a run writes none; refused")
             _check_plain(key, trust)
             _check_plain(value, trust)

@@ -12,7 +12,7 @@ import difflib
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -61,6 +61,12 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
         settings = composed.settings
     except InterpolationKeyError as error:
         wanted, key = str(error).partition("'")[2].partition("'")[0], _full_key(error)
+        if key in map(key_of, composed.overrides):
+            yield f"{key}: there is no key {wanted} to take its value from"
+            return
+        if wanted in (composed.config.get("variants") or {}):
+            yield f"model={composed.choices['model']} needs the axis {wanted}; choose {wanted}=…, do not remove it"
+            return
         yield (
             f"this model is not made for this data set, which has no {wanted} for {key}; leave model=… out, and the "
             "data set chooses one that fits"
@@ -82,6 +88,11 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
     for axis in known.keys() - own.keys():
         if composed.choices.get(axis) is None or not isinstance(settings.get(axis), dict):
             yield f"variants.{axis}: the model declares this axis, but has no group {axis} in its defaults list"
+        elif f"${{{axis}}}" not in OmegaConf.to_yaml(composed.config.model, resolve=False):
+            yield f"model.{axis} is what {axis}=… says: set {axis}, or {axis}.KEY, instead"
+    for key in map(key_of, composed.overrides):
+        if key.partition(".")[0] in ("variants", "labels", "family"):
+            yield f"{key} is declared by the model's file, and not to be typed"
     for key in missing(settings):
         yield f"{key} has no value; give one, {key}=…"
     yield from _recipe_problems(composed)
@@ -89,7 +100,9 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
 
 def _setting_problems(option: Option, value: Any, key: str) -> Iterator[str]:
     kind, nullable = _section(option.annotation)
-    if kind is None:
+    if option.mark is SUPPLIED:
+        yield f"{key} is not to be set: the project sets it"
+    elif kind is None:
         if problem := option.problem(value, key):
             yield problem
     elif value is None and nullable:
@@ -105,10 +118,14 @@ def _setting_problems(option: Option, value: Any, key: str) -> Iterator[str]:
                 yield f"{key}.{name} names no class by _target_"
     else:
         own = options_of(kind)
+        if "_target_" in value and not hasattr(kind, "built"):
+            yield f"{key}._target_ is not to be set: {key} is no class"
         for name, inner in value.items():
+            if name == "_target_":
+                continue
             if name in own:
                 yield from _setting_problems(own[name], inner, f"{key}.{name}")
-            elif "_target_" not in value:  # else the class that is named may take it
+            elif not hasattr(kind, "built"):  # else the class that is named may take it
                 yield f"no key {key}.{name}: nothing takes it{_close(name, own, f'{key}.')}"
 
 
@@ -132,6 +149,8 @@ def missing(node: Any, key: str = "") -> Iterator[str]:
 
 def _recipe_problems(composed: Composed) -> Iterator[str]:
     """Typed keys of ``recipe`` that nothing looks up: they would change the run's name, and nothing else."""
+    if any(key_of(word) == "recipe" and "{" in word for word in composed.overrides):
+        yield "recipe is a group of files: set a key of it, recipe.KEY=…"
     typed = [key for key in map(key_of, composed.overrides) if key.startswith("recipe.")]
     looked_up = OmegaConf.to_yaml(composed.config) if typed else ""
     for key in typed:
@@ -156,20 +175,23 @@ def constructor_problems(composed: Composed, schema: str = "train", only: Sequen
         elif kind is Parts and isinstance(node, dict):
             for name, part in node.items():
                 yield from part_problems(part, f"{key}.{name}")
-        elif isinstance(node, dict) and "_target_" in node:  # a section that is a class' options too
-            yield from _library_problems(node, key, options_of(kind))
+        elif isinstance(node, dict) and hasattr(kind, "built"):  # a section that is a library's class' options too
+            yield from _library_problems(node, key, kind)
     if only is None:
         for axis in settings["variants"]:
-            yield from part_problems(settings[axis], axis)
+            yield from part_problems(settings[axis], axis, in_parent=True)
     yield from _named_metrics(settings)
 
 
-def part_problems(node: dict[str, Any], key: str, supplied: set[str] | None = None) -> list[str]:
+def part_problems(
+    node: dict[str, Any], key: str, supplied: set[str] | None = None, in_parent: bool = False
+) -> list[str]:
     """What the constructor that ``node["_target_"]`` names would not take.
 
     Args:
         key: where the part stands.
         supplied: options that its parent gives it; None: not known here, so none counts as missing.
+        in_parent: it is handed to what builds it; then ``_partial_`` is true where that has to give it something.
     """
     try:
         target = locate(node.get("_target_"), f"{key}._target_")
@@ -192,6 +214,8 @@ def part_problems(node: dict[str, Any], key: str, supplied: set[str] | None = No
             problems += part_problems(value, where)
         elif problem := option.problem(value, where):
             problems.append(problem)
+    if in_parent and not node.get("_partial_") and any(o.required and o.mark is SUPPLIED for o in options.values()):
+        problems.append(f"{key}._partial_ has to be true: what builds {target.__qualname__} completes it")
     if supplied is not None and not node.get("_partial_"):
         given = {*node, *supplied}
         problems += [
@@ -202,15 +226,25 @@ def part_problems(node: dict[str, Any], key: str, supplied: set[str] | None = No
     return problems
 
 
-def _library_problems(node: dict[str, Any], key: str, own: dict[str, Option]) -> Iterator[str]:
-    """Keys that neither the project's section nor the library's class of it takes."""
+def _library_problems(node: dict[str, Any], key: str, kind: type) -> Iterator[str]:
+    """What the library's class of a section would not take, of the keys that the project does not judge."""
+    own, base = options_of(kind), locate(kind.built)
     try:
-        target = locate(node["_target_"], f"{key}._target_")
+        target = locate(node.get("_target_"), f"{key}._target_")
     except InputError as error:
         yield str(error)
         return
-    known = inspect.signature(target).parameters
+    if not (inspect.isclass(target) and issubclass(target, base)):
+        yield f"{key}._target_={node['_target_']} is no {kind.built}"
+        return
+    known, hints = inspect.signature(target).parameters, get_type_hints(base.__init__)
     for name, value in node.items():
+        if (
+            name not in own
+            and name in hints
+            and (problem := Option(name, hints[name], False).problem(value, f"{key}.{name}"))
+        ):
+            yield problem
         if not name.startswith("_") and name not in own and name not in known:
             yield f"no key {key}.{name}: {target.__qualname__} takes no such option{_close(name, known, f'{key}.')}"
         for number, part in enumerate(value if isinstance(value, list) else [value]):
@@ -261,7 +295,8 @@ def ways_of_execution(schema: str = "train") -> list[str]:
 
 def key_of(word: str) -> str:
     """The key or group that a word of the command line sets: ``+data.root=x`` → ``data.root``."""
-    return word.lstrip("+~").partition("=")[0].partition("@")[0]
+    group, _, package = word.lstrip("+~").partition("=")[0].partition("@")
+    return package or group
 
 
 # What Hydra could not compose
@@ -318,6 +353,28 @@ def _is_option(key: str, composed: Composed) -> bool:
     except InputError:
         return False
     return option is not None and option.mark is not SUPPLIED
+
+
+def check_choices(words: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
+    """What Hydra stumbles over before it composes: a group that is set to null or to a number.
+
+    Raises:
+        InputError: a line for each.
+    """
+    problems = []
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:  # said when it is composed
+            continue
+        if _folders(override.key_or_group, config_dirs) and not override.is_delete():
+            odd = [value for value in _choices(override) if not isinstance(value, str | dict)]
+            there = ", ".join(options_in(override.key_or_group, config_dirs))
+            problems += [
+                f"no option {override.key_or_group}={'null' if v is None else v}; there are: {there}" for v in odd
+            ]
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 def _folders(group: str, config_dirs: Sequence[str]) -> list[Path]:

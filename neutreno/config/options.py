@@ -119,7 +119,11 @@ def options_of(target: Callable) -> dict[str, Option]:
     found: dict[str, Option] = {}
     for function in _constructors(target):
         hints = get_type_hints(function, include_extras=True)
-        for name, parameter in inspect.signature(function).parameters.items():
+        try:
+            parameters = inspect.signature(function).parameters
+        except ValueError as error:
+            raise InputError(f"{target.__module__}.{target.__qualname__} does not say what it takes") from error
+        for name, parameter in parameters.items():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name == "self":
                 continue
             annotation = hints.get(name, parameter.empty)

@@ -8,11 +8,11 @@ class by ``_target_``, whose constructor says the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
 
-from neutreno.config.options import EXECUTION, FREE, Count, NonNegative, Seed, Share, Size
+from neutreno.config.options import EXECUTION, FREE, SUPPLIED, Count, NonNegative, Seed, Share, Size
 
 
 class Part:
@@ -62,7 +62,9 @@ Precision = Literal[
 
 @dataclass
 class Trainer:
-    """``trainer``: of Lightning's, those that the project sets or judges; the gate takes the others' names from it."""
+    """``trainer``: of Lightning's, those that the project sets or judges; the gate takes the others from its class."""
+
+    built: ClassVar[str] = "lightning.Trainer"
 
     accelerator: Annotated[str, EXECUTION] = "auto"
     devices: Annotated[Annotated[int, Ge(-1), Le(65_536)] | str | list[int], EXECUTION] = 1
@@ -78,11 +80,20 @@ class Trainer:
     limit_train_batches: Count | Share | None = None
     limit_val_batches: Annotated[Count | Share | None, FREE] = None
     limit_test_batches: Annotated[Count | Share | None, FREE] = None
-    plugins: Annotated[list[Any], EXECUTION] = field(default_factory=list)
+    plugins: Annotated[list[dict[str, Any]], EXECUTION] = field(default_factory=list)
     deterministic: Annotated[bool | Literal["warn"] | None, FREE] = False
     benchmark: Annotated[bool | None, FREE] = None
     inference_mode: Annotated[bool, EXECUTION] = True
     enable_progress_bar: Annotated[bool | None, EXECUTION] = None
+    callbacks: Annotated[Any, SUPPLIED] = None
+    logger: Annotated[Any, SUPPLIED] = None
+    default_root_dir: Annotated[Any, SUPPLIED] = None
+    num_sanity_val_steps: Annotated[Any, SUPPLIED] = None
+    use_distributed_sampler: Annotated[Any, SUPPLIED] = None
+    enable_model_summary: Annotated[Any, SUPPLIED] = None
+    enable_checkpointing: Annotated[Any, SUPPLIED] = None
+    fast_dev_run: Annotated[Any, SUPPLIED] = None  # preflight=true tries a few steps and leaves nothing behind
+    barebones: Annotated[Any, SUPPLIED] = None
 
 
 @dataclass
@@ -104,7 +115,7 @@ class Settings:
     family: Annotated[str | None, EXECUTION] = None
     variants: Annotated[dict[str, str | list[Any]], EXECUTION] = field(default_factory=dict)
     labels: Annotated[dict[str, str], EXECUTION] = field(default_factory=dict)
-    name: Annotated[str | None, EXECUTION] = None
+    name: Annotated[Annotated[str, MinLen(1)] | None, EXECUTION] = None
     output_dir: Annotated[str, EXECUTION] = "outputs"
     resume: Annotated[bool, EXECUTION] = False
     compile: Annotated[bool, EXECUTION] = False

@@ -15,10 +15,11 @@ from torch import nn
 from neutreno.checkpoints import load_strictly, read_checkpoint
 from neutreno.config.building import build_trusted, check_trusted
 from neutreno.config.composing import Composed, compose
-from neutreno.config.gate import key_of, mark_of
+from neutreno.config.gate import mark_of
 from neutreno.config.options import EXECUTION, FREE, options_of
 from neutreno.config.settings import EvaluationSettings, Probe
 from neutreno.config.settings import Trainer as TrainerSettings
+from neutreno.config.words import key_of
 from neutreno.errors import InputError, check_number
 from neutreno.runs import RunFolder
 from neutreno.tasks.base import Task

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neutreno.config.composing import CONFIGS, Composed, compose
-from neutreno.config.gate import key_of, mark_of, ways_of_execution
+from neutreno.config.gate import mark_of, ways_of_execution
 from neutreno.config.options import EXECUTION
+from neutreno.config.words import key_of
 from neutreno.errors import InputError
 from neutreno.files import UNFINISHED, replacing
 from neutreno.variants import describe, joined, model_words, words

@@ -6,7 +6,7 @@ import math
 import pytest
 from conftest import ROOT, assert_one_line_error, run_forked
 
-from neutreno.config import gate
+from neutreno.config import gate, words
 from neutreno.config.composing import Composed, compose
 from neutreno.config.options import EXECUTION, FREE, IDENTITY
 from neutreno.runs import default_name
@@ -26,7 +26,7 @@ GROUPS = [p.name for p in sorted((ROOT / "configs").iterdir()) if p.is_dir() and
 
 def cases():
     for group in GROUPS:
-        for option in gate.options_in(group):
+        for option in words.options_in(group):
             yield group, option
 
 

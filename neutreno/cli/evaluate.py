@@ -94,7 +94,7 @@ def evaluate(composed: Composed) -> None:
 
 
 def typed_keys(composed: Composed) -> list[str]:
-    from neutreno.config.gate import key_of
+    from neutreno.config.words import key_of
 
     return [key_of(word) for word in composed.overrides]
 

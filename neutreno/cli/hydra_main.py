@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neutreno.config.composing import CONFIGS, Composed, compose, searchpath
-from neutreno.config.gate import check_choices, explained, options_in
+from neutreno.config.words import check_choices, explained, options_in
 from neutreno.errors import InputError, report
 
 
@@ -28,11 +28,11 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
         InputError: all that is wrong with the words.
     """
     words, config_dirs = split_config_dirs(words)
+    typed = [word for word in words if not word.startswith("-")]
+    check_choices(typed, config_dirs)
     if {"--help", "-h"} & set(words):
-        check_choices([word for word in words if not word.startswith("-")], config_dirs)
-        print(help_text(name, [word for word in words if not word.startswith("-")], config_dirs))
+        print(help_text(name, typed, config_dirs))
         return
-    check_choices([word for word in words if not word.startswith("-")], config_dirs)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole
     given = sys.argv
     failed: list[BaseException] = []
@@ -52,7 +52,6 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        typed = [word for word in words if not word.startswith("-")]
         raise explained(error, typed, name, config_dirs) from error
     finally:
         sys.argv = given

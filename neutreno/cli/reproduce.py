@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def tables_in(config_dirs: Sequence[str]) -> dict[str, list[str]]:
     """The rows of every table, ``TABLE/ROW``: files of ``experiment/TABLE``, the project's and those of a package's."""
-    from neutreno.config.gate import options_in
+    from neutreno.config.words import options_in
 
     found: dict[str, list[str]] = {}
     for name in options_in("experiment", config_dirs):
@@ -49,7 +49,7 @@ def composed_of(words: list[str], config_dirs: Sequence[str]) -> Composed:
     from omegaconf.errors import OmegaConfBaseException
 
     from neutreno.config.composing import compose
-    from neutreno.config.gate import check_choices, explained
+    from neutreno.config.words import check_choices, explained
 
     check_choices(words, config_dirs)
     try:

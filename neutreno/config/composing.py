@@ -48,7 +48,7 @@ def compose(overrides: Sequence[str] = (), name: str = "train", config_dirs: Seq
         config_dirs: folders of config files beside the project's own.
 
     Raises:
-        HydraException, OmegaConfBaseException: it cannot be composed; :func:`neutreno.config.gate.explained` says why.
+        HydraException, OmegaConfBaseException: it cannot be composed; :func:`neutreno.config.words.explained` says why.
     """
     folders = [str(Path(folder).resolve()) for folder in config_dirs]
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):

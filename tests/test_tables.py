@@ -215,3 +215,13 @@ def test_an_edited_record_is_named_and_left_out(tmp_path, more):
     change(make_run(tmp_path / "b", "seed=1"), **more)
     done = tables(tmp_path, cwd=tmp_path)
     assert "warning: " in done.stderr and "b/result.json" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_named_baseline_goes_before_what_equals_it(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"s{seed}", "model=deit", f"seed={seed}", value=90.0)
+        make_run(tmp_path / f"z{seed}", "attention.lam=0", f"seed={seed}", value=80.0)
+        make_run(tmp_path / f"n{seed}", f"seed={seed}", value=91.0)
+    found = rows_of(tmp_path)
+    assert found["digits deit-mini softmax"][1] == "baseline"
+    assert found["digits deit-mini neutreno λ̃=0.6"][1].startswith("+1.00")

@@ -116,7 +116,7 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
         differ = [key for key in {*own.row, *run.row} if own.row.get(key) != run.row.get(key)]
         beyond = sum(key.partition(".")[0] not in own.result["axes"] for key in differ)  # axes may differ
         named = sum(run.settings[axis] != baseline for axis, baseline in run.result["baseline"].items())
-        return beyond, len(differ), named
+        return beyond, named, len(differ)
 
     candidates = [g for g in groups if g.runs[0].at_baseline and comparable(g.runs[0], own)]
     if not candidates or group in candidates:

@@ -171,7 +171,7 @@ def test_probe_and_data_of_a_run_may_be_set(runs):
     done = run_forked("scripts/theory.py", str(runs / "digits"), "model.depth=3", cwd=runs)
     assert_one_line_error(done, "model.depth", "leave it out")
     done = run_forked("scripts/theory.py", str(runs / "digits"), "probe.num_samples=abc", cwd=runs)
-    assert_one_line_error(done, "probe.num_samples='abc'")
+    assert_one_line_error(done, "probe.num_samples=abc")
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,7 @@ def vit(
     depth: Depth | None = None,
     num_heads: Size | None = None,
     mlp_ratio: Positive | None = None,
+    qkv_bias: bool = True,
     init_std: NonNegative | None = None,
     pos_std: NonNegative | None = None,
     drop_path_rate: DropRate | None = None,

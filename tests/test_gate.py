@@ -20,7 +20,7 @@ VALUES = {
     "a negative number": -3,
     "a huge number": 10**40,
 }
-SECTIONS = {"recipe": ("task", "trainer", "data", "probe", "recipe"), "experiment": ()}  # what a group's files set
+SECTIONS = {"recipe": ("task", "recipe")}  # what a group's files set that no other group's do
 GROUPS = [p.name for p in sorted((ROOT / "configs").iterdir()) if p.is_dir() and p.name not in ("hydra", "experiment")]
 
 

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, run_forked
 
 FILE = Path(__file__).with_name("pinned.json")
 SMALL = ["model.depth=3", "model.embed_dim=32", "model.num_heads=2", "probe.num_samples=8", "name=x"]
@@ -30,7 +30,7 @@ RUNS = {
 
 def measure(name: str, folder: Path) -> dict:
     """Metrics and last similarity by layer of a run, on one thread."""
-    done = run_script("train.py", *RUNS[name], cwd=folder)
+    done = run_forked("train.py", *RUNS[name], cwd=folder)
     assert done.returncode == 0, done.stderr
     result = json.loads((folder / "outputs/x/result.json").read_text())
     found = {"metrics": result["metrics"], "similarity": result["oversmoothing"]["last"]}

@@ -23,20 +23,6 @@ def test_two_processes_train_validate_and_write_one_run_folder(tmp_path):
         assert [int(r["step"]) for r in csv.DictReader(file)] == list(range(13))
 
 
-def test_a_sweep_makes_a_run_folder_each_and_a_table_compares_them(tmp_path):
-    arguments = [*TINY, "trainer.max_epochs=1"]
-    sweep = ["-m", "attention.lam=0,0.6", "seed=0,1"]
-    done = run_script("train.py", *sweep, *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    runs = sorted(p for p in (tmp_path / "outputs").iterdir() if p.name != ".sweeps")
-    assert len(runs) == 4 and all(json.loads((r / "result.json").read_text())["status"] == "finished" for r in runs)
-    assert not any(set("=,") & set(r.name) for r in runs)
-    compared = run_forked("scripts/tables.py", *map(str, runs), cwd=tmp_path)
-    assert compared.returncode == 0, compared.stderr
-    cells = [[c.strip() for c in line.split("|")[1:3]] for line in compared.stdout.splitlines() if line.startswith("|")]
-    assert cells[2:] == [[f"digits deit-mini neutreno λ̃={lam}", "2"] for lam in ("0", "0.6")]
-
-
 def test_a_failing_run_does_not_end_the_sweep(tmp_path):
     done = run_script("train.py", "-m", "attention.lam=-1,0.2", *TINY, "trainer.max_epochs=1", cwd=tmp_path)
     assert done.returncode == 2 and "attention.lam=-1" in done.stderr and "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-_LAZY = {"profile": "neutreno.profiling", "convert": "neutreno.conversion"}
+_LAZY = {"profile": "neutreno.oversmoothing.profile", "convert": "neutreno.oversmoothing.convert"}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 
 from neutreno.errors import InputError
 from neutreno.files import replacing
+
+_log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -122,7 +126,66 @@ def load_weights(
             f"the weights of {source} are for {len(weights[name])} classes, the model has {len(own[name])}; "
             "model.new_head=true keeps the rest and starts a fresh head"
         )
-    load_strictly(model, weights, source)
+    load_fitting(model, weights, source)
+
+
+def load_fitting(model: nn.Module, weights: Any, source: str | Path) -> None:
+    """:func:`load_strictly`, after :func:`resampled`.
+
+    Raises:
+        InputError: names the parameters that do not fit, and which option chooses the model's.
+    """
+    weights = resampled(model, weights)
+    try:
+        load_strictly(model, weights, source)
+    except InputError as error:
+        own = model.state_dict()
+        advice = _advice({k: (weights[k].shape, v.shape) for k, v in own.items() if k in weights}, {*own} ^ {*weights})
+        raise InputError(f"{error}{advice}") from error
+
+
+def resampled(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of another resolution or patch size made to fit the ViTs of timm's kind in ``model``, as timm does: the
+    patch projection by pseudo-inverse resizing, the grid of positions by interpolation. The others as they are."""
+    from timm.layers import resample_abs_pos_embed, resample_patch_embed
+    from timm.models import VisionTransformer
+
+    weights = dict(weights)
+    for name, vit in model.named_modules():
+        start = f"{name}." if name else ""
+        patches, positions = (weights.get(f"{start}{k}") for k in ("patch_embed.proj.weight", "pos_embed"))
+        if not isinstance(vit, VisionTransformer) or patches is None or positions is None or vit.pos_embed is None:
+            continue
+        own = vit.patch_embed.proj.weight
+        if patches.ndim == 4 and patches.shape[:2] == own.shape[:2] and patches.shape != own.shape:
+            weights[f"{start}patch_embed.proj.weight"] = resample_patch_embed(patches, list(own.shape[2:]))
+            _log.info("patch projection: %s resampled to %s pixels", tuple(patches.shape[2:]), tuple(own.shape[2:]))
+        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+        side = math.isqrt(max(0, positions.shape[1] - prefix)) if positions.ndim == 3 else 0
+        if positions.shape == vit.pos_embed.shape or side == 0 or side * side + prefix != positions.shape[1]:
+            continue
+        how = {"interpolation": "bilinear", "antialias": False} if getattr(vit, "bilinear_positions", False) else {}
+        grid = list(vit.patch_embed.grid_size)
+        weights[f"{start}pos_embed"] = resample_abs_pos_embed(positions, grid, [side, side], prefix, **how)
+        _log.info("positions: a grid of %s resized to %s", (side, side), tuple(grid))
+    return weights
+
+
+def _advice(shapes: dict[str, tuple[torch.Size, torch.Size]], one_sided: set[str]) -> str:
+    """Which option chooses what the weights are not made for."""
+    other = {name.rpartition("blocks.")[2].lstrip("0123456789."): pair for name, pair in shapes.items()}
+    differ = {name: pair for name, pair in other.items() if pair[0] != pair[1]}
+    if "norm1.weight" in differ:
+        return "; model.size (or model.embed_dim) chooses the width"
+    if one_sided and all(re.search(r"(^|\.)blocks\.\d+\.", name) for name in one_sided):
+        return "; model.size (or model.depth) chooses the number of blocks, block=… what they hold"
+    if any(name.endswith("pos_embed") for name in differ):
+        return "; recipe.patch_size and data.img_size choose the grid of patches"
+    if any(name.endswith("patch_embed.proj.weight") for name in differ):
+        return "; data.in_chans chooses the channels"
+    if any(name.startswith("mlp.") for name in differ):
+        return "; model.mlp_ratio chooses the width of the MLP"
+    return ""
 
 
 def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from neutreno.checkpoints import load_strictly, read_checkpoint
-from neutreno.config.building import build_trusted, check_trusted
+from neutreno.config.building import build_trusted, check_package, check_trusted
 from neutreno.config.composing import Composed, compose
 from neutreno.config.gate import mark_of
 from neutreno.config.options import EXECUTION, FREE, options_of
@@ -59,6 +59,9 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
     for key, value in as_trained.items():  # the one part of a run's config that reaches the trainer
         if problem := options_of(TrainerSettings)[key].problem(value, f"trainer.{key}"):
             raise InputError(f"{run.config_file}: {problem}; refused")
+    for metric in settings["probe"].get("metrics") or []:
+        if "." in str(metric):
+            check_package(metric, trust)
     for name, option in options_of(Probe).items():
         if problem := option.problem(settings["probe"].get(name), f"probe.{name}"):
             raise InputError(f"{run.config_file}: {problem}")

@@ -52,7 +52,8 @@ def shard(task: LightningModule) -> None:
         for unit in units(network):
             fully_shard(unit, mesh=mesh)
         fully_shard(network, mesh=mesh)
-        register_fsdp_forward_method(network, "token_features")
+        if hasattr(network, "forward_features"):  # what the probe runs
+            register_fsdp_forward_method(network, "forward_features")
 
 
 class ShardedStrategy(ModelParallelStrategy):

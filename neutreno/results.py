@@ -15,10 +15,11 @@ from typing import Any
 from neutreno.config.composing import Composed
 from neutreno.errors import InputError
 from neutreno.files import replacing
+from neutreno.reports.layers import curve
 from neutreno.runs import execution_keys
 from neutreno.variants import describe
 
-FORMAT = 2  # of result.json; a folder of another one is named and left out
+FORMAT = 3  # of result.json; a folder of another one is named and left out
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
 
 
@@ -84,10 +85,10 @@ def summary(run: Path) -> str:
         "  " + "   ".join(f"{k} {result['metrics'][k]:.2f}" for k in shown),
     ]
     for when, label in (("initial", "at initialisation"), ("last", "trained")):
-        if curve := result["oversmoothing"][when]:
-            lines.append(
-                f"  similarity of tokens {label}: {curve[1]:.3f} after the first block, {curve[-1]:.3f} after the last"
-            )
+        if similarity := curve(result["oversmoothing"], when):
+            first, *_, last = similarity[1:] if len(similarity) > 2 else similarity * 2
+            found = f"{first:.3f} after the first block, {last:.3f} after the last"
+            lines.append(f"  similarity of tokens {label}: {found}")
     if corrupt := result.get("corrupt_images"):
         lines.append(f"  {corrupt} corrupt images were left out, see {run / 'corrupt_images.txt'}")
     lines.append(f"  figure  {run / 'oversmoothing.png'}\n  record  {run / 'result.json'}")

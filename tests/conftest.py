@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -243,18 +244,21 @@ def make_run(folder: Path, *overrides: str, status: str = "finished", value: flo
     task = locate(composed.config.task._target_)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(composed.settings))
-    metric = task.main_metric.replace("val/", "test/")
-    measured = {
-        step: {kind: [0.1 + 0.01 * layer + drift * step / 100 for layer in range(5)] for kind in ("all", "patch")}
+    measured = [
+        {"step": step, "epoch": step // 10, "when": {0: "initial", 100: "final"}.get(step, "training")}
+        | {"stack": "blocks", "name": f"blocks.{layer}", "layer": layer, "subset": subset, "metric": metric}
+        | {"mean": mean, "sd": 0.05, "samples": 8, "tokens": 17.0, "dim": 64}
         for step in (0, 50, 100)
-    }
+        for metric in ("cosine", "effective_rank")
+        for subset in ("all", "patch")
+        for layer in range(5)
+        for mean in [0.1 + 0.01 * layer + drift * step / 100 if metric == "cosine" else 11 - layer - step / 50]
+    ]
     result = {"name": folder.name, "status": status, **describe_run(composed, task)}
     if status == "finished":
-        curves = {"initial": measured[0]["all"], "last": measured[100]["all"]}
         result |= {
-            "metrics": {metric: value, "val/loss": 1.0},
-            "oversmoothing": {**curves, "patch": curves},
-            "measures": {"effective_rank": {"initial": [11.0, 10.0, 9.0], "last": [9.0, 8.0, 7.0]}},
+            "metrics": {task.main_metric.replace("val/", "test/"): value, "val/loss": 1.0},
+            "oversmoothing": [row for row in measured if row["step"] != 50],
             "parameters": 1234,
             "steps": 100,
         }
@@ -262,11 +266,8 @@ def make_run(folder: Path, *overrides: str, status: str = "finished", value: flo
     lines = ["step,epoch,train/loss,val/loss"]
     lines += [f"{s},{s / 10},{2 / (1 + s):.5g},{'' if s % 50 else 1.5 / (1 + s):.5}" for s in range(0, 101, 10)]
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    rows = ["step,epoch,when,measure,tokens,layer,mean,sd,samples"]
-    for step, kinds in measured.items():
-        when = f"{step},{step // 10}," + {0: "initial", 100: "final"}.get(step, "training")
-        for kind, layers in kinds.items():
-            rows += [f"{when},cosine,{kind},{i},{v},0.05,8" for i, v in enumerate(layers)]
-            rows += [f"{when},effective_rank,{kind},{i},{9 - i},0.05,8" for i in range(len(layers))]
-    (folder / "oversmoothing.csv").write_text("\n".join(rows) + "\n")
+    with open(folder / "oversmoothing.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, measured[0])
+        writer.writeheader()
+        writer.writerows(measured)
     return folder

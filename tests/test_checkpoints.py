@@ -1,9 +1,11 @@
 import pickle
+import re
 import resource
 
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 from neutreno.checkpoints import AtomicCheckpointIO, load_weights, read_checkpoint
 from neutreno.errors import InputError
@@ -152,3 +154,32 @@ def test_a_write_that_is_killed_leaves_the_previous_checkpoint(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         writer.save_checkpoint({"step": torch.tensor(2)}, path)
     assert read_checkpoint(path)["step"] == 1
+
+
+def test_weights_of_another_resolution_and_patch_size_are_resampled_as_timm_does(tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=5)  # 4 x 4 patches
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    for sizes in ({"img_size": 96}, {"img_size": 48, "patch_size": 8}):
+        model = vit("tiny", **sizes, num_classes=5, weights=str(tmp_path / "weights.pth"))
+        expected = timm.create_model("vit_tiny_patch16_224", **sizes, num_classes=5)
+        expected.load_state_dict(checkpoint_filter_fn(source.state_dict(), expected))
+        for name, value in expected.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[name], value, msg=name)
+
+
+@pytest.mark.parametrize(
+    "file, model, words",
+    [
+        ({"embed_dim": 48}, {}, "model.size (or model.embed_dim) chooses the width"),
+        ({"depth": 4}, {}, "model.size (or model.depth) chooses the number of blocks"),
+        ({"in_chans": 1}, {}, "data.in_chans chooses the channels"),
+        ({"mlp_ratio": 2.0}, {}, "model.mlp_ratio chooses the width of the MLP"),
+        ({"distilled": True}, {"num_classes": 5}, "recipe.patch_size and data.img_size choose the grid"),
+        ({"num_classes": 3}, {}, "model.new_head=true keeps the rest"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_weights_that_do_not_fit_name_the_option_that_chooses_the_models(tmp_path, file, model, words):
+    torch.save(VisionTransformer(**{**SMALL, **file}).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=re.escape(words)):
+        load_weights(VisionTransformer(**{**SMALL, **model}), tmp_path / "weights.pth")

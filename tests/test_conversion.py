@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from neutreno.attention import NeutrenoAttention
-from neutreno.conversion import convert
 from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel
 from neutreno.models.vit import vit
+from neutreno.oversmoothing.convert import convert
 
 IMAGES = torch.sin(torch.arange(2 * 3 * 32 * 32.0)).view(2, 3, 32, 32)
 GPT2 = {"n_embd": 16, "n_layer": 3, "n_head": 4, "vocab_size": 50, "n_positions": 32}

@@ -45,10 +45,10 @@ def test_digits_are_normalised_by_the_training_split():
     assert abs(x.mean()) < 0.01 and abs(x.std() - 1) < 0.01
 
 
-def test_probe_batch_is_the_same_for_every_seed_and_spread_over_the_set():
-    first, second = digits(seed=0).probe_batch(16), digits(seed=9).probe_batch(16)
+def test_probe_samples_is_the_same_for_every_seed_and_spread_over_the_set():
+    first, second = digits(seed=0).probe_samples(16)[0], digits(seed=9).probe_samples(16)[0]
     assert torch.equal(first, second) and first.shape == (16, 1, 8, 8)
-    assert len(digits().probe_batch(10_000)) == 270
+    assert len(digits().probe_samples(10_000)[0]) == 270
 
 
 def test_class_folders(image_folders):

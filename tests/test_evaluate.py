@@ -69,7 +69,7 @@ def test_a_timm_name_with_local_weights_is_evaluated_as_timm_would(image_folders
     assert found["cost"]["parameters"] == sum(p.numel() for p in net.parameters())
     assert found["cost"]["image_size"] == [3, 160, 160] and found["cost"]["precision"] == "32-true"
     for measure in ("cosine", "residual", "effective_rank"):
-        rows = [r for r in found["oversmoothing"] if (r["tokens"], r["measure"]) == ("patch", measure)]
+        rows = [r for r in found["oversmoothing"] if (r["subset"], r["metric"]) == ("patch", measure)]
         assert [r["layer"] for r in rows] == list(range(7))
     assert found["versions"]["timm"] and found["hardware"]["cpu"]
     page = (folder / "evaluation.md").read_text()

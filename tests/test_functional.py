@@ -23,7 +23,7 @@ from neutreno.functional import (
     step_size,
     transition,
 )
-from neutreno.oversmoothing import dirichlet_energy
+from neutreno.oversmoothing.metrics import dirichlet_energy
 
 SHAPE = (2, 3, 7, 4)  # batch, heads, tokens, width
 seeds = pytest.mark.parametrize("seed", range(3))

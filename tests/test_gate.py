@@ -165,7 +165,7 @@ WORDS = {
     "model=3": ["no option model=3"],
     "name=": ["name="],
     "data.augment=1": ["no key data.augment"],
-    "probe.measures=[cosin]": ["probe.measures"],
+    "probe.metrics=[cosin]": ["probe.metrics"],
     "seed=-1": ["seed=-1"],
     "seed=1.5": ["seed=1.5"],
     "resume=maybe": ["resume=maybe", "boolean"],

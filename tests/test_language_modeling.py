@@ -22,6 +22,7 @@ from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel
 from neutreno.perplexity import protocols, score
+from neutreno.reports.layers import curve
 from neutreno.reports.tables import load_groups
 from neutreno.tasks.language_modeling import LanguageModeling
 
@@ -195,7 +196,7 @@ def test_a_run_validates_every_n_steps_and_leaves_its_record(finished):
     parts = {f"{p}{s}/{m}" for p in ("", "best/") for s in ("val", "test") for m in ("ppl", "loss")}
     assert set(found["metrics"]) == parts | {"unigram/val_ppl", "unigram/test_ppl"}
     assert found["metrics"]["val/ppl"] == pytest.approx(math.exp(found["metrics"]["val/loss"]))
-    assert set(found["oversmoothing"]) == {"initial", "last"} and len(found["oversmoothing"]["last"]) == 3
+    assert [len(curve(found["oversmoothing"], when)) for when in ("initial", "last")] == [3, 3]
     assert found["text"]["python"] and len(found["text"]["sha256"]["train"]) == 64
     assert (finished / "oversmoothing.png").stat().st_size > 10_000
 
@@ -222,8 +223,7 @@ def test_evaluate_gives_both_protocols_with_token_counts(finished):
     segments = next(r for r in found["perplexity"] if r["split"] == "test" and r["stride"] == 16)
     assert segments["ppl"] == pytest.approx(found["metrics"]["test/ppl"], rel=1e-5)
     assert f"{words['test'] - 1:,}" in (finished / "evaluation.md").read_text()
-    similarity = [r["mean"] for r in found["oversmoothing"] if r["measure"] == "cosine"]
-    assert similarity == result(finished)["oversmoothing"]["last"]
+    assert curve(found["oversmoothing"]) == curve(result(finished)["oversmoothing"])
 
 
 def test_evaluate_refuses_a_stride_beyond_the_window(finished):
@@ -388,7 +388,8 @@ def test_text_that_cannot_be_read_is_refused_in_a_line(tmp_path, split, content,
 def test_probe_samples_are_whole_segments_spread_over_the_validation_text():
     data = PythonDocs(segment=32, epoch_steps=1, batch_size=4)
     data.setup()
-    ids = data.probe_batch(5)
+    ids, following = data.probe_samples(5)
+    assert torch.equal(ids[:, 1:], following[:, :-1])
     starts = [int(np.flatnonzero([np.array_equal(data.splits["val"][i : i + 32], row) for i in
               range(0, len(data.splits["val"]) - 31, 32)])[0]) for row in ids.numpy()]  # fmt: skip
     assert ids.shape == (5, 32) and starts[0] == 0 and starts[-1] == (len(data.splits["val"]) - 1) // 32 - 1

@@ -7,7 +7,9 @@ import torch
 import neutreno.models  # noqa: F401  (registers them with timm)
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.errors import InputError
-from neutreno.models.transformer import FeatScaleBlock
+from neutreno.models.language_model import LanguageModel
+from neutreno.models.segmenter import segmenter
+from neutreno.models.transformer import FeatScaleBlock, Trunk
 from neutreno.models.vit import SIZES, VisionTransformer, vit
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
@@ -112,6 +114,116 @@ def test_no_n_by_n_matrix_under_fused_attention(attention):
         return max(sizes)
 
     assert largest_tensor(1024) <= 16 * largest_tensor(64)
+
+
+FORMS = {
+    "plain": {},
+    "average": {"global_pool": "avg"},
+    "attention pooling": {"global_pool": "map"},
+    "registers": {"reg_tokens": 2},
+    "positions of patches alone": {"reg_tokens": 2, "no_embed_class": True},
+    "no class token": {"class_token": False, "global_pool": "avg"},
+    "any size": {"dynamic_img_size": True},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_a_softmax_vit_does_all_that_timms_does(form):
+    ours = VisionTransformer(**SMALL, **FORMS[form]).eval()
+    theirs = timm.models.VisionTransformer(**SMALL, **FORMS[form]).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, *((24, 32) if form == "any size" else (16, 16)))
+    torch.testing.assert_close(ours(images), theirs(images))
+
+    def flat(found):
+        if isinstance(found, torch.Tensor):
+            return [found]
+        return [tensor for x in (found.values() if isinstance(found, dict) else found) for tensor in flat(x)]
+
+    for how in (
+        {},
+        {"indices": 2, "norm": True},
+        {"indices": [2, 0], "stop_early": True, "output_fmt": "NLC", "return_prefix_tokens": True},
+        {"indices": [1], "intermediates_only": True},
+        {"output_dict": True, "return_prefix_tokens": True},
+    ):
+        found, expected = ours.forward_intermediates(images, **how), theirs.forward_intermediates(images, **how)
+        assert type(found) is type(expected)
+        for a, b in zip(flat(found), flat(expected), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("attention", ["softmax", "neutreno"])
+@torch.no_grad()
+def test_features_only_gives_the_hidden_states(attention):
+    torch.manual_seed(0)
+    name = f"deit_tiny_{attention}_patch16_224"
+    whole = timm.create_model(name, img_size=48).eval()
+    pruned = timm.create_model(name, img_size=48, features_only=True, out_indices=(3, 7)).eval()
+    pruned.model.load_state_dict(whole.state_dict(), strict=False)
+    assert len(pruned.model.blocks) == 8 and type(pruned.model.blocks) is Trunk
+    images = torch.randn(2, 3, 48, 48)
+    hidden = whole.hidden_states(images)
+    for found, tokens in zip(pruned(images), (hidden[4], hidden[8]), strict=True):
+        assert found.shape == (2, 192, 3, 3)
+        torch.testing.assert_close(found.flatten(2).mT, tokens[:, 1:])
+    assert pruned.feature_info.channels() == [192, 192]
+    for how in ({"stop_early": True}, {}):
+        (_, found) = whole.forward_intermediates(images, [2], output_fmt="NLC", **how)
+        torch.testing.assert_close(found[0], hidden[3][:, 1:])
+
+
+@pytest.mark.parametrize(
+    "attention", [SoftmaxAttention, partial(NeutrenoAttention, lam=0.6)], ids=["softmax", "neutreno"]
+)
+@pytest.mark.parametrize("kind", ["vit", "segmenter", "language model"])
+def test_activation_checkpointing_changes_no_output_and_no_gradient(kind, attention):
+    """Dropout and stochastic depth included."""
+
+    def outcome(checkpointing):
+        torch.manual_seed(0)
+        inputs = torch.randn(3, 3, 16, 16)
+        if kind == "vit":
+            model = VisionTransformer(**SMALL, attention=attention, drop_path_rate=0.2, proj_drop_rate=0.1)
+        elif kind == "segmenter":
+            model = segmenter(**SMALL, attention=attention, drop_path_rate=0.2, decoder_drop_rate=0.1)
+        else:
+            model, inputs = LanguageModel(9, 24, 3, 2, 2, attention=attention), torch.randint(9, (3, 6))
+        model.train().set_grad_checkpointing(checkpointing)
+        kept = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            out = model(inputs)
+        out.square().mean().backward()
+        return out, {name: p.grad for name, p in model.named_parameters()}, sum(kept)
+
+    (plain, gradients, held), (out, again, less) = outcome(False), outcome(True)
+    assert torch.equal(out, plain) and less < held / 2
+    assert all(g is not None for g in gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("option", ["init_values", "qk_norm", "block_fn", "pre_norm", "fix_init"])
+def test_an_option_of_timms_that_no_block_would_heed_is_refused(option):
+    with pytest.raises(TypeError, match=option):
+        timm.create_model("deit_tiny_neutreno_patch16_224", **{option: 1})
+    with pytest.raises(InputError, match="takes no mask"):
+        VisionTransformer(**SMALL)(torch.randn(1, 3, 16, 16), attn_mask=torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"class_token": False}, "class_token=false leaves no token for global_pool=token"),
+        ({"distilled": True, "reg_tokens": 1}, "distilled=true reads class and distillation token"),
+        ({"global_pool": "some"}, "global_pool=some"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        VisionTransformer(**SMALL, **options)
 
 
 def test_patch_must_divide_the_image():

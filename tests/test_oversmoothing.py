@@ -1,23 +1,33 @@
+import copy
 import math
 import warnings
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
-from neutreno.callbacks.probe import measure_tokens
+from neutreno.attention import NeutrenoAttention
 from neutreno.errors import InputError
 from neutreno.models.timm import timm_model
 from neutreno.models.vit import vit
-from neutreno.oversmoothing import (
-    MEASURES,
+from neutreno.oversmoothing.energies import measure_energies
+from neutreno.oversmoothing.metrics import (
+    LayerTokens,
     attention_entropy,
-    check_measures,
     dirichlet_energy,
     effective_rank,
     high_frequency_share,
+    known_metrics,
+    layerwise_metric,
     mean_cosine_similarity,
+    metric_named,
+    named_metrics,
     rank_collapse_residual,
 )
+from neutreno.oversmoothing.probe import OversmoothingProbe
+from neutreno.oversmoothing.profile import profile
+from neutreno.oversmoothing.recorder import measure
 
 
 def plain_cosine(x):
@@ -70,11 +80,15 @@ PLAIN = {
 }
 
 
-def test_every_measure_has_its_plain_definition():
-    assert PLAIN.keys() == MEASURES.keys()
+def measured(name, x):
+    return metric_named(name).function(LayerTokens(x))
 
 
-@pytest.mark.parametrize("name", MEASURES)
+def test_every_metric_of_features_alone_has_its_plain_definition():
+    assert PLAIN.keys() == {name for name in known_metrics() if not metric_named(name).needs}
+
+
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("tokens, dim", [(2, 3), (17, 64), (50, 5)])
 @pytest.mark.parametrize("shift", [0.0, 2.0])
 def test_equals_the_plain_n_by_n_definition(name, tokens, dim, shift):
@@ -83,42 +97,42 @@ def test_equals_the_plain_n_by_n_definition(name, tokens, dim, shift):
     x[0, 1] = 0  # a zero token: orthogonal to all others
     x[1, 1] = x[1, 0]
     expected = torch.tensor([PLAIN[name](sample) for sample in x], dtype=torch.float64)
-    torch.testing.assert_close(MEASURES[name](x), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(measured(name, x), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
 def test_identical_tokens(name, scale):
     x = (scale * torch.randn(2, 1, 8)).expand(2, 9, 8)
     expected = {"cosine": 1.0, "effective_rank": 1.0}.get(name, 0.0)
     torch.testing.assert_close(
-        MEASURES[name](x) / (scale**2 if name == "dirichlet" else 1),
+        measured(name, x) / (scale**2 if name == "dirichlet" else 1),
         torch.full((2,), expected).double(),
         rtol=0,
         atol=1e-6,
     )
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_zero_tokens_give_zero_not_nan(name):
-    assert MEASURES[name](torch.zeros(2, 4, 3)).tolist() == [0, 0]
+    assert measured(name, torch.zeros(2, 4, 3)).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_single_token_gives_zero_with_a_warning(name):
     with pytest.warns(UserWarning, match="at least two tokens"):
-        assert MEASURES[name](torch.randn(5, 1, 3)).tolist() == [0] * 5
+        assert measured(name, torch.randn(5, 1, 3)).tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_features_of_any_precision_are_measured_in_float64(name, dtype):
     x = (100 * torch.randn(2, 3, 9, 6)).to(dtype)
-    assert MEASURES[name](x).shape == (2, 3) and MEASURES[name](x).dtype == torch.float64
-    assert torch.equal(MEASURES[name](x), MEASURES[name](x.double()))
+    assert measured(name, x).shape == (2, 3) and measured(name, x).dtype == torch.float64
+    assert torch.equal(measured(name, x), measured(name, x.double()))
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("kind", ["1e300", "1e-300", "one huge", "opposite", "one not zero", "integers"])
 def test_no_tokens_give_nan(name, kind):
     torch.manual_seed(0)
@@ -133,7 +147,7 @@ def test_no_tokens_give_nan(name, kind):
         x[1:] = 0
     else:
         x = torch.arange(24).reshape(6, 4)
-    assert not MEASURES[name](x).isnan()
+    assert not measured(name, x).isnan()
 
 
 def test_opposite_tokens():
@@ -168,20 +182,20 @@ def test_attention_entropy_equals_the_plain_sum():
         assert attention_entropy(torch.ones(2, 3, 1, 1)).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("x", [torch.ones(5), torch.randn(0, 3), torch.randn(3, 0), [[1.0, 2.0]]], ids=str)
 def test_the_wrong_rank_of_tensor_is_refused(name, x):
     with pytest.raises(InputError, match=r"is measured on tokens of shape \(…, N, d\)"):
-        MEASURES[name](x)
+        measured(name, x)
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_tokens_that_are_not_finite_are_refused(name, value):
     x = torch.randn(3, 4)
     x[1, 2] = value
     with pytest.raises(InputError, match="not finite"):
-        MEASURES[name](x)
+        measured(name, x)
 
 
 @pytest.mark.parametrize(
@@ -192,36 +206,131 @@ def test_weights_that_are_no_attention_are_refused(a, said):
         attention_entropy(a)
 
 
-@pytest.mark.parametrize("measures", ["cosine", ["cosin"], [], None, 3])
-def test_measures_are_named_in_a_list(measures):
-    with pytest.raises(InputError, match=r"probe\.measures=.*there are: cosine, .*attention_entropy"):
-        check_measures("probe.measures", measures)
+@pytest.mark.parametrize("metrics", ["cosine", ["cosin"], [], None, 3])
+def test_metrics_are_named_in_a_list(metrics):
+    with pytest.raises(InputError, match=r"^probe\.metrics.*there are:? cosine, .*attention_entropy"):
+        named_metrics(metrics)
 
 
-def test_the_probe_measures_what_it_is_asked_for():
+def test_the_metrics_of_a_network_are_those_of_its_tokens_and_weights():
     torch.manual_seed(0)
     model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5)
     images = torch.randn(5, 1, 8, 8)
-    rows = measure_tokens(model, images, ["effective_rank", "attention_entropy"], batch_size=2)
-    hidden = model.eval().token_features(images)
-    for tokens in ("all", "patch"):
-        found = [row for row in rows if (row["measure"], row["tokens"]) == ("effective_rank", tokens)]
+    rows = measure(model, images, ["effective_rank", "attention_entropy"], batch_size=2)
+    hidden = model.eval().hidden_states(images)
+    for subset, tokens in (("all", slice(None)), ("patch", slice(1, None))):
+        found = [row for row in rows if (row["metric"], row["subset"]) == ("effective_rank", subset)]
         assert [row["layer"] for row in found] == [0, 1, 2, 3]
-        for row, x in zip(found, hidden[tokens], strict=True):
-            assert row["mean"] == pytest.approx(effective_rank(x).mean().item())
-            assert row["sd"] == pytest.approx(effective_rank(x).std().item()) and row["samples"] == 5
-    entropies = [row["mean"] for row in rows if row["measure"] == "attention_entropy"]
+        for row, x in zip(found, hidden, strict=True):
+            assert row["mean"] == pytest.approx(effective_rank(x[:, tokens]).mean().item())
+            assert row["sd"] == pytest.approx(effective_rank(x[:, tokens]).std().item()) and row["samples"] == 5
+    entropies = [row["mean"] for row in rows if row["metric"] == "attention_entropy"]
     assert len(entropies) == 3
-    q, k, _ = model.blocks[1].attn.project(model.blocks[1].norm1(hidden["all"][1]))
+    q, k, _ = model.blocks[1].attn.project(model.blocks[1].norm1(hidden[1]))
     expected = attention_entropy(torch.softmax(q @ k.mT / 4, dim=-1)).mean().item()
     assert entropies[1] == pytest.approx(expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert measure_tokens(model, images)[0]["measure"] == "cosine"  # the hooks are gone
-    assert not any(block.attn._forward_pre_hooks for block in model.blocks)
+        assert measure(model, images)[0]["metric"] == "cosine"
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
-def test_the_entropy_of_another_projects_attention_is_refused():
+def test_what_a_metric_needs_and_is_not_there_leaves_it_out_and_is_said():
     model = timm_model("vit_tiny_patch16_224", img_size=32, num_classes=3)
-    with pytest.raises(InputError, match="attention_entropy needs this project's attention"):
-        measure_tokens(model, torch.randn(2, 3, 32, 32), ["cosine", "attention_entropy"])
+    with pytest.warns(UserWarning, match="attention_entropy needs attention weights, which are not there; left out"):
+        rows = measure(model, torch.randn(2, 3, 32, 32), ["cosine", "attention_entropy"])
+    assert {row["metric"] for row in rows} == {"cosine"}
+    with pytest.warns(UserWarning, match="of_labels needs labels"):
+        rows = measure(model, torch.randn(2, 3, 32, 32), ["cosine", f"{__name__}.of_labels"])
+    assert {row["metric"] for row in rows} == {"cosine"}
+
+
+@layerwise_metric(needs=["labels", "inputs"])
+def of_labels(tokens):
+    """Of each sample: its label, how many of its tokens count, and the mean of its input."""
+    count = tokens.per_sample(lambda x: torch.full((len(x),), x.shape[1]))
+    return 100 * tokens.labels + count + tokens.inputs.mean((1, 2, 3))
+
+
+@layerwise_metric(name="spread", needs=["labels"], whole_set=True)
+def between_classes(tokens):
+    """Distance of the two classes' mean tokens, over all samples of the probe set."""
+    means = [tokens.of(tokens.labels == label).features.mean((0, 1)) for label in (0, 1)]
+    return (means[0] - means[1]).norm()
+
+
+def test_a_metric_may_need_labels_and_inputs_or_the_whole_probe_set():
+    torch.manual_seed(0)
+    model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5)
+    images, labels = torch.randn(7, 1, 8, 8), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    paths = [f"{__name__}.{name}" for name in ("of_labels", "between_classes")]
+    rows = measure(model, (images, labels), paths, batch_size=3)
+    found = {(r["metric"], r["subset"], r["layer"]): r for r in rows}
+    assert len(found) == 2 * 2 * 3
+    for subset, count in (("all", 17), ("patch", 16)):
+        expected = 100 * labels + count + images.mean((1, 2, 3))
+        assert found["of_labels", subset, 2]["mean"] == pytest.approx(expected.double().mean().item())
+        assert found["of_labels", subset, 2]["sd"] == pytest.approx(expected.double().std().item())
+    hidden = model.eval().hidden_states(images)[2]
+    expected = (hidden[labels == 0].mean((0, 1)) - hidden[labels == 1].mean((0, 1))).norm().item()
+    row = found["spread", "all", 2]
+    assert row["mean"] == pytest.approx(expected, rel=1e-5) and row["sd"] is None and row["samples"] == 7
+
+
+def test_two_metrics_of_one_name_and_functions_that_are_none_are_refused():
+    with pytest.raises(InputError, match="is no layer-wise metric; is it decorated"):
+        named_metrics(["math.sqrt"])
+    with pytest.raises(InputError, match="there is no module nowhere"):
+        named_metrics(["nowhere.metric"])
+    with pytest.raises(InputError, match="two layer-wise metrics are called cosine"):
+        named_metrics(["cosine", f"{__name__}.another"])
+    with pytest.raises(ValueError, match="may need labels, inputs, weights, values, not colour"):
+        layerwise_metric(needs=["colour"])
+
+
+@layerwise_metric(name="cosine")
+def another(tokens):
+    return tokens.features.mean((1, 2))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "autocast", "compiled", "checkpointing"])
+def test_how_a_network_is_run_changes_no_metric(kind):
+    torch.manual_seed(0)
+    model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5, attention=NeutrenoAttention)
+    images, metrics = torch.randn(4, 1, 8, 8), ["cosine", "attention_entropy", "J", "G"]
+    expected = measure(model, images, metrics)
+    if kind == "bf16":
+        model = model.bfloat16()
+        expected = measure(copy.deepcopy(model).float(), images, metrics)
+    elif kind == "compiled":
+        model.compile(backend="eager")
+        model(images)  # compiled without hooks
+    elif kind == "checkpointing":
+        model.train().set_grad_checkpointing()
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        assert measure(model, images, metrics) == expected
+
+
+def test_probe_profile_and_energies_give_the_same_numbers_of_the_same_network(tmp_path):
+    torch.manual_seed(0)
+    model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5, attention=NeutrenoAttention)
+    samples = torch.randn(6, 1, 8, 8), torch.arange(6)
+    metrics = ["cosine", "effective_rank", "J", "G"]
+    probe = OversmoothingProbe(tmp_path, num_samples=6, metrics=metrics)
+    trainer = SimpleNamespace(
+        is_global_zero=True, global_step=3, datamodule=SimpleNamespace(probe_samples=lambda n: samples)
+    )
+    logged = {}
+    probe._measure(trainer, SimpleNamespace(model=model, log_now=logged.update), "initial", 0)
+
+    def rows(table):
+        return {(r["stack"], r["metric"], r["subset"], r["layer"]): (r["mean"], r["sd"], r["samples"]) for r in table}
+
+    probed = rows(probe.rows)
+    assert probed == rows(profile(model, samples, metrics, batch_size=2).to_dict("records"))
+    energies = rows(measure_energies(model, samples))
+    assert energies == {key: probed[key] for key in energies} and len(energies) == 3 + 2 + 2
+    written = pd.read_csv(tmp_path / "oversmoothing.csv", float_precision="round_trip")
+    assert rows(written.to_dict("records")) == probed
+    assert logged["oversmoothing/J/layer_02"] == probed["blocks", "J", "all", 2][0]
+    assert logged["oversmoothing/cosine_patch/layer_00"] == probed["blocks", "cosine", "patch", 0][0]

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_forked
 
+from neutreno.reports.layers import curve
+
 FILE = Path(__file__).with_name("pinned.json")
 SMALL = ["model.depth=3", "model.embed_dim=32", "model.num_heads=2", "probe.num_samples=8", "name=x"]
 FAST = ["task.lr=3e-3", "task.warmup_epochs=0"]  # a network at chance would show no change
@@ -33,7 +35,7 @@ def measure(name: str, folder: Path) -> dict:
     done = run_forked("train.py", *RUNS[name], cwd=folder)
     assert done.returncode == 0, done.stderr
     result = json.loads((folder / "outputs/x/result.json").read_text())
-    found = {"metrics": result["metrics"], "similarity": result["oversmoothing"]["last"]}
+    found = {"metrics": result["metrics"], "similarity": curve(result["oversmoothing"])}
     return found | ({"text": result["text"]["sha256"]} if "text" in result else {})
 
 

@@ -17,8 +17,9 @@ from neutreno.attention import NeutrenoAttention
 from neutreno.errors import InputError
 from neutreno.models.segmenter import segmenter
 from neutreno.models.vit import vit
-from neutreno.oversmoothing import MEASURES
-from neutreno.profiling import find_layers, profile
+from neutreno.oversmoothing.metrics import effective_rank, mean_cosine_similarity, rank_collapse_residual
+from neutreno.oversmoothing.profile import profile
+from neutreno.oversmoothing.recorder import find_layers
 
 IDS = torch.arange(3, 24).reshape(3, 7)
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 32}
@@ -52,17 +53,20 @@ def t5():
     return hugging_face("T5Model", "T5Config", **kwargs)
 
 
-def assert_measured(table, stack, hidden, mask=None, measures=("cosine", "residual", "effective_rank")):
-    """The rows of a stack are the measures of these tokens, sample by sample."""
-    rows = table[table["stack"] == stack]
-    assert rows.layer.max() == len(hidden) - 1 and set(rows.measure) == set(measures)
+FORMULAS = {"cosine": mean_cosine_similarity, "residual": rank_collapse_residual, "effective_rank": effective_rank}
+
+
+def assert_measured(table, stack, hidden, mask=None, subset="all"):
+    """The rows of a stack are the metrics of these tokens, sample by sample."""
+    rows = table[(table["stack"] == stack) & (table["subset"] == subset)]
+    assert rows.layer.max() == len(hidden) - 1 and set(rows.metric) == set(FORMULAS)
     for layer, x in enumerate(hidden):
         samples = [sample if mask is None else sample[mask[i]] for i, sample in enumerate(x)]
-        for measure in measures:
-            values = torch.stack([MEASURES[measure](sample) for sample in samples])
-            row = rows[(rows.layer == layer) & (rows.measure == measure)].squeeze()
-            assert row["mean"] == pytest.approx(values.mean().item(), abs=1e-5), (layer, measure)
-            assert row.sd == pytest.approx(values.std().item(), abs=1e-5), (layer, measure)
+        for metric, formula in FORMULAS.items():
+            values = torch.stack([formula(sample) for sample in samples])
+            row = rows[(rows.layer == layer) & (rows.metric == metric)].squeeze()
+            assert row["mean"] == pytest.approx(values.mean().item(), abs=1e-5), (layer, metric)
+            assert row.sd == pytest.approx(values.std().item(), abs=1e-5), (layer, metric)
             assert (row.samples, row.dim) == (len(x), x.shape[-1])
             assert row.tokens == pytest.approx(sum(map(len, samples)) / len(samples))
 
@@ -170,7 +174,7 @@ def test_every_stage_of_swin_is_a_stack_of_the_positions_of_its_maps():
     assert table["stack"].unique().tolist() == stacks
     for stack, x in zip(stacks, maps, strict=True):
         last = table[table["stack"] == stack].iloc[-1]
-        assert last["mean"] == pytest.approx(MEASURES["cosine"](x.flatten(2).mT).mean().item(), abs=1e-6)
+        assert last["mean"] == pytest.approx(mean_cosine_similarity(x.flatten(2).mT).mean().item(), abs=1e-6)
         assert (last.tokens, last.dim) == (x.shape[2] * x.shape[3], x.shape[1])
 
 
@@ -220,17 +224,28 @@ def test_torchs_transformer_has_two_stacks():
     assert ends.loc["encoder.layers"].tolist() == [2, 6] and ends.loc["decoder.layers"].tolist() == [3, 4]
 
 
-def test_our_own_models_have_the_measures_of_their_token_features():
+def test_our_own_models_have_the_metrics_of_their_tokens_and_of_patches_alone():
     model = vit("mini", img_size=16, patch_size=4, depth=3, attention=NeutrenoAttention).eval()
     images = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
-        assert_measured(profile(model, images), "blocks", model.hidden_states(images))
+        hidden = model.hidden_states(images)
+    assert_measured(profile(model, images), "blocks", hidden)
     model = segmenter("mini", img_size=16, patch_size=4, num_classes=3).eval()
+    decoded = []
+    for block in model.decoder.blocks:
+        block.register_forward_hook(
+            lambda module, args, out: decoded.extend([args[0], out[0]] if args[1] is None else [out[0]])
+        )
     with torch.no_grad():
-        features = model.token_features(images)
+        hidden = model.encoder.hidden_states(images)
+        model(images)
+    for block in model.decoder.blocks:
+        block._forward_hooks.clear()
+        block._forward_pre_hooks.clear()
     table = profile(model, images)
-    assert_measured(table, "encoder.blocks", features["all"])
-    assert_measured(table, "decoder.blocks", features["decoder"])
+    for subset, encoder, decoder in (("all", slice(None), slice(None)), ("patch", slice(1, None), slice(0, -3))):
+        assert_measured(table, "encoder.blocks", [x[:, encoder] for x in hidden], subset=subset)
+        assert_measured(table, "decoder.blocks", [x[:, decoder] for x in decoded], subset=subset)
 
 
 def test_the_model_is_left_as_it_was_even_by_an_error():
@@ -282,9 +297,9 @@ def test_layers_can_be_named():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"measures": ["attention_entropy"]}, "attention_entropy is measured on attention weights"),
-        ({"measures": ["cosin"]}, "is not a list of measures"),
-        ({"measures": []}, "is not a list of measures"),
+        ({"metrics": ["attention_entropy"]}, "attention_entropy needs attention weights, which are not there"),
+        ({"metrics": ["cosin"]}, "there is no layer-wise metric cosin; there are cosine"),
+        ({"metrics": []}, "names no layer-wise metric"),
         (
             {"layers": "encoder.layer.*"},
             r"no module named 'encoder\.layer\.\*'; its containers are: blocks \(3 × Block\)",
@@ -323,7 +338,7 @@ def test_a_model_without_transformer_layers_is_told_what_was_looked_for():
 
 @pytest.mark.slow
 def test_the_import_of_the_package_does_not_load_what_profiles():
-    code = "import sys, neutreno; assert not {'neutreno.profiling', 'neutreno.conversion'} & sys.modules.keys()"
+    code = "import sys, neutreno; assert 'neutreno.oversmoothing' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert neutreno.profile is profile
 
@@ -365,7 +380,7 @@ def command(*arguments, cwd):
         (["hf:bert", "text.txt"], "3 lines of text.txt, 18 tokens", 4 * 3, 6),
         (["hf:t5", "text.txt", "--samples", "2"], "2 lines of text.txt", 2 * 3 * 3, 7),
         (["hf:vit", "images"], "2 images of images", 4 * 3, 17),
-        (["hf:bert", "--tokens", "9", "--measures", "cosine"], "64 sequences of 9 random token ids", 4, 9),
+        (["hf:bert", "--tokens", "9", "--metrics", "cosine"], "64 sequences of 9 random token ids", 4, 9),
         (["hf:vit", "--random-weights", "--layers", "layers.1,layers.2"], "random weights; 64 images of random", 9, 17),
         (["timm:test_vit", "images", "--random-weights", "--lam", "0.6"], "2 images of images", 7 * 3 * 2, 101),
         (
@@ -396,10 +411,10 @@ def test_the_command_line_writes_table_and_figure_and_says_what_it_measured(
 def test_a_run_folder_is_profiled_on_its_own_data(tmp_path):
     assert run_forked("train.py", *TINY, "trainer.max_epochs=1", "name=run", cwd=tmp_path).returncode == 0
     run = tmp_path / "outputs" / "run"
-    done = command("outputs/run", "--samples", "8", "--measures", "cosine", cwd=tmp_path)
+    done = command("outputs/run", "--samples", "8", "--metrics", "cosine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    probed = pd.read_csv(run / "oversmoothing.csv").query("tokens == 'all' and measure == 'cosine'")
-    found = pd.read_csv(tmp_path / "profile.csv")
+    probed = pd.read_csv(run / "oversmoothing.csv").query("subset == 'all' and metric == 'cosine'")
+    found = pd.read_csv(tmp_path / "profile.csv").query("subset == 'all'")
     last = probed[probed.step == probed.step.max()]
     assert found["mean"].tolist() == pytest.approx(last["mean"].tolist(), abs=1e-6)
     assert_one_line_error(command("outputs/run", "x", cwd=tmp_path), "x: no such file or folder")
@@ -426,8 +441,8 @@ def test_a_run_folder_is_profiled_on_its_own_data(tmp_path):
         (["hf:bert", "--lam", "nan"], ["--lam=nan is not a finite number"]),
         (["hf:bert", "--samples", "0"], ["--samples=0 is not a whole number"]),
         (["hf:bert", "--tokens", "1.5"], ["--tokens='1.5' is not a whole number"]),
-        (["hf:bert", "--measures", "cosin"], ["is not a list of measures"]),
-        (["hf:bert", "--measures", "attention_entropy"], ["attention weights"]),
+        (["hf:bert", "--metrics", "cosin"], ["--metrics: there is no layer-wise metric cosin"]),
+        (["hf:bert", "--metrics", "attention_entropy"], ["none of attention_entropy applies"]),
         (["hf:bert", "--layers", "blocks.*"], ["no module named 'blocks.*'", "encoder.layer (3 × BertLayer)"]),
         (["hf:bert", "--device", "none"], ["--device=none"]),
         (["hf:bert", "--output", "no/folder/here"], ["no/folder"]),

@@ -122,7 +122,7 @@ def test_a_stream_of_unknown_length_asks_for_it(hub_folder):
 def test_a_stream_validates_on_every_sample(hub_folder):
     data = opened(reader=f"hfids/{hub_folder}", **STREAM)
     assert sum(len(labels) for _, labels in data.val_dataloader()) == 6
-    assert data.probe_batch(3).shape == (3, 3, 12, 12)
+    assert data.probe_samples(3)[0].shape == (3, 3, 12, 12)
 
 
 def test_a_webdataset_trains_and_validates(webdataset, tmp_path):

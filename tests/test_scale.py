@@ -15,6 +15,7 @@ from timm.optim import create_optimizer_v2
 
 from neutreno.data.digits import Digits
 from neutreno.models.vit import vit
+from neutreno.reports.layers import curve
 from neutreno.tasks.classification import Classification
 
 # Nothing drawn at random but the order: processes draw their own masks.
@@ -122,7 +123,7 @@ def test_two_sharded_processes_end_as_one(one_process, sharded):
     assert_same_run(sharded, one_process("32-true"))
     assert_shared_out(sharded, 2, 3)
     assert result(sharded)["devices"]["strategy"] == "ShardedStrategy"
-    curves = [result(f)["oversmoothing"]["last"] for f in (sharded, one_process("32-true"))]
+    curves = [curve(result(f)["oversmoothing"]) for f in (sharded, one_process("32-true"))]
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
 
 

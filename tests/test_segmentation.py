@@ -15,6 +15,7 @@ from neutreno.data.segmentation import IGNORE
 from neutreno.errors import InputError
 from neutreno.models.segmenter import segmenter
 from neutreno.models.vit import vit
+from neutreno.reports.layers import curve
 from neutreno.reports.tables import load_groups
 from neutreno.tasks.segmentation import Segmentation, scores
 
@@ -123,8 +124,7 @@ def test_ignored_pixels_do_not_train():
 
 def test_a_run_reports_encoder_and_decoder_and_leaves_figures(finished):
     run, record = finished / "outputs/x", result(finished)
-    curves = record["oversmoothing"]
-    assert [len(curves["last"]), len(curves["decoder"]["last"])] == [3, 3]
+    assert [len(curve(record["oversmoothing"], stack=f"{part}.blocks")) for part in ("encoder", "decoder")] == [3, 3]
     assert {"val/miou", "val/pixel_acc", "val/mean_acc", "best/val/miou"} == record["metrics"].keys() - {
         "best/val/pixel_acc",
         "best/val/mean_acc",
@@ -158,7 +158,7 @@ def test_evaluate_repeats_the_runs_figures_and_adds_its_protocols(finished, stre
     rows = table(folder / "evaluation_class_iou.csv")
     assert {row["split"] for row in rows} == {"val", "val_multi_scale"}
     page = (folder / "evaluation.md").read_text()
-    assert "decoder layer" in page and "without class embeddings" in page and "val_multi_scale/miou" in page
+    assert "decoder layer" in page and "cosine similarity, patch tokens" in page and "val_multi_scale/miou" in page
 
 
 @pytest.mark.parametrize("setting, words", [("data.num_classes=5", "made for 4"), ("data.in_chans=1", "made for 3")])
@@ -211,7 +211,7 @@ def test_a_run_is_evaluated_without_the_run_its_encoder_came_from(two_seeds):
 def test_runs_from_encoders_of_their_own_seeds_are_one_group_with_both_parts(two_seeds):
     groups, _ = load_groups([two_seeds / "outputs/run0", two_seeds / "outputs/run1"])
     assert len(groups) == 1 and len(groups[0].runs) == 2
-    assert groups[0].curves().shape == groups[0].curves(tokens="decoder").shape == (2, 3)
+    assert groups[0].curves().shape == groups[0].curves(stack="decoder.blocks").shape == (2, 3)
 
 
 def test_a_comparison_shows_what_an_evaluation_added(finished):

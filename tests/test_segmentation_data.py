@@ -272,8 +272,8 @@ def test_workers_change_no_training_sample(root):
             assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
 
 
-def test_probe_batch_is_centre_crops_the_same_for_every_seed(root):
-    first, second = (opened(root=str(root), resize=None, seed=s).probe_batch(3) for s in (0, 7))
+def test_probe_samples_is_centre_crops_the_same_for_every_seed(root):
+    first, second = (opened(root=str(root), resize=None, seed=s).probe_samples(3)[0] for s in (0, 7))
     assert torch.equal(first, second) and first.shape == (3, 3, 32, 32)
     image, _ = opened(root=str(root), resize=None).val_dataloader().dataset[2]  # 64 x 20
     assert torch.equal(first[1][:, 6:26], image[:, :, 16:48])
@@ -532,7 +532,7 @@ def test_a_batch_of_scenes_is_normalised_by_the_training_split():
     assert torch.equal(masks, data.splits["train"].masks.long())  # a flip would make other digits
     image, mask = next(iter(data.val_dataloader()))[0]
     assert image.shape == (1, 32, 32) and mask.shape == (32, 32) and data.has_test
-    assert data.probe_batch(6).shape == (6, 1, 32, 32) and data.class_names[10] == "background"
+    assert data.probe_samples(6)[0].shape == (6, 1, 32, 32) and data.class_names[10] == "background"
 
 
 def test_the_scenes_need_no_setting():

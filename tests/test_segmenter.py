@@ -12,6 +12,7 @@ from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.errors import InputError
 from neutreno.models.segmenter import segmenter
 from neutreno.models.transformer import FeatScaleBlock
+from neutreno.oversmoothing.recorder import tokens_of
 
 GOLDEN = Path(__file__).parent / "golden/shared_segmenter_neutreno.npz"
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
@@ -110,17 +111,15 @@ def test_encoder_and_decoder_keep_first_layer_values_of_their_own():
 
 def test_tokens_of_encoder_and_decoder_are_those_that_the_masks_come_from():
     model = segmenter(**SMALL).eval()
-    with torch.no_grad():
-        tokens = model.token_features(torch.randn(2, 3, 32, 32))
-    shapes = {kind: {tuple(x.shape) for x in layers} for kind, layers in tokens.items()}
-    assert shapes == {
-        "all": {(2, 17, 24)},
-        "patch": {(2, 16, 24)},
-        "decoder": {(2, 21, 24)},
-        "decoder_patch": {(2, 16, 24)},
-    }
-    assert [len(tokens[kind]) for kind in tokens] == [4, 4, 3, 3]
-    assert torch.equal(tokens["decoder"][0][:, :16], model.decoder.proj_dec(model.encoder.norm(tokens["patch"][-1])))
+    found = tokens_of(model, torch.randn(2, 3, 32, 32))
+    shapes = [(place.stack, place.layer, tuple(tokens.features.shape)) for place, tokens in found]
+    assert shapes == [("encoder.blocks", k, (2, 17, 24)) for k in range(4)] + [
+        ("decoder.blocks", k, (2, 21, 24)) for k in range(3)
+    ]
+    encoded, entering = found[3][1].features, found[4][1].features
+    assert torch.equal(entering[:, :16], model.decoder.proj_dec(model.encoder.norm(encoded)[:, 1:]))
+    assert model.token_subsets("encoder.blocks", 17)["patch"].tolist() == [False] + [True] * 16
+    assert model.token_subsets("decoder.blocks", 21)["patch"].tolist() == [True] * 16 + [False] * 5
 
 
 def test_positions_and_embeddings_are_not_decayed():

@@ -68,9 +68,9 @@ def test_markdown_and_latex_say_the_same(runs):
 
 def test_further_columns_are_asked_for_by_name(runs):
     done = tables(runs, "--column", "effective_rank", "--column", "parameters", cwd=runs).stdout
-    assert "effective rank, trained" in done and "7.00 ± 0.00" in done and "1,234" in done
+    assert "effective rank, trained" in done and "5.00 ± 0.00" in done and "1,234" in done
     done = run_forked("scripts/tables.py", str(runs), "--column", "attention_entropy", cwd=runs)
-    assert_one_line_error(done, "attention_entropy", "probe.measures")
+    assert_one_line_error(done, "attention_entropy", "probe.metrics")
 
 
 def test_unfinished_runs_are_listed_never_averaged(runs):
@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_named_and_left_out(runs):
         ("text", "metrics", "good"),
         ("seedless", "settings", {}),
         ("list", "oversmoothing", [1]),
-        ("rank", "measures", {"effective_rank": 3}),
+        ("rank", "oversmoothing", [{"metric": "effective_rank", "mean": "3"}]),
     ):
         file = make_run(runs / name, "seed=6") / "result.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))

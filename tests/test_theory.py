@@ -17,7 +17,8 @@ from neutreno.models.language_model import LanguageModel
 from neutreno.models.segmenter import segmenter
 from neutreno.models.timm import timm_model
 from neutreno.models.vit import vit
-from neutreno.theory import descent, measure_energies
+from neutreno.oversmoothing.energies import descent, measure_energies
+from neutreno.reports.layers import curve, part_of, stacks_of
 
 RUNS = {
     "digits": [],
@@ -119,29 +120,31 @@ def test_energies_of_a_model_are_those_of_its_values_under_its_attention(kind):
     inputs = torch.randn(11, 3, 16, 16)
     if kind == "vit":
         model = vit(size="mini", img_size=16, patch_size=4, **small)
-        trunks = {"all": (model.blocks, model.token_features(inputs)["all"][0])}
+        trunks = {"blocks": (model.blocks, model.hidden_states(inputs)[0])}
     elif kind == "segmenter":
         model = segmenter(size="mini", img_size=16, patch_size=4, num_classes=3, **small).eval()
-        features = model.token_features(inputs)
+        hidden = model.encoder.hidden_states(inputs)
+        classes = model.decoder.cls_emb.expand(11, -1, -1)
+        entering = torch.cat([model.decoder.proj_dec(model.encoder.norm(hidden[-1])[:, 1:]), classes], 1)
         trunks = {
-            part: (net.blocks, features[part][0])
-            for part, net in zip(("all", "decoder"), model.children(), strict=True)
+            "encoder.blocks": (model.encoder.blocks, hidden[0]),
+            "decoder.blocks": (model.decoder.blocks, entering),
         }
     else:
         model = LanguageModel(30, drop_rate=0.1, **small).eval()
         inputs = torch.randint(30, (11, 12))
-        trunks = {"all": (model.blocks, model.token_features(inputs)["all"][0])}
+        trunks = {"blocks": (model.blocks, model.hidden_states(inputs)[0])}
     model.train()
     rows = pd.DataFrame(measure_energies(model, inputs, batch_size=4, run="x"))
-    assert model.training and set(rows.run) == {"x"} and set(rows.samples) == {11} and set(rows.tokens) == set(trunks)
+    assert model.training and set(rows.run) == {"x"} and set(rows.samples) == {11} and set(rows["stack"]) == set(trunks)
     model.eval()
-    for tokens, (blocks, x) in trunks.items():
+    for stack, (blocks, x) in trunks.items():
         for layer, energies in enumerate(plain_energies(blocks, x, kind == "language model"), start=1):
             for name, values in zip("JG", energies, strict=True):
-                row = rows[(rows.tokens == tokens) & (rows.measure == name) & (rows.layer == layer)]
+                row = rows[(rows["stack"] == stack) & (rows.metric == name) & (rows.layer == layer)]
                 assert row["mean"].item() == pytest.approx(values.mean().item(), rel=1e-4, abs=1e-9)
                 assert row.sd.item() == pytest.approx(values.std().item(), rel=1e-3, abs=1e-7)
-        g = rows[(rows.tokens == tokens) & (rows.measure == "G")].sort_values("layer")["mean"]
+        g = rows[(rows["stack"] == stack) & (rows.metric == "G")].sort_values("layer")["mean"]
         assert g.iloc[0] == 0 and (g.iloc[1:] > 0.1).all()
 
 
@@ -156,13 +159,12 @@ def test_runs_of_every_task_are_measured_by_layer_on_their_probes_samples(runs):
     assert list(dict.fromkeys(table["run"])) == list(RUNS)
     draws_both(runs / "layers")
     for folder in folders:
-        curves = json.loads((folder / "result.json").read_text())["oversmoothing"]
-        for network, curve in {"encoder": curves, "decoder": curves.get("decoder")}.items():
-            if curve:
-                part = table[(table["run"] == folder.name) & table["network"].isin(["", network])]
-                assert list(part["layer (0 = embedding)"]) == ["0", "1", "2"]
-                means = [float(cell.split()[0]) for cell in part["cosine similarity"]]
-                assert means == pytest.approx(curve["last"], abs=6e-4)
+        found = json.loads((folder / "result.json").read_text())["oversmoothing"]
+        for stack in stacks_of(found):
+            part = table[(table["run"] == folder.name) & table["network"].isin(["", part_of(stack)])]
+            assert list(part["layer (0 = embedding)"]) == ["0", "1", "2"]
+            means = [float(cell.split()[0]) for cell in part["cosine similarity"]]
+            assert means == pytest.approx(curve(found, stack=stack), abs=6e-4)
 
 
 def test_probe_and_data_of_a_run_may_be_set(runs):

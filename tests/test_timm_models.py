@@ -6,14 +6,20 @@ import torch
 from conftest import assert_one_line_error, run_forked
 from torch import nn
 
-from neutreno.callbacks.probe import measure_tokens
 from neutreno.checkpoints import load_weights
 from neutreno.errors import InputError
 from neutreno.models.timm import TimmModel, data_settings, timm_model
 from neutreno.models.vit import vit
+from neutreno.oversmoothing.recorder import measure, tokens_of
+from neutreno.reports.layers import curve
 
 SWIN = {"name": "swin_tiny_patch4_window7_224", "img_size": 64, "embed_dim": 16, "depths": (1, 1, 1, 1)}
 SWIN |= {"num_heads": (1, 1, 2, 2), "window_size": 4}
+
+
+def features(model, images):
+    """Tokens by layer."""
+    return [tokens.features for _, tokens in tokens_of(model, images)]
 
 
 def test_hidden_states_of_deit_tiny_are_those_of_our_model_with_the_same_weights(tmp_path):
@@ -22,11 +28,12 @@ def test_hidden_states_of_deit_tiny_are_those_of_our_model_with_the_same_weights
     ours = vit("tiny", weights=str(tmp_path / "deit.pth")).eval()
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        pairs = zip(theirs.hidden_states(images), ours.hidden_states(images), strict=True)
+        pairs = zip(features(theirs, images), ours.hidden_states(images), strict=True)
         for layer, (a, b) in enumerate(pairs):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-4, msg=lambda m, layer=layer: f"layer {layer}: {m}")
         torch.testing.assert_close(theirs(images), ours(images), rtol=0, atol=1e-5)
-    assert theirs.num_prefix_tokens == ours.num_prefix_tokens == 1
+    patches = theirs.token_subsets("net.blocks", 197)["patch"]
+    assert torch.equal(patches, ours.token_subsets("blocks", 197)["patch"]) and patches.sum() == 196
 
 
 def test_reading_tokens_leaves_the_model_as_timm_made_it():
@@ -34,14 +41,14 @@ def test_reading_tokens_leaves_the_model_as_timm_made_it():
     before = {k: v.clone() for k, v in net.state_dict().items()}
     model = TimmModel(net, (3, 160, 160))
     assert net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    model.eval().hidden_states(torch.randn(1, 3, 160, 160))
+    measure(model, torch.randn(1, 3, 160, 160))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
 def test_layers_are_the_embedding_and_every_block():
     model = timm_model("test_vit", img_size=32).eval()
     images = torch.randn(2, 3, 32, 32)
-    hidden = model.hidden_states(images)
+    hidden = features(model, images)
     assert len(hidden) == 1 + len(model.net.blocks) and {h.shape for h in hidden} == {(2, 5, 64)}
     x = model.net._pos_embed(model.net.patch_embed(images))
     for h, block in zip(hidden, [nn.Identity(), *model.net.blocks], strict=True):
@@ -60,9 +67,10 @@ def test_layers_are_the_embedding_and_every_block():
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
 def test_class_and_distillation_tokens_are_told_from_patches(model, prefix, patches):
-    side, model = model["img_size"], timm_model(**model).eval()
-    assert model.num_prefix_tokens == prefix
-    assert {h.shape[1] for h in model.hidden_states(torch.randn(1, 3, side, side))} == {prefix + patches}
+    side, model = model["img_size"], timm_model(**model)
+    rows = measure(model, torch.randn(1, 3, side, side))
+    counts = {subset: {r["tokens"] for r in rows if r["subset"] == subset} for subset in ("all", "patch")}
+    assert counts == {"all": {prefix + patches}, "patch": {patches} if prefix else set()}
 
 
 @pytest.mark.parametrize(
@@ -76,18 +84,19 @@ def test_class_and_distillation_tokens_are_told_from_patches(model, prefix, patc
 )
 def test_stages_of_a_hierarchical_model_have_a_curve(model, stages):
     model = timm_model(**model, num_classes=2)
-    rows = measure_tokens(model, torch.randn(3, 3, 64, 64))
-    assert len(rows) == 2 * stages and model.layers == "stage"
+    rows = measure(model, torch.randn(3, 3, 64, 64))
+    assert [r["layer"] for r in rows] == list(range(1, stages + 1)) and {r["stack"] for r in rows} == {"stages"}
     assert all(-1 <= row["mean"] <= 1 for row in rows)  # no NaN either
     maps = model.eval().net.forward_intermediates(torch.zeros(1, 3, 64, 64), intermediates_only=True)
-    tokens = model.hidden_states(torch.zeros(1, 3, 64, 64))
-    assert torch.equal(tokens[0][0, 3], maps[0][0, :, 0, 3])  # a token is the channels of a position
+    tokens = features(model, torch.zeros(1, 3, 64, 64))
+    for found, stage in zip(tokens, maps, strict=True):  # a token is the channels of a position
+        assert torch.equal(found, stage.flatten(2).mT)
 
 
 def test_our_own_models_by_timms_name_keep_their_tokens():
     model = timm_model("deit_tiny_neutreno_patch16_224").eval()
     images = torch.randn(1, 3, 224, 224)
-    for a, b in zip(model.hidden_states(images), model.net.hidden_states(images), strict=True):
+    for a, b in zip(features(model, images), model.net.hidden_states(images), strict=True):
         assert torch.equal(a, b)
 
 
@@ -162,7 +171,7 @@ def test_a_timm_model_trains_by_name_and_its_run_has_timms_names(image_folders, 
     run = tmp_path / "outputs" / "x"
     result = json.loads((run / "result.json").read_text())
     assert result["settings"]["model.name"] == "test_vit" and result["axes"] == {}
-    assert len(result["oversmoothing"]["last"]) == 7
+    assert len(curve(result["oversmoothing"])) == 7
     net = timm.create_model("test_vit", num_classes=2, img_size=32)
     load_weights(net, run)
     done = run_forked("evaluate.py", str(run), "cost=null", cwd=tmp_path)

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from neutreno.config.building import check_trusted
 from neutreno.config.composing import compose as compose_run
+from neutreno.reports.layers import curve
 from neutreno.runs import default_name
 
 
@@ -242,10 +243,8 @@ def test_result_says_what_was_run_where_and_what_came_out(finished):
     assert result["versions"]["torch"] and result["hardware"]["cpu"] and result["wall_clock_s"] > 0
     wanted = {f"{p}{s}/{m}" for p in ("", "ema/", "best/") for s in ("val", "test") for m in ("top1", "top5", "loss")}
     assert set(result["metrics"]) == wanted
-    curves = result["oversmoothing"]
-    patch = curves.pop("patch")
-    assert set(curves) == set(patch) == {"initial", "last"} and patch != curves
-    assert {len(curve) for curve in [*curves.values(), *patch.values()]} == {3}
+    curves = {(w, s): curve(result["oversmoothing"], w, s) for w in ("initial", "last") for s in ("all", "patch")}
+    assert {len(found) for found in curves.values()} == {3} and len({str(found) for found in curves.values()}) == 4
 
 
 def test_metrics_csv_holds_learning_rate_throughput_and_every_epoch(finished):
@@ -261,10 +260,10 @@ def test_metrics_csv_holds_learning_rate_throughput_and_every_epoch(finished):
 def test_probe_measures_at_initialisation_every_epoch_and_at_the_end(finished):
     table = rows(finished[0] / "oversmoothing.csv")
     times = [(0, "initial"), (4, "training"), (8, "training"), (12, "final")]
-    measures = ("cosine", "residual", "effective_rank")  # the default
-    found = [(int(r["step"]), r["when"], r["measure"], r["tokens"], int(r["layer"])) for r in table]
+    metrics = ("cosine", "residual", "effective_rank")  # the default
+    found = [(int(r["step"]), r["when"], r["metric"], r["subset"], int(r["layer"])) for r in table]
     kinds = ("all", "patch")
-    assert found == [(*time, m, t, layer) for time in times for m in measures for t in kinds for layer in range(3)]
+    assert found == [(*time, m, t, layer) for time in times for m in metrics for t in kinds for layer in range(3)]
 
 
 def test_probe_equals_a_plain_computation_on_the_checkpoint(finished):
@@ -277,11 +276,11 @@ def test_probe_equals_a_plain_computation_on_the_checkpoint(finished):
     data.setup()
     weights = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
     model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
-    x = model.eval().hidden_states(data.probe_batch(8))[2]
+    x = model.eval().hidden_states(data.probe_samples(8)[0])[2]
     unit = torch.nn.functional.normalize(x.double(), dim=-1)
     n = x.shape[1]
     plain = ((unit @ unit.mT).sum((1, 2)) - n) / (n * (n - 1))
-    what = {"layer": "2", "tokens": "all", "measure": "cosine"}
+    what = {"layer": "2", "subset": "all", "metric": "cosine"}
     row = next(r for r in rows(finished[0] / "oversmoothing.csv")[::-1] if what.items() <= r.items())
     assert float(row["mean"]) == pytest.approx(plain.mean().item(), abs=1e-6)
     assert float(row["sd"]) == pytest.approx(plain.std().item(), abs=1e-6)
@@ -298,9 +297,7 @@ def test_evaluate_gives_the_metrics_and_curve_of_the_end_of_training(finished):
     assert done.returncode == 0, done.stderr
     result, again = (json.loads((run / f).read_text()) for f in ("result.json", "evaluation.json"))
     assert again["metrics"] == result["metrics"]
-    assert [r["mean"] for r in again["oversmoothing"] if (r["tokens"], r["measure"]) == ("all", "cosine")] == result[
-        "oversmoothing"
-    ]["last"]
+    assert curve(again["oversmoothing"]) == curve(result["oversmoothing"], "last")
     assert (run / "evaluation.png").stat().st_size > 10_000
     (run / "evaluation.json").unlink(), (run / "evaluation.png").unlink()
 

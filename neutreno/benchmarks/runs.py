@@ -18,9 +18,10 @@ from neutreno.models.vit import vit
 
 
 def bench_probe(repeats: int) -> list[tuple[str, str]]:
-    from neutreno.callbacks.probe import OversmoothingProbe, measure_tokens
+    from neutreno.oversmoothing.probe import OversmoothingProbe
+    from neutreno.oversmoothing.recorder import measure
 
-    rows, measures = [], OversmoothingProbe(".").measures
+    rows, metrics = [], OversmoothingProbe(".").metrics
     cases = {
         "the default run (mini, digits; 128 samples; 39 steps of 32)": (
             vit("mini", img_size=8, patch_size=2, in_chans=1, num_classes=10), (1, 8, 8), 32, 39,
@@ -32,10 +33,9 @@ def bench_probe(repeats: int) -> list[tuple[str, str]]:
     for name, (model, shape, batch, steps) in cases.items():
         step = training_step(model, torch.randn(batch, *shape))
         inputs = torch.randn(128, *shape)
-        step(), measure_tokens(model, inputs, measures)
+        step(), measure(model, inputs, metrics)
         shares = [
-            seconds(lambda m=model, i=inputs: measure_tokens(m, i, measures)) / (seconds(step) * steps)
-            for _ in range(repeats)
+            seconds(lambda m=model, i=inputs: measure(m, i, metrics)) / (seconds(step) * steps) for _ in range(repeats)
         ]
         rows.append((f"one probe as a share of an epoch of {name}", f"{100 * statistics.median(shares):.2f} %"))
     return rows

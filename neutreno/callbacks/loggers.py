@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from neutreno.config.building import build
 from neutreno.config.options import SUPPLIED, checked
 from neutreno.errors import InputError
+from neutreno.reports.layers import curve, part_of, said_of
 
 log = logging.getLogger(__name__)
 
@@ -24,36 +25,38 @@ def make_loggers(config: Any, folder: Path, experiment: str, job: str) -> list[L
     return [build(sink, folder=folder, experiment=experiment, job=job) for sink in config.values()]
 
 
-def log_report(loggers: Sequence[Logger], metrics: dict[str, float], curves: dict[str, Any], figure: Path) -> None:
-    """Hand what a run ends with to the sinks: metrics, similarity by layer (``{kind: {when: […]}}``) and its figure.
+def log_report(loggers: Sequence[Logger], metrics: dict[str, float], rows: list[dict], figure: Path) -> None:
+    """Hand what a run ends with to the sinks: metrics, rows of layer-wise metrics and the figure of the similarity.
 
     A sink that fails costs a warning, never the run: its folder is the record.
     """
     for logger in loggers:
         try:
-            _REPORTS[type(logger).__name__](logger, metrics, curves, figure)
+            _REPORTS[type(logger).__name__](logger, metrics, rows, figure)
         except Exception as error:
             log.warning("%s took no report: %s", type(logger).__name__, " ".join(str(error).split()))
 
 
-def _report_to_wandb(logger: Logger, metrics: dict[str, float], curves: dict[str, Any], figure: Path) -> None:
+def _report_to_wandb(logger: Logger, metrics: dict[str, float], rows: list[dict], figure: Path) -> None:
     import wandb
 
     run = logger.experiment
     content: dict[str, Any] = {"oversmoothing/figure": wandb.Image(str(figure))}
-    for kind, measured in curves.items():
-        known = {_WHEN[when]: curve for when, curve in measured.items() if curve}
-        if known:
-            layers = list(range(max(map(len, known.values()))))
-            title = f"Similarity of tokens by layer: {kind}"
-            series = wandb.plot.line_series(layers, list(known.values()), list(known), title=title, xname="layer")
-            content[f"oversmoothing/curves/{kind}"] = series
+    for stack, subset in dict.fromkeys((row["stack"], row["subset"]) for row in rows):
+        trained = {"trained": curve(rows, "last", subset, stack=stack)}
+        before = {"at initialisation": curve(rows, "initial", subset, stack=stack)}
+        known = before | trained if before["at initialisation"] != trained["trained"] else trained
+        title = f"Similarity of tokens by layer: {' '.join(filter(None, [part_of(stack), said_of(subset)]))}"
+        series = wandb.plot.line_series(
+            list(range(len(trained["trained"]))), list(known.values()), list(known), title=title, xname="layer"
+        )
+        content[f"oversmoothing/curves/{'_'.join(filter(None, [part_of(stack), subset]))}"] = series
     run.log(content)
     run.summary.update(metrics)
     run.finish()
 
 
-def _report_to_tensorboard(logger: Logger, metrics: dict[str, float], curves: dict[str, Any], figure: Path) -> None:
+def _report_to_tensorboard(logger: Logger, metrics: dict[str, float], rows: list[dict], figure: Path) -> None:
     import numpy as np
     from PIL import Image
 
@@ -64,7 +67,6 @@ def _report_to_tensorboard(logger: Logger, metrics: dict[str, float], curves: di
     writer.flush()
 
 
-_WHEN = {"initial": "at initialisation", "last": "trained"}
 _REPORTS = {"WandbLogger": _report_to_wandb, "TensorBoardLogger": _report_to_tensorboard}
 
 

@@ -55,8 +55,8 @@ def evaluate(composed: Composed) -> None:
     from lightning.pytorch.utilities import rank_zero_only
 
     from neutreno import console
-    from neutreno.callbacks.probe import probed
     from neutreno.evaluation import evaluate_crops, evaluate_protocols, evaluate_run, evaluate_weights, further_crops
+    from neutreno.oversmoothing.probe import probed
     from neutreno.parallel import build_trainer
     from neutreno.robustness import check_folders, evaluate_folders
 
@@ -87,7 +87,7 @@ def evaluate(composed: Composed) -> None:
     perplexity, cost = beyond_metrics(trainer, task.model, data, sliding, settings.get("cost"))
     metrics |= {entry["metric"]: entry["ppl"] for entry in perplexity or ()}
     more = {"robustness": found, "corrupt_images": len(data.corrupt.read()), "perplexity": perplexity, "cost": cost}
-    measures = probed(settings["probe"].get("measures", ["cosine"]))
+    measures = probed(settings["probe"].get("metrics", ["cosine"]))
     evaluation = describe_evaluation(run, target, settings, trainer, task, data, measures, metrics, more)
     evaluation["settings"] |= {"crop_pcts": crop_pcts, **robustness}
     write(composed, run, target.path, evaluation, task)
@@ -188,16 +188,14 @@ def describe_evaluation(
 ) -> dict[str, Any]:
     """``evaluation.json``"""
     from neutreno import results
-    from neutreno.callbacks.probe import measure_tokens
-    from neutreno.reports.figures import LAYERS
+    from neutreno.oversmoothing.recorder import measure
 
-    inputs = data.probe_batch(settings["probe"]["num_samples"])
+    samples = data.probe_samples(settings["probe"]["num_samples"])
     return {
         "name": target.path.resolve().name,
         "metrics": metrics,
         **more,
-        "layers": getattr(task.model, "layers", LAYERS),
-        "oversmoothing": measure_tokens(task.model, inputs, measures),
+        "oversmoothing": measure(task.model, samples, measures),
         "settings": {
             "run": None if run is None else str(run.path),
             **{key: settings[key] for key in ("data", "model")},
@@ -221,16 +219,12 @@ def write(composed: Composed, run: RunFolder | None, folder: Path, evaluation: d
     page = render(evaluation)
     results.write_text(folder / "evaluation.md", page)
     title = f"{evaluation['name']}, last checkpoint" if run is not None else evaluation["name"]
-    plot_similarity(evaluation["oversmoothing"], folder / "evaluation.png", title, evaluation["layers"])
+    plot_similarity(evaluation["oversmoothing"], folder / "evaluation.png", title)
     figures = [folder / "evaluation.png", *task.write_report(folder, "evaluation_")]
-    curves: dict[str, dict[str, list[float]]] = {}
-    for row in evaluation["oversmoothing"]:
-        if row["measure"] == "cosine":
-            curves.setdefault(row["tokens"], {"last": []})["last"].append(row["mean"])
     loggers = make_loggers(composed.settings["logger"] or {}, folder, group_of(run, composed.choices), "eval")
     for logger in loggers:
         logger.log_hyperparams(evaluation["settings"])
-    log_report(loggers, evaluation["metrics"], curves, folder / "evaluation.png")
+    log_report(loggers, evaluation["metrics"], evaluation["oversmoothing"], folder / "evaluation.png")
     print(f"{page}\nrecord  {folder / 'evaluation.json'}, .md\nfigure  {', '.join(map(str, figures))}")
 
 

@@ -2,7 +2,7 @@
 
     neutreno figures outputs/digits-* outputs/digit_scenes-* outputs/python_docs-*
     neutreno figures outputs/digits-* --output docs/figures/digits_similarity --initial
-    neutreno figures outputs/*-lab_* --measure effective_rank
+    neutreno figures outputs/*-lab_* --metric effective_rank
 
 Writes PREFIX.pdf and PREFIX.png, as wide as a column or a page: means over seeds, bands of ± a standard deviation.
 """
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of them")
     parser.add_argument("--output", default="similarity", metavar="PREFIX", help="default: %(default)s")
     parser.add_argument("--initial", action="store_true", help="before training instead of after it")
-    parser.add_argument("--measure", default="cosine", help="of probe.measures, e.g. effective_rank; default: cosine")
+    parser.add_argument("--metric", default="cosine", help="of probe.metrics, e.g. effective_rank; default: cosine")
     parser.add_argument("--title", default="", help="of the figure; default: none")
     arguments = parser.parse_args(arguments)
     try:
@@ -32,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         groups, left_out = group_runs(runs)
         for problem in [*problems, *left_out]:
             print(f"warning: {problem}; left out", file=sys.stderr)
-        panels = panels_of(groups, "initial" if arguments.initial else "last", arguments.measure)
+        panels = panels_of(groups, "initial" if arguments.initial else "last", arguments.metric)
         if not panels:
-            raise InputError(f"none of the runs is finished and has measured {arguments.measure} of its tokens")
-        paths = plot_curves(panels, arguments.output, arguments.title, arguments.measure, scale_of(groups))
+            raise InputError(f"none of the runs is finished and has measured {arguments.metric} of its tokens")
+        paths = plot_curves(panels, arguments.output, arguments.title, arguments.metric, scale_of(groups))
         print("figure: " + ", ".join(map(str, paths)))
     except Exception as error:
         return report(error)

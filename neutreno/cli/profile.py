@@ -1,7 +1,7 @@
 """Over-smoothing by layer of any model: timm's, Hugging Face's, or a run folder's.
 
     neutreno profile timm:vit_tiny_patch16_224 FOLDER_OF_IMAGES
-    neutreno profile hf:bert-base-uncased TEXT.txt --measures cosine,effective_rank
+    neutreno profile hf:bert-base-uncased TEXT.txt --metrics cosine,effective_rank
     neutreno profile hf:./local_folder TEXT.txt --lam 0.6         as it is, and with NeuTRENO's term
     neutreno profile timm:vit_tiny_patch16_224 --random-weights   no weights, no data, no network
     neutreno profile outputs/RUN                                  on the validation data of the run
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from neutreno.cli import add_trust, parser_of
 from neutreno.errors import InputError, check_number, report
+from neutreno.reports.layers import ALL, said_of
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -138,15 +139,15 @@ def token_ids(model, fetched, arguments: argparse.Namespace):
 
 
 def run_folder(folder: str, arguments: argparse.Namespace):
-    """The same of a run folder: its last weights, and the validation samples that its probe measures."""
+    """The same of a run folder: its last weights, and the validation samples that its probe takes."""
     from neutreno.evaluation import open_run
 
     if arguments.data is not None or arguments.random_weights:
         given = "--random-weights" if arguments.data is None else arguments.data
         raise InputError(f"{folder} is a run, with weights and data of its own; leave {given} out")
     model, data, _ = open_run(folder, trust=arguments.trust)
-    batch = data.probe_batch(arguments.samples)
-    return model, batch, f"{len(batch)} of its validation samples"
+    samples = data.probe_samples(arguments.samples)
+    return model, samples, f"{len(samples[0])} of its validation samples"
 
 
 def number(name: str, text: str, least: float, integer: bool = False) -> float:
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", metavar="MODEL", help="timm:NAME, hf:NAME, hf:FOLDER, or a run folder")
     parser.add_argument("data", nargs="?", metavar="DATA", help="folder of images or text file; default: random inputs")
     parser.add_argument("--lam", help="λ̃: measure a second time with NeuTRENO's term, weights as they are")
-    parser.add_argument("--measures", default="cosine,residual,effective_rank", metavar="NAME,…")
+    parser.add_argument("--metrics", default="cosine,residual,effective_rank", metavar="NAME,…")
     parser.add_argument("--layers", metavar="PATTERN,…", help="modules that are the layers, e.g. 'encoder.layer.*'")
     parser.add_argument("--samples", default="64", help="default: %(default)s")
     parser.add_argument("--tokens", default="128", help="most tokens of a line of text; default: %(default)s")
@@ -185,13 +186,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import pandas as pd
         import torch
 
-        from neutreno.conversion import convert
         from neutreno.files import replacing
-        from neutreno.oversmoothing import check_measures
-        from neutreno.profiling import profile
+        from neutreno.oversmoothing.convert import convert
+        from neutreno.oversmoothing.metrics import named_metrics
+        from neutreno.oversmoothing.profile import profile
         from neutreno.reports.figures import plot_profile
 
-        measures = check_measures("--measures", arguments.measures.split(","))
+        metrics = arguments.metrics.split(",")
+        named_metrics(metrics, "--metrics")
         torch.manual_seed(seed)
         library, _, name = arguments.model.partition(":")
         load = {"timm": timm_model, "hf": hugging_face_model}.get(library) if name else None
@@ -200,9 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model.to(arguments.device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"--device={arguments.device}: {next(iter(str(error).splitlines()))}") from error
-        table = profile(model, batches, measures, layers)
+        table = profile(model, batches, metrics, layers)
         if lam:
-            converted = profile(convert(model, lam, layers), batches, measures, layers)
+            converted = profile(convert(model, lam, layers), batches, metrics, layers)
             table = pd.concat([table.assign(lam=0.0), converted.assign(lam=lam)])
         weights = ", random weights" if arguments.random_weights else ""
         title = f"{arguments.model}{weights}; {what}"
@@ -218,12 +220,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def markdown(table) -> str:
-    """A row per layer, a column per measure (and λ̃): mean ± standard deviation over samples."""
-    shown = table.assign(value=[f"{m:.4g} ± {s:.2g}" for m, s in zip(table["mean"], table["sd"], strict=True)])
+    """A row per layer, a column per metric, subset of tokens and λ̃: mean ± standard deviation over samples."""
+    spread = ["" if s is None or s != s else f" ± {s:.2g}" for s in table["sd"]]
+    shown = table.assign(value=[f"{m:.4g}{s}" for m, s in zip(table["mean"], spread, strict=True)])
+    shown["metric"] += ["" if subset == ALL else f", {said_of(subset)}" for subset in table["subset"]]
     if "lam" in table:
-        shown["measure"] += [", as it is" if lam == 0 else f", λ̃ = {lam:g}" for lam in table["lam"]]
-    columns = list(dict.fromkeys(shown["measure"]))
-    wide = shown.pivot_table(index=["stack", "layer"], columns="measure", values="value", aggfunc="first", sort=False)
+        shown["metric"] += [", as it is" if lam == 0 else f", λ̃ = {lam:g}" for lam in table["lam"]]
+    columns = list(dict.fromkeys(shown["metric"]))
+    wide = shown.pivot_table(index=["stack", "layer"], columns="metric", values="value", aggfunc="first", sort=False)
     return wide.reset_index()[["stack", "layer", *columns]].to_markdown(index=False, disable_numparse=True)
 
 

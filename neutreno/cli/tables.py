@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline", metavar="TEXT", help="part of the name of the row to measure all others against")
     parser.add_argument(
         "--column", action="append", default=[], metavar="NAME",
-        help="further column: parameters, or a measure of probe.measures after the last layer (repeatable)",
+        help="further column: parameters, or a metric of probe.metrics after the last layer (repeatable)",
     )  # fmt: skip
     add_config_dir(parser)
     arguments = parser.parse_args(arguments)

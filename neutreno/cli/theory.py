@@ -21,8 +21,8 @@ DEFAULTS = {"lams": "0,0.2,0.4,0.6,0.8,1", "steps": 32, "tokens": 64, "dim": 16,
 
 
 def random_tokens(lams: str, steps: int, tokens: int, dim: int, seed: int, output: str) -> None:
+    from neutreno.oversmoothing.energies import descent
     from neutreno.reports.theory import descent_table, plot_descent
-    from neutreno.theory import descent
 
     try:
         values = sorted({float(lam) for lam in lams.split(",")})
@@ -45,8 +45,8 @@ def trained_runs(arguments: list[str], output: str, trust: Sequence[str]) -> Non
 
     from neutreno import console
     from neutreno.evaluation import open_run
+    from neutreno.oversmoothing.energies import measure_energies
     from neutreno.reports.theory import layers_table, plot_layers
-    from neutreno.theory import measure_energies
 
     console.quiet(0)
     overrides = [a for a in arguments if re.match(r"[a-z]+\.\w[\w.]*=", a)]
@@ -55,7 +55,7 @@ def trained_runs(arguments: list[str], output: str, trust: Sequence[str]) -> Non
         model, data, settings = open_run(folder, overrides, trust)
         samples = settings["probe"]["num_samples"]
         check_number("probe.num_samples", samples, 1, integer=True)
-        rows += measure_energies(model, data.probe_batch(samples), run=Path(folder).resolve().name)
+        rows += measure_energies(model, data.probe_samples(samples), run=Path(folder).resolve().name)
     if not rows:
         raise InputError(f"{' '.join(overrides)} goes with a run folder: neutreno theory RUN {overrides[0]}")
     print(layers_table(pd.DataFrame(rows)))

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from lightning import Trainer
     from lightning.pytorch.loggers import Logger
 
-    from neutreno.callbacks.probe import OversmoothingProbe
     from neutreno.config.composing import Composed
     from neutreno.data.base import SplitData
+    from neutreno.oversmoothing.probe import OversmoothingProbe
     from neutreno.runs import RunFolder
     from neutreno.tasks.base import Task
 
@@ -74,7 +74,11 @@ def train(composed: Composed) -> None:
     model = build(settings["model"], **data.model_arguments())
     task = build(settings["task"], model=model)
     data.setup()
-    if config.compile:  # in place, so names stay; the average and token_features() are not compiled
+    if config.grad_checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise InputError(f"grad_checkpointing=true: {type(model).__name__} has no such way to run; leave it out")
+        model.set_grad_checkpointing()
+    if config.compile:  # in place, so names stay; the average is not compiled, nor what the probe runs
         model.compile()
     if config.preflight:
         return preflight(config, task, data, plugins)
@@ -118,9 +122,9 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
 
     from neutreno import console, results
     from neutreno.callbacks.loggers import log_report
-    from neutreno.callbacks.probe import OversmoothingProbe
     from neutreno.checkpoints import read_checkpoint
     from neutreno.evaluation import evaluate_run
+    from neutreno.oversmoothing.probe import OversmoothingProbe
     from neutreno.parallel import describe
 
     config, settings = composed.config, composed.settings
@@ -156,7 +160,7 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
     if leader:
         probe.write()
         task.write_report(run.path)
-        log_report(loggers[1:], metrics, probe.by_kind(), run.path / "oversmoothing.png")
+        log_report(loggers[1:], metrics, probe.first_and_last(), run.path / "oversmoothing.png")
         print(results.summary(run.path))
 
 
@@ -238,8 +242,7 @@ def outcome(trainer: Trainer, data: SplitData, probe: OversmoothingProbe, timer:
 
     return {
         "corrupt_images": len(data.corrupt.read()),
-        "oversmoothing": probe.curves(),
-        "measures": probe.further_curves(),
+        "oversmoothing": probe.first_and_last(),
         "steps": trainer.global_step,
         "devices": describe(trainer, data),  # device_batch=auto is known only now
         "wall_clock_s": round(timer.time_elapsed("train"), 1),

@@ -106,13 +106,22 @@ def _check_plain(node: Any, trust: Sequence[str]) -> None:
         raise InputError(f"the run's config holds a {type(node).__name__}; a run writes none; refused")
 
 
-def _check_target(path: Any, trust: Sequence[str]) -> None:
+def check_package(path: Any, trust: Sequence[str]) -> None:
+    """Refuse a dotted path of a run folder that leads outside this package and those of ``trust``.
+
+    Raises:
+        InputError: it does.
+    """
     package = path.partition(".")[0] if isinstance(path, str) else None
     if not isinstance(path, str) or not any(path.startswith(f"{name}.") for name in ("neutreno", *trust)):
         raise InputError(
             f"the run's config names {path!r}, which is not a part of neutreno; refused. If that package is yours "
             f"or you have read it: trust={package}"
         )
+
+
+def _check_target(path: Any, trust: Sequence[str]) -> None:
+    check_package(path, trust)
     from lightning import LightningDataModule
     from torch import nn
 

@@ -236,10 +236,10 @@ def _library_problems(node: dict[str, Any], key: str, kind: type) -> Iterator[st
 
 
 def _named_metrics(settings: dict[str, Any]) -> Iterator[str]:
-    from neutreno.callbacks.probe import probed
+    from neutreno.oversmoothing.probe import probed
 
     try:
-        probed(settings["probe"].get("measures", []))
+        probed(settings["probe"].get("metrics", []))
     except InputError as error:
         yield str(error)
 

@@ -27,7 +27,7 @@ class Parts:
 class Probe:
     """``probe``: layer-wise metrics of over-smoothing while training."""
 
-    measures: Annotated[list[str], EXECUTION] = field(default_factory=list)
+    metrics: Annotated[list[str], EXECUTION] = field(default_factory=list)
     every_n_epochs: Count = 1
     num_samples: Annotated[Count, FREE] = 128
 
@@ -119,6 +119,7 @@ class Settings:
     output_dir: Annotated[str, EXECUTION] = "outputs"
     resume: Annotated[bool, EXECUTION] = False
     compile: Annotated[bool, EXECUTION] = False
+    grad_checkpointing: Annotated[bool, EXECUTION] = False
     preflight: Annotated[bool, EXECUTION] = False
     paper: Annotated[dict[str, Any], EXECUTION] = field(default_factory=dict)
 

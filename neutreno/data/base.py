@@ -185,11 +185,14 @@ class SplitData(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader("test")
 
-    def probe_batch(self, num_samples: int) -> torch.Tensor:
-        """Inputs (n, …) spread evenly over the validation set, the same for every run and seed."""
+    def probe_samples(self, num_samples: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Inputs (n, …) and labels (n, …) spread evenly over the validation set, the same for every run and seed."""
         data = self._dataset("val", self.probe_transform())
         indices = np.linspace(0, len(data) - 1, min(num_samples, len(data))).round().astype(int)
-        return collate_readable([data[int(i)] for i in indices])[0]
+        batch = collate_readable([data[int(i)] for i in indices])
+        if not batch:
+            raise InputError("none of the samples that the probe measures could be read; see which are corrupt")
+        return batch[0], batch[1] if len(batch) > 1 else None
 
     def _eval_loader(self, split: str) -> DataLoader:
         data = self._dataset(split, self.eval_transform())

@@ -232,11 +232,12 @@ class ImageClassification(ClassificationData):
         rank = self.trainer.global_rank
         return Stream(partial(self._open, split, **kwargs), transform, self.num_classes, self.seed, rank)
 
-    def probe_batch(self, num_samples: int) -> torch.Tensor:
+    def probe_samples(self, num_samples: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not self.streams:
-            return super().probe_batch(num_samples)
+            return super().probe_samples(num_samples)
         transform = self.eval_transform()
-        return torch.stack([transform(image) for image, _ in itertools.islice(self.splits["val"], num_samples)])
+        images, labels = zip(*itertools.islice(self.splits["val"], num_samples), strict=True)
+        return torch.stack([transform(image) for image in images]), torch.tensor(labels)
 
     def _images(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A split on the training device, read once."""

@@ -206,10 +206,12 @@ class TextData(SplitData):
         share = max(1, segments_of(len(ids), self.segment) // world)  # every process gets a batch
         return SegmentLoader(ids, self.segment, min(self.eval_batch_size, share), world, rank)
 
-    def probe_batch(self, num_samples: int) -> Tensor:
+    def probe_samples(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Segments (n, N) and the words that follow each of theirs, (n, N)."""
         ids, segment = self.splits["val"], self.segment
         starts = np.linspace(0, (len(ids) - 1) // segment - 1, min(num_samples, (len(ids) - 1) // segment)).round()
-        return torch.from_numpy(np.stack([ids[i : i + segment] for i in starts.astype(int) * segment]).astype(np.int64))
+        words = np.stack([ids[i : i + segment + 1] for i in starts.astype(int) * segment]).astype(np.int64)
+        return torch.from_numpy(words[:, :-1].copy()), torch.from_numpy(words[:, 1:].copy())
 
 
 class TextFiles(TextData):

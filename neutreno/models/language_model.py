@@ -82,7 +82,8 @@ class LanguageModel(nn.Module):
             raise InputError(f"model.embed_dim={embed_dim} is odd: positions are pairs of sine and cosine")
         self.softmax = AdaptiveSoftmax(vocab_size, embed_dim, cutoffs)
         self.drop = nn.Dropout(drop_rate)
-        self.blocks = Trunk(
+        self.grad_checkpointing = False
+        self.blocks = Trunk.of(
             depth,
             block=block,
             dim=embed_dim,
@@ -115,12 +116,12 @@ class LanguageModel(nn.Module):
         self.blocks(self._embed(ids), hidden)
         return hidden
 
-    def token_features(self, ids: Tensor) -> dict[str, list[Tensor]]:
-        """The same, for the measures of over-smoothing."""
-        return {"all": self.hidden_states(ids)}
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
 
     def forward_features(self, ids: Tensor) -> Tensor:
-        return self.drop(self.blocks(self._embed(ids)))
+        return self.drop(self.blocks(self._embed(ids), checkpointing=self.grad_checkpointing))
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
         hidden = self.forward_features(ids)

@@ -16,11 +16,11 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
-from neutreno.checkpoints import load_strictly, load_weights, read_weights
+from neutreno.checkpoints import load_fitting, load_weights, read_weights
 from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, builds, checked
 from neutreno.errors import InputError
-from neutreno.models.transformer import Block, Trunk, init_linears, kinds_of_tokens
-from neutreno.models.vit import VisionTransformer, vit
+from neutreno.models.transformer import Block, Trunk, init_linears
+from neutreno.models.vit import SIZES, VisionTransformer, of_size
 
 
 class MaskTransformer(nn.Module):
@@ -49,9 +49,10 @@ class MaskTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.grad_checkpointing = False
         self.proj_dec = nn.Linear(dim, dim)
         self.cls_emb = nn.Parameter(trunc_normal_(torch.empty(1, num_classes, dim), std=init_std))
-        self.blocks = Trunk(
+        self.blocks = Trunk.of(
             depth,
             drop_path_rate,
             block=block,
@@ -69,10 +70,9 @@ class MaskTransformer(nn.Module):
         self.mask_norm = nn.LayerNorm(num_classes, eps=norm_eps)
         init_linears(self, init_std)
 
-    def forward(self, patches: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
-        """Appends the tokens before the first and after every block to ``hidden`` if given: patches, then classes."""
+    def forward(self, patches: Tensor) -> Tensor:
         x = torch.cat([self.proj_dec(patches), self.cls_emb.expand(len(patches), -1, -1)], dim=1)
-        x = self.decoder_norm(self.blocks(x, hidden))
+        x = self.decoder_norm(self.blocks(x, checkpointing=self.grad_checkpointing))
         patches, classes = x[:, : -self.num_classes], x[:, -self.num_classes :]
         patches = F.normalize(patches @ self.proj_patch, dim=-1)
         classes = F.normalize(classes @ self.proj_classes, dim=-1)
@@ -112,18 +112,17 @@ class Segmenter(nn.Module):
         padded = logits.shape[-2:] != images.shape[-2:]
         return logits[..., :height, :width] if padded else logits
 
-    def token_features(self, images: Tensor) -> dict[str, list[Tensor]]:
-        """Tokens (B, N, C) by layer; entry 0 is what enters the first block.
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute activations again in the backward pass instead of keeping them, in encoder and decoder."""
+        self.encoder.set_grad_checkpointing(enable)
+        self.decoder.grad_checkpointing = enable
 
-        Of the encoder: ``all``, and ``patch`` without class token. Of the decoder: ``decoder``, and ``decoder_patch``
-        without class embeddings.
-        """
-        hidden = self.encoder.hidden_states(images)
-        decoded: list[Tensor] = []
-        self.decoder(self.encoder.norm(hidden[-1])[:, self.encoder.num_prefix_tokens :], decoded)
-        patches = [x[:, : -self.num_classes] for x in decoded]
-        encoder = kinds_of_tokens(hidden, self.encoder.num_prefix_tokens)
-        return {**encoder, "decoder": decoded, "decoder_patch": patches}
+    def token_subsets(self, stack: str, tokens: int) -> dict[str, Tensor]:
+        """Which of a layer's tokens (N,) are patches, for layer-wise metrics: not the class token (encoder), not the
+        class embeddings, which stand last (decoder)."""
+        if stack == "encoder.blocks":
+            return self.encoder.token_subsets(stack, tokens)
+        return {"patch": torch.arange(tokens) < tokens - self.num_classes}
 
 
 @builds(Segmenter)
@@ -165,22 +164,26 @@ def segmenter(
         InputError: no such size; the weights cannot be read or do not fit.
     """
     variant = {"attention": attention, "block": block, "norm_eps": norm_eps}
-    encoder = vit(
-        size,
+    own = {
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_ratio": mlp_ratio,
+        "init_std": init_std,
+        "pos_std": pos_std,
+        "drop_path_rate": drop_path_rate,
+    }
+    encoder = VisionTransformer(
         img_size,
-        in_chans,
-        0,
         patch_size,
-        embed_dim,
-        depth,
-        num_heads,
-        mlp_ratio,
-        init_std=init_std,
-        pos_std=pos_std,
-        drop_path_rate=drop_path_rate,
+        in_chans,
+        num_classes=0,
         distilled=distilled,
         dynamic_img_size=True,
+        dynamic_img_pad=True,
+        bilinear_positions=True,
         **variant,
+        **{**of_size(size, SIZES), **{k: v for k, v in own.items() if v is not None}},
     )
     first = encoder.blocks[0]
     decoder = MaskTransformer(
@@ -218,13 +221,9 @@ def load_encoder(encoder: VisionTransformer, source: str | Path) -> None:
         weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
     weights = {k: v for k, v in weights.items() if not k.startswith(("head.", "head_dist."))}
     positions = weights.get("pos_embed")
-    if positions is not None and positions.ndim == 3:
-        if positions.shape[-1] != encoder.embed_dim:
-            raise InputError(
-                f"model.encoder_weights={source} has a width of {positions.shape[-1]}, the model of "
-                f"{encoder.embed_dim}; choose model.size or model.embed_dim to match"
-            )
-        patches = positions.shape[1] - encoder.num_prefix_tokens
-        if round(max(patches, 0) ** 0.5) ** 2 == patches:
-            weights["pos_embed"] = encoder.resized_pos_embed(positions, encoder.patch_embed.img_size)
-    load_strictly(encoder, weights, source)
+    if positions is not None and positions.ndim == 3 and positions.shape[-1] != encoder.embed_dim:
+        raise InputError(
+            f"model.encoder_weights={source} has a width of {positions.shape[-1]}, the model of "
+            f"{encoder.embed_dim}; choose model.size or model.embed_dim to match"
+        )
+    load_fitting(encoder, weights, source)

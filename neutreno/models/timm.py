@@ -1,4 +1,4 @@
-"""Any model of timm beside ours: its logits, and its tokens after every layer for the measures of over-smoothing."""
+"""Any model of timm beside ours: its logits, and its tokens after every layer for layer-wise metrics."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from neutreno.checkpoints import load_weights, pretrained_timm_model
 from neutreno.config.options import Depth, DropRate, Size, builds, checked
 from neutreno.errors import InputError
-from neutreno.models.transformer import kinds_of_tokens
 
 
 class TimmModel(nn.Module):
-    """A timm model whose tokens can be read: images (B, in_chans, H, W) → logits (B, num_classes).
+    """A timm model whose tokens can be measured: images (B, in_chans, H, W) → logits (B, num_classes).
 
     The model itself stays as timm made it. Where all blocks give tokens of one shape (ViT, DeiT, BEiT, EVA, Mixer, …),
     the layers are its blocks, class and register tokens included. Elsewhere (Swin, ConvNeXt, ResNet, …) they are the
-    stages of timm's ``forward_intermediates``, whose spatial positions are the tokens.
+    stages of timm's ``feature_info``, whose spatial positions are the tokens.
 
     Args:
         net: the model.
@@ -40,64 +39,62 @@ class TimmModel(nn.Module):
         super().__init__()
         self.net = net
         self.num_classes = net.num_classes
-        image, was_training = torch.zeros(1, *input_shape), net.training
-        net.eval()
+        blocks = getattr(net, "blocks", None)
+        self._layers: dict[str, list[str | tuple[str, int]]] = {}
+        if isinstance(blocks, nn.Sequential | nn.ModuleList):
+            self._layers = {"net.blocks": [f"net.blocks.{name}" for name, _ in blocks.named_children()]}
         try:
-            with torch.no_grad():
-                hidden = self._after_blocks(image)
-                self.has_blocks = hidden is not None
-                self.num_prefix_tokens = self._count_prefix(hidden[0]) if self.has_blocks else 0
-                if not self.has_blocks:
-                    self.hidden_states(image)
-        except (RuntimeError, AssertionError, ValueError, AttributeError) as error:
+            if not self._layers or not self._alike(input_shape):
+                stages = [(f"net.{info['module']}", info["num_chs"]) for info in getattr(net, "feature_info", [])]
+                self._layers = {"stages": stages}
+                self._shapes(input_shape)
+        except (RuntimeError, AssertionError, ValueError, AttributeError, KeyError) as error:
             what = f"{type(net).__name__} of timm gives no logits and tokens of images of shape {tuple(input_shape)}"
             raise InputError(f"{what}: {' '.join(str(error).split())}") from error
-        net.train(was_training)
-        self.layers = "layer (0 = embedding)" if self.has_blocks else "stage"
+
+    def _shapes(self, input_shape: Sequence[int]) -> list[torch.Size]:
+        """The shapes of what is seen of one image, layer by layer.
+
+        Raises:
+            AttributeError: no layers are known.
+        """
+        from neutreno.oversmoothing.recorder import tokens_of  # which knows the project's trunk
+
+        if not any(self._layers.values()):
+            raise AttributeError("it says of no blocks and no stages")
+        return [tokens.features.shape for _, tokens in tokens_of(self, torch.zeros(1, *input_shape))]
+
+    def _alike(self, input_shape: Sequence[int]) -> bool:
+        """Whether all blocks, each of which runs once, take and give tokens of one shape."""
+        seen = self._shapes(input_shape)
+        return len(seen) == len(self._layers["net.blocks"]) + 1 and len(set(seen)) == 1
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """timm's own choice of parameters that its optimizer factory must not decay, besides norms and biases."""
         return {f"net.{name}" for name in getattr(self.net, "no_weight_decay", set)()}
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute activations again in the backward pass instead of keeping them, in timm's way."""
+        self.net.set_grad_checkpointing(enable)
+
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
-    def hidden_states(self, images: Tensor) -> list[Tensor]:
-        """Tokens (B, N, C): the embedding and every block's output; or every stage's output, (B, H·W, C) each."""
-        if self.has_blocks:
-            return self._after_blocks(images)
-        return [
-            stage.flatten(2).mT if stage.ndim == 4 else stage
-            for stage in self.net.forward_intermediates(images, intermediates_only=True)
-        ]
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.net.forward_features(images)
 
-    def token_features(self, images: Tensor) -> dict[str, list[Tensor]]:
-        """The same, by kind of tokens: ``all``, and ``patch`` without class and distillation tokens."""
-        return kinds_of_tokens(self.hidden_states(images), self.num_prefix_tokens)
+    def token_layers(self) -> dict[str, list[str | tuple[str, int]]]:
+        """The modules that are layers, by stack, for layer-wise metrics; stages with their channels."""
+        return self._layers
 
-    def _after_blocks(self, images: Tensor) -> list[Tensor] | None:
-        """What enters the first block and leaves every block, or None if that is no sequence of equal tokens."""
-        if hasattr(self.net, "hidden_states"):  # ours, by timm's name
-            return self.net.hidden_states(images)
-        blocks = getattr(self.net, "blocks", None)
-        if not isinstance(blocks, nn.Sequential | nn.ModuleList):
-            return None
-        hidden: list[Any] = []
-        hooks = [blocks[0].register_forward_pre_hook(lambda module, args: hidden.extend(args[:1]))]
-        hooks += [block.register_forward_hook(lambda module, args, out: hidden.append(out)) for block in blocks]
-        try:
-            self.net.forward_features(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        tokens = [x.shape for x in hidden if isinstance(x, Tensor) and x.ndim == 3]
-        return hidden if len(tokens) == len(blocks) + 1 == len(hidden) and len(set(tokens)) == 1 else None
-
-    def _count_prefix(self, embedding: Tensor) -> int:
+    def token_subsets(self, stack: str, tokens: int) -> dict[str, Tensor]:
+        """Which of a layer's tokens (N,) are patches; nothing where all are."""
         # Not always timm's num_prefix_tokens: CaiT's and XCiT's class token joins after the blocks.
+        prefix = getattr(self.net, "num_prefix_tokens", 0) if stack == "net.blocks" else 0
         patches = getattr(getattr(self.net, "patch_embed", None), "num_patches", None)
-        return getattr(self.net, "num_prefix_tokens", 0) if patches is None else embedding.shape[1] - patches
+        prefix = 0 if tokens == patches else prefix
+        return {"patch": torch.arange(tokens) >= prefix} if prefix else {}
 
 
 @builds(TimmModel)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from neutreno.config.options import SUPPLIED, DropRate, Positive, Size, checked
 from neutreno.errors import InputError
@@ -180,43 +181,36 @@ def init_linears(network: nn.Module, std: float) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def kinds_of_tokens(hidden: list[Tensor], prefix: int) -> dict[str, list[Tensor]]:
-    """Token features by layer of all tokens, and of the patches' alone, without the ``prefix`` tokens before them."""
-    return {"all": hidden, "patch": [x[:, prefix:] for x in hidden]}
-
-
 class Trunk(nn.ModuleList):
     """A stack of blocks that hands the first block's values V_0 to all later ones.
 
     timm passes one tensor through an ``nn.Sequential``, where V_0 cannot travel; that is why the trunk is ours. Being a
-    list itself, it adds nothing to timm's names (``blocks.0.attn.qkv.weight``). Stochastic depth grows linearly with
-    depth up to ``drop_path_rate``, as in DeiT. ``block`` is the blocks' constructor, called with ``kwargs``.
+    list itself, it adds nothing to timm's names (``blocks.0.attn.qkv.weight``), and a slice of it is a trunk.
     """
 
-    def __init__(
-        self, depth: int, drop_path_rate: float = 0.0, block: Callable[..., nn.Module] = Block, **kwargs
-    ) -> None:
-        super().__init__(block(**kwargs, drop_path=rate) for rate in calculate_drop_path_rates(drop_path_rate, depth))
+    @classmethod
+    def of(
+        cls, depth: int, drop_path_rate: float = 0.0, block: Callable[..., nn.Module] = Block, **kwargs: Any
+    ) -> Trunk:
+        """``depth`` blocks, ``block(**kwargs)`` each; stochastic depth grows linearly to ``drop_path_rate`` (DeiT)."""
+        return cls(block(**kwargs, drop_path=rate) for rate in calculate_drop_path_rates(drop_path_rate, depth))
 
-    def forward(self, x: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
-        """Tokens (B, N, C) → tokens after the last block; appends x and every block's output to ``hidden`` if given."""
+    def forward(self, x: Tensor, hidden: list[Tensor] | None = None, checkpointing: bool = False) -> Tensor:
+        """Tokens (B, N, C) → tokens after the last block; appends x and every block's output to ``hidden`` if given.
+
+        With ``checkpointing`` a block's activations are computed again in the backward pass instead of kept: a block is
+        a function of its tokens and V_0, so nothing else has to be remembered.
+        """
         v0 = None
         if hidden is not None:
             hidden.append(x)
         for block in self:
-            x, v = block(x, v0)
+            if checkpointing and torch.is_grad_enabled():
+                x, v = checkpoint(block, x, v0, use_reentrant=False)
+            else:
+                x, v = block(x, v0)
             if v0 is None:
                 v0 = v
             if hidden is not None:
                 hidden.append(x)
         return x
-
-
-def attention_layers(model: nn.Module) -> list[tuple[str, int, nn.Module]]:
-    """Of every block of the project's trunks: kind of tokens (``all`` or ``decoder``), number from 1, attention."""
-    trunks = [module for module in model.modules() if isinstance(module, Trunk)]
-    return [
-        (tokens, layer, block.attn)
-        for tokens, trunk in zip(("all", "decoder"), trunks, strict=False)
-        for layer, block in enumerate(trunk, start=1)
-    ]

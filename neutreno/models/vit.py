@@ -5,22 +5,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import timm
 import torch
 from annotated_types import Ge, Le
-from timm.layers import PatchEmbed, resample_abs_pos_embed, trunc_normal_
+from timm.layers import resample_abs_pos_embed, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.checkpoints import load_weights
 from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, builds, checked
 from neutreno.errors import InputError
-from neutreno.models.transformer import Block, Trunk, init_linears, kinds_of_tokens
+from neutreno.models.transformer import Block, Trunk, init_linears
 
 SIZES = {
     # For small images, as deep as tiny. timm's 0.02 is made for base's width: 0.02 √(768 / 64) gives activations as
@@ -32,25 +36,29 @@ SIZES = {
 }
 
 
-class VisionTransformer(nn.Module):
-    """ViT whose attention is exchangeable and whose token features can be read after every block.
+class VisionTransformer(timm.models.VisionTransformer):
+    """timm's ViT whose attention and block are exchangeable: its blocks are a trunk that carries V_0.
 
-    With softmax attention it equals timm's ``VisionTransformer`` (class token first, learned position embedding,
-    pre-norm, GELU) and takes its weights; with ``distilled=True`` it equals timm's ``VisionTransformerDistilled``.
+    With softmax attention it equals timm's ``VisionTransformer`` and takes its weights; with ``distilled`` it equals
+    timm's ``VisionTransformerDistilled``. What timm's does with ``blocks``, this does with V_0: activation
+    checkpointing (``set_grad_checkpointing``), ``forward_intermediates``, ``features_only``, pruning.
     Images (B, in_chans, img_size, img_size) → logits (B, num_classes).
 
     Args:
+        global_pool, class_token, reg_tokens, no_embed_class, pool_include_prefix, dynamic_img_size, dynamic_img_pad,
+            the rates of dropout: timm's. What of timm's is not named here is refused, for no block would heed it.
         attention: constructor of the attention, e.g. ``functools.partial(NeutrenoAttention, lam=0.6)``.
         block: constructor of the blocks; :class:`neutreno.models.transformer.FeatScaleBlock` is one.
-        dynamic_img_size: take images of any size: they are padded by zeros to whole patches (right and below), and the
-            position embedding is resized bilinearly, as in Segmenter.
         distilled: add DeiT's distillation token and head. At evaluation the two heads are averaged; in training the
             pair of logits is returned once ``distilled_training`` is set, as in timm.
+        bilinear_positions: resize positions bilinearly without antialiasing, as Segmenter does; timm's way is bicubic.
+        norm_eps: of all LayerNorms.
         init_std, pos_std: of the linear layers' weights and of the position embedding at the start (truncated
             normal; 0.02 in timm).
 
     Raises:
-        InputError: the patch does not divide the image, or the heads do not divide the width.
+        InputError: the patch does not divide the image, the heads do not divide the width, or two options exclude each
+            other.
     """
 
     output = "classes"
@@ -58,17 +66,23 @@ class VisionTransformer(nn.Module):
     @checked
     def __init__(
         self,
-        img_size: Size = 224,
-        patch_size: Size = 16,
+        img_size: Size | tuple[Size, Size] = 224,
+        patch_size: Size | tuple[Size, Size] = 16,
         in_chans: Size = 3,
         num_classes: Annotated[int, Ge(0), Le(10**7)] = 1000,
+        global_pool: Literal["", "avg", "avgmax", "max", "token", "map"] = "token",
         embed_dim: Size = 192,
         depth: Depth = 12,
         num_heads: Size = 3,
         mlp_ratio: Positive = 4.0,
         qkv_bias: bool = True,
+        class_token: bool = True,
+        reg_tokens: Annotated[int, Ge(0), Le(65_536)] = 0,
+        no_embed_class: bool = False,
+        pool_include_prefix: bool = False,
         drop_rate: DropRate = 0.0,
         pos_drop_rate: DropRate = 0.0,
+        patch_drop_rate: DropRate = 0.0,
         proj_drop_rate: DropRate = 0.0,
         attn_drop_rate: DropRate = 0.0,
         drop_path_rate: DropRate = 0.0,
@@ -76,77 +90,105 @@ class VisionTransformer(nn.Module):
         block: Callable[..., nn.Module] = Block,
         distilled: bool = False,
         dynamic_img_size: bool = False,
+        dynamic_img_pad: bool = False,
+        bilinear_positions: bool = False,
         norm_eps: Positive = 1e-6,
         init_std: NonNegative = 0.02,
         pos_std: NonNegative = 0.02,
     ) -> None:
-        super().__init__()
-        if img_size % patch_size:
-            raise InputError(f"patch_size={patch_size} does not divide img_size={img_size}; change one of them")
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
-        self.num_prefix_tokens = 2 if distilled else 1
-        self.distilled_training = False
-        self.init_std = init_std
+        for side, patch in zip(_pair(img_size), _pair(patch_size), strict=True):
+            if side % patch and not dynamic_img_pad:
+                raise InputError(f"patch_size={patch} does not divide img_size={side}; change one of them")
+        if global_pool == "token" and not class_token:
+            raise InputError("class_token=false leaves no token for global_pool=token; set global_pool=avg")
+        if distilled and (global_pool != "token" or reg_tokens or not class_token):
+            raise InputError("distilled=true reads class and distillation token; leave the other options of tokens out")
 
-        any_size = {"strict_img_size": not dynamic_img_size, "dynamic_img_pad": dynamic_img_size}
-        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, **any_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if distilled else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + self.num_prefix_tokens, embed_dim))
-        self.pos_drop = nn.Dropout(pos_drop_rate)
-        self.blocks = Trunk(
-            depth,
-            drop_path_rate,
-            block=block,
-            dim=embed_dim,
+        def our_block(**timms: Any) -> nn.Module:  # the rest of what timm says to a block is at its default
+            shared = ("dim", "num_heads", "mlp_ratio", "qkv_bias", "proj_drop", "attn_drop", "drop_path")
+            return block(**{name: timms[name] for name in shared}, attention=attention, norm_eps=norm_eps)
+
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            embed_dim=embed_dim,
+            depth=depth,
             num_heads=num_heads,
-            attention=attention,
             mlp_ratio=mlp_ratio,
             qkv_bias=qkv_bias,
-            proj_drop=proj_drop_rate,
-            attn_drop=attn_drop_rate,
-            norm_eps=norm_eps,
+            class_token=class_token,
+            reg_tokens=reg_tokens,
+            no_embed_class=no_embed_class,
+            pool_include_prefix=pool_include_prefix,
+            drop_rate=drop_rate,
+            pos_drop_rate=pos_drop_rate,
+            patch_drop_rate=patch_drop_rate,
+            proj_drop_rate=proj_drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            dynamic_img_size=dynamic_img_size,
+            dynamic_img_pad=dynamic_img_pad,
+            norm_layer=partial(nn.LayerNorm, eps=norm_eps),
+            block_fn=our_block,
+            weight_init="skip",
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = self._classifier(num_classes)
-        self.head_dist = self._classifier(num_classes) if distilled else None
-
-        trunc_normal_(self.pos_embed, std=pos_std)
-        nn.init.normal_(self.cls_token, std=1e-6)
+        self.blocks = Trunk(self.blocks)
+        self.distilled_training = False
+        self.bilinear_positions, self.init_std, self.pos_std = bilinear_positions, init_std, pos_std
+        self.dist_token = self.head_dist = None
         if distilled:
+            self.num_prefix_tokens = 2
+            self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+            places = self.patch_embed.num_patches + (0 if no_embed_class else self.num_prefix_tokens)
+            self.pos_embed = nn.Parameter(torch.zeros(1, places, embed_dim))
+            self.head_dist = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        self.init_weights()
+
+    def init_weights(self, mode: str = "", needs_reset: bool = False) -> None:
+        """Weights as they are before training; timm's ``mode`` is refused."""
+        if mode:
+            raise InputError(f"mode={mode}: the weights start by init_std and pos_std alone")
+        trunc_normal_(self.pos_embed, std=self.pos_std)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+        if self.dist_token is not None:
             trunc_normal_(self.dist_token, std=0.02)
-        init_linears(self, init_std)
-
-    def _classifier(self, num_classes: int) -> nn.Module:
-        return nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that timm's optimizer factory must not decay, besides norms and biases."""
-        return {"pos_embed", "cls_token", "dist_token"}
+        init_linears(self, self.init_std)
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 
-    def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.head = self._classifier(num_classes)
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset_classifier(num_classes, global_pool)
         if self.head_dist is not None:
-            self.head_dist = self._classifier(num_classes)
+            self.head_dist = copy.deepcopy(self.head)
+            if isinstance(self.head_dist, nn.Linear):
+                self.head_dist.reset_parameters()
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Patches (B, N, C), or (B, H, W, C) of an image of any size → tokens with their positions."""
+        positions = self.pos_embed
+        if self.dynamic_img_size:
+            positions = self.resized_positions(positions, x.shape[1:3])
+            x = x.flatten(1, 2)
+        prefix = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
+        prefix = [token.expand(len(x), -1, -1) for token in prefix]
+        x = torch.cat([*prefix, x + positions], 1) if self.no_embed_class else torch.cat([*prefix, x], 1) + positions
+        return self.pos_drop(x)
+
+    def resized_positions(self, positions: Tensor, grid: Sequence[int], own: Sequence[int] | None = None) -> Tensor:
+        """A position embedding, of this model's grid or of ``own``, for ``grid`` patches."""
+        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        how = {"interpolation": "bilinear", "antialias": False} if self.bilinear_positions else {}
+        own = list(own or self.patch_embed.grid_size)
+        return resample_abs_pos_embed(positions, list(grid), own, prefix, **how)
 
     def _embed(self, images: Tensor) -> Tensor:
-        prefix = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
-        x = self.patch_embed(images)
-        x = torch.cat([token.expand(len(x), -1, -1) for token in prefix] + [x], dim=1)
-        return self.pos_drop(x + self.resized_pos_embed(self.pos_embed, images.shape[-2:]))
-
-    def resized_pos_embed(self, pos_embed: Tensor, img_size: Sequence[int]) -> Tensor:
-        """A position embedding of a square grid (or of this model's) for images of another size, bilinearly."""
-        grid = self.patch_embed.dynamic_feat_size(img_size)
-        own = self.patch_embed.grid_size if pos_embed is self.pos_embed else None
-        return resample_abs_pos_embed(pos_embed, grid, own, self.num_prefix_tokens, "bilinear", antialias=False)
+        return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
 
     def hidden_states(self, images: Tensor) -> list[Tensor]:
         """Tokens (B, N, C) after the embedding (entry 0) and after every block k (entry k), before the final norm."""
@@ -154,25 +196,67 @@ class VisionTransformer(nn.Module):
         self.blocks(self._embed(images), hidden)
         return hidden
 
-    def token_features(self, images: Tensor) -> dict[str, list[Tensor]]:
-        """The same, by kind of tokens: ``all``, and ``patch`` without class and distillation tokens."""
-        return kinds_of_tokens(self.hidden_states(images), self.num_prefix_tokens)
+    def token_subsets(self, stack: str, tokens: int) -> dict[str, Tensor]:
+        """Which of a layer's tokens (N,) are patches, for layer-wise metrics."""
+        return {"patch": torch.arange(tokens) >= self.num_prefix_tokens} if self.num_prefix_tokens else {}
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        return self.norm(self.blocks(self._embed(images)))
+    def forward_features(self, images: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        _refuse(attn_mask, is_causal)
+        return self.norm(self.blocks(self._embed(images), checkpointing=self.grad_checkpointing))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]] | dict[str, Any]:
+        """What leaves the blocks at ``indices`` (the last n if a number, all if None), as timm's method gives it."""
+        _refuse(attn_mask, is_causal)
+        if output_fmt not in ("NCHW", "NLC"):
+            raise InputError(f"output_fmt={output_fmt} is neither NCHW nor NLC")
+        taken, last = feature_take_indices(len(self.blocks), indices)
+        taken = sorted(set(taken))  # in the blocks' order, as timm's
+        blocks, hidden = (self.blocks[: last + 1] if stop_early else self.blocks), []
+        final = blocks(self._embed(x), hidden, self.grad_checkpointing)
+        found = [self.norm(hidden[i + 1]) if norm else hidden[i + 1] for i in taken]
+        prefix = [tokens[:, : self.num_prefix_tokens] for tokens in found]
+        found = [tokens[:, self.num_prefix_tokens :] for tokens in found]
+        if output_fmt == "NCHW":
+            grid = self.patch_embed.dynamic_feat_size(x.shape[-2:])
+            found = [tokens.mT.unflatten(2, grid).contiguous() for tokens in found]
+        return_prefix_tokens = return_prefix_tokens and self.num_prefix_tokens > 0
+        if output_dict:
+            named = {"image_intermediates": found}
+            named |= {"image_intermediates_prefix": prefix} if return_prefix_tokens else {}
+            return named if intermediates_only else named | {"image_features": self.norm(final)}
+        if return_prefix_tokens:
+            found = list(zip(found, prefix, strict=True))
+        return found if intermediates_only else (self.norm(final), found)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        tokens = [self.head_drop(x[:, i]) for i in range(self.num_prefix_tokens)]
-        if not pre_logits:
-            tokens = [head(t) for head, t in zip((self.head, self.head_dist), tokens, strict=False)]
-        if len(tokens) == 1:
-            return tokens[0]
-        if self.distilled_training and self.training and not pre_logits:
-            return tokens[0], tokens[1]
-        return (tokens[0] + tokens[1]) / 2
+        if self.head_dist is None:
+            return super().forward_head(x, pre_logits)
+        tokens = [self.head_drop(x[:, i]) for i in range(2)]
+        if pre_logits:
+            return (tokens[0] + tokens[1]) / 2
+        logits = self.head(tokens[0]), self.head_dist(tokens[1])
+        return logits if self.distilled_training and self.training else (logits[0] + logits[1]) / 2
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return self.forward_head(self.forward_features(images))
+
+def _pair(size: int | Sequence[int]) -> Sequence[int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _refuse(attn_mask: Tensor | None, is_causal: bool) -> None:
+    if attn_mask is not None or is_causal:
+        raise InputError("attn_mask and is_causal: the project's attention takes no mask; leave them out")
 
 
 @builds(VisionTransformer)
@@ -188,9 +272,14 @@ def vit(
     num_heads: Size | None = None,
     mlp_ratio: Positive | None = None,
     qkv_bias: bool = True,
+    global_pool: Literal["avg", "avgmax", "max", "token", "map"] = "token",
+    class_token: bool = True,
+    reg_tokens: Annotated[int, Ge(0), Le(65_536)] = 0,
+    no_embed_class: bool = False,
     init_std: NonNegative | None = None,
     pos_std: NonNegative | None = None,
     drop_path_rate: DropRate | None = None,
+    patch_drop_rate: DropRate | None = None,
     proj_drop_rate: DropRate | None = None,
     attn_drop_rate: DropRate | None = None,
     distilled: bool = False,
@@ -204,7 +293,7 @@ def vit(
     """A ViT/DeiT of one of :data:`SIZES`; what is None is what the size says, or :class:`VisionTransformer`'s default.
 
     ``weights`` is loaded strictly: a checkpoint file, a run folder, or the name of a pretrained timm model; with
-    ``new_head`` all but its classifier.
+    ``new_head`` all but its classifier. Of another resolution or patch size they are resampled as timm does.
 
     Raises:
         InputError: no such size; the weights cannot be read or do not fit.
@@ -244,7 +333,15 @@ def _register(name: str, distilled: bool, size: str, attention: type[SoftmaxAtte
         defaults = {**SIZES[size], "patch_size": 16, "distilled": distilled, "attention": attention}
         if "lam" in kwargs:
             defaults["attention"] = partial(attention, lam=kwargs.pop("lam"))
-        return build_model_with_cfg(VisionTransformer, name, pretrained, **{**defaults, **kwargs})
+        features = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}  # of features_only=True
+        return build_model_with_cfg(
+            VisionTransformer,
+            name,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg=features,
+            **{**defaults, **kwargs},
+        )
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__ = __name__

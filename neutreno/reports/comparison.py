@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from neutreno.reports.layers import ALL
 from neutreno.reports.reading import Run
 from neutreno.variants import model_words
 
@@ -30,9 +31,11 @@ class Group:
     def seeds(self) -> list[int]:
         return [run.seed for run in self.runs]
 
-    def curves(self, when: str = "last", tokens: str = "all", measure: str = "cosine") -> np.ndarray:
-        """A measure of tokens by layer: (seeds, layers); empty if a run lacks it."""
-        curves = [run.curve(when, tokens, measure) for run in self.runs]
+    def curves(
+        self, when: str = "last", subset: str = ALL, metric: str = "cosine", stack: str | None = None
+    ) -> np.ndarray:
+        """A layer-wise metric: (seeds, layers); empty if a run lacks it."""
+        curves = [run.curve(when, subset, metric, stack) for run in self.runs]
         return np.array(curves if all(curves) and len({len(c) for c in curves}) == 1 else [])
 
     def values(self, metric: str) -> np.ndarray:

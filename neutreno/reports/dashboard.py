@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from neutreno.files import replacing
+from neutreno.reports.layers import ALL
 from neutreno.reports.reading import Run
 from neutreno.variants import model_words, words
 
@@ -88,20 +89,19 @@ def training_curves(path: Path) -> dict[str, list[list[float]]]:
 
 
 def by_layer(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Measures of all tokens by layer, each time they were taken: ``{measure: [{"step": …, "layers": […]}]}``."""
+    """Layer-wise metrics of all tokens of the first stack, each time: ``{metric: [{"step": …, "layers": […]}]}``."""
     try:
         table = pd.read_csv(run.path / "oversmoothing.csv", on_bad_lines="skip")
-        if "measure" not in table:  # earlier versions took no other
-            table["measure"] = "cosine"
-        table = table[table.tokens == "all"].astype({"step": int, "layer": int, "mean": float}).sort_values("layer")
+        table = table[(table.subset == ALL) & (table["stack"] == table["stack"].iloc[0])]
+        table = table.astype({"step": int, "layer": int, "mean": float}).sort_values("layer")
         return {
-            str(measure): [
+            str(metric): [
                 {"step": int(step), "layers": [float(f"{v:.4g}") for v in at["mean"]]}
                 for step, at in rows.groupby("step")
             ]
-            for measure, rows in table.groupby("measure")
+            for metric, rows in table.groupby("metric")
         }
-    except (OSError, ValueError, AttributeError, KeyError):
+    except (OSError, ValueError, AttributeError, KeyError, IndexError):
         curves = [run.curve("initial"), run.curve("last")]
         return {
             "cosine": [{"step": step, "layers": curve} for step, curve in zip((0, 1), curves, strict=True) if curve]

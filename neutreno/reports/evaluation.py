@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from neutreno.reports.figures import KINDS, parts
+from neutreno.reports.layers import ALL, LAYERS, part_of, said_of, stacks_of, title_of
 
 NAMES = {"imagenet_c": "ImageNet-C", "imagenet_a": "ImageNet-A", "imagenet_r": "ImageNet-R"}
 
@@ -80,17 +80,23 @@ def render(evaluation: dict[str, Any]) -> str:
             "perplexity",
         ]
         page.append(_table(rows, headers))
-    rows = [row for row in evaluation["oversmoothing"] if row["measure"] == "cosine"]
-    of_network = parts(dict.fromkeys(row["tokens"] for row in rows))
-    for network, kinds in of_network.items():
-        curves = [[f"{r['mean']:.4f} ± {r['sd']:.4f}" for r in rows if r["tokens"] == kind] for kind in kinds]
-        layers = [[str(layer), *similarity] for layer, similarity in enumerate(zip(*curves, strict=True))]
-        first = evaluation["layers"] if len(of_network) == 1 else f"{network} {evaluation['layers']}"
-        page.append(_table(layers, [first, f"similarity of {KINDS[kinds[0]][1]}", *(KINDS[k][1] for k in kinds[1:])]))
-        further = [r for r in evaluation["oversmoothing"] if r["measure"] != "cosine" and r["tokens"] == kinds[0]]
-        names = list(dict.fromkeys(r["measure"] for r in further))
-        at = {(r["layer"], r["measure"]): f"{r['mean']:.4g} ± {r['sd']:.2g}" for r in further}
-        if names:
-            layers = [[str(layer), *(at.get((layer, name), "") for name in names)] for layer in range(len(layers))]
-            page.append(_table(layers, [first, *(name.replace("_", " ") for name in names)]))
+    page += layer_tables(evaluation["oversmoothing"])
     return "\n\n".join(page) + "\n"
+
+
+def layer_tables(rows: list[dict[str, Any]]) -> list[str]:
+    """Layer-wise metrics, a table per stack: a row per layer, a column per metric and subset, mean ± sd of samples."""
+    pages, stacks = [], stacks_of(rows)
+    for stack in stacks:
+        own = [row for row in rows if row["stack"] == stack]
+        columns = dict.fromkeys((row["metric"], row["subset"]) for row in own)
+        headers = [title_of(m) + ("" if subset == ALL else f", {said_of(subset)}") for m, subset in columns]
+        at = {(r["layer"], (r["metric"], r["subset"])): _mean(r) for r in own}
+        table = [[str(i), *(at.get((i, c), "") for c in columns)] for i in sorted({row["layer"] for row in own})]
+        first = LAYERS if len(stacks) == 1 else f"{part_of(stack)} {LAYERS}"
+        pages.append(_table(table, [first, *headers]))
+    return pages
+
+
+def _mean(row: dict[str, Any]) -> str:
+    return f"{row['mean']:.4g}" + ("" if row["sd"] is None else f" ± {row['sd']:.2g}")

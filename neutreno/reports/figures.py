@@ -16,6 +16,7 @@ import pandas as pd
 
 from neutreno.errors import InputError
 from neutreno.files import replacing
+from neutreno.reports.layers import ALL, LAYERS, part_of, said_of, title_of
 
 STYLE = {
     "font.size": 10,
@@ -28,24 +29,8 @@ STYLE = {
 }
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito
 GREY = "#888888"
-TITLES = {"cosine": "cosine similarity between tokens"}  # others are called by their names
-LAYERS = "layer (0 = embedding)"
-
-
-KINDS = {  # of tokens: style of the line, what the legend says, part of the network
-    "all": ("-", "all tokens", "encoder"),
-    "patch": (":", "without class token", "encoder"),
-    "decoder": ("-", "all tokens", "decoder"),
-    "decoder_patch": (":", "without class embeddings", "decoder"),
-}
-
-
-def parts(kinds: Iterable[str]) -> dict[str, list[str]]:
-    """The kinds of tokens that were measured, by the part of the network whose layers they belong to."""
-    found: dict[str, list[str]] = {}
-    for kind in kinds:
-        found.setdefault(KINDS[kind][2], []).append(kind)
-    return found
+SIMILARITY = "cosine similarity between tokens"
+LINES = ("-", ":", "--", "-.")  # of the subsets of tokens, all of them first
 
 
 def plain(text: str, most: int | None = None) -> str:
@@ -71,16 +56,16 @@ def _axes(title: str, xlabel: str = LAYERS, panels: Sequence[int] = (1,)):
         layout="constrained",
     )
     heading(figure, title)
-    axes[0, 0].set_ylabel(TITLES["cosine"])
+    axes[0, 0].set_ylabel(SIMILARITY)
     for panel in axes[0]:
         panel.set_xlabel(xlabel)
     return figure, axes[0]
 
 
-def _scale(axes, layers: int, measure: str = "cosine") -> None:
+def _scale(axes, layers: int, metric: str = "cosine") -> None:
     axes.set_xticks(range(0, layers, max(1, (layers - 1) // 12)))
     low, high = axes.get_ylim()
-    axes.set(xlim=(0, max(layers - 1, 1)), ylim=(min(0.0, low), 1.0 if measure == "cosine" else high))
+    axes.set(xlim=(0, max(layers - 1, 1)), ylim=(min(0.0, low), 1.0 if metric == "cosine" else high))
     axes.axhline(0, color="black", linewidth=0.6)
 
 
@@ -94,9 +79,9 @@ def save(figure, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_similarity(rows: list[dict], path: str | Path, title: str = "", xlabel: str = LAYERS) -> None:
+def plot_similarity(rows: list[dict], path: str | Path, title: str = "") -> None:
     """Similarity by layer of one run (rows of ``oversmoothing.csv``), initial against trained; band ± sd of samples."""
-    data = pd.DataFrame([row for row in rows if row["measure"] == "cosine"])
+    data = pd.DataFrame([row for row in rows if row["metric"] == "cosine"])
     if "step" in data:
         steps = sorted(data.step.unique())
         shown = [(data[data.step == steps[0]], "at initialisation", GREY)]
@@ -105,61 +90,53 @@ def plot_similarity(rows: list[dict], path: str | Path, title: str = "", xlabel:
             shown.append((last, f"after {last.step.iloc[0]:,} steps", COLOURS[0]))
     else:
         shown = [(data, "trained", COLOURS[0])]
-    layers = parts(data.tokens.unique())
-    depths = [int(data[data.tokens.isin(kinds)].layer.max()) + 1 for kinds in layers.values()]
+    stacks = data["stack"].unique()
+    depths = [int(data[data["stack"] == stack].layer.max()) + 1 for stack in stacks]
     with plt.rc_context(STYLE):
-        figure, axes = _axes(title, xlabel, [max(depth, 6) for depth in depths])
-        for panel, (network, kinds), depth in zip(axes, layers.items(), depths, strict=True):
+        figure, axes = _axes(title, panels=[max(depth, 6) for depth in depths])
+        for panel, stack, depth in zip(axes, stacks, depths, strict=True):
             for part, label, colour in shown:
-                for tokens in kinds:
-                    style, what, _ = KINDS[tokens]
-                    curve = part[part.tokens == tokens].sort_values("layer")
-                    name = f"{label}, {what}" if panel is axes[0] else what
-                    panel.plot(curve.layer, curve["mean"], style, color=colour, marker="o", ms=3, label=name)
-                    if tokens == kinds[0]:
+                part = part[part["stack"] == stack]
+                for line, subset in zip(LINES, part.subset.unique(), strict=False):
+                    curve = part[part.subset == subset].sort_values("layer")
+                    name = f"{label}, {said_of(subset)}" if panel is axes[0] else said_of(subset)
+                    panel.plot(curve.layer, curve["mean"], line, color=colour, marker="o", ms=3, label=name)
+                    if subset == ALL:
                         low, high = curve["mean"] - curve.sd, curve["mean"] + curve.sd
                         panel.fill_between(curve.layer, low, high, color=colour, alpha=0.15, linewidth=0)
             if len(axes) > 1:
-                panel.set_xlabel(f"{network} {xlabel}")
+                panel.set_xlabel(f"{part_of(stack)} {LAYERS}".strip())
             panel.legend(loc="best", fontsize=8)
             _scale(panel, depth)
         save(figure, Path(path))
 
 
-MEASURES = {  # what an axis says of neutreno.oversmoothing's measures
-    "cosine": "cosine similarity",
-    "residual": "rank-collapse residual",
-    "effective_rank": "effective rank",
-    "dirichlet": "Dirichlet energy",
-    "high_frequency": "high-frequency share",
-}
-
-
 def plot_profile(table: pd.DataFrame, path: str | Path, title: str = "") -> None:
-    """What :func:`neutreno.profiling.profile` gave: a panel per measure and stack; band ± sd of samples.
+    """What ``neutreno.profile`` gave of all tokens: a panel per metric and stack; band ± sd of samples.
 
     A column ``lam``, where there is one, sets curves apart (0: the model as it is).
     """
-    measures, stacks = table["measure"].unique(), table["stack"].unique()
+    table = table[table["subset"] == ALL]
+    metrics, stacks = table["metric"].unique(), table["stack"].unique()
     curves = list(table.groupby("lam")) if "lam" in table else [(None, table)]
     depths = [int(table[table["stack"] == stack]["layer"].max()) for stack in stacks]
-    alone = len(stacks) == 1  # then the measures stand side by side, else each has a row
+    alone = len(stacks) == 1  # then the metrics stand side by side, else each has a row
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            *((1, len(measures)) if alone else (len(measures), len(stacks))),
-            figsize=(1 + 3.2 * len(measures), 3.2) if alone else (4 + 2.4 * min(len(stacks), 4), 1 + 2 * len(measures)),
+            *((1, len(metrics)) if alone else (len(metrics), len(stacks))),
+            figsize=(1 + 3.2 * len(metrics), 3.2) if alone else (4 + 2.4 * min(len(stacks), 4), 1 + 2 * len(metrics)),
             sharey=False if alone else "row",
             squeeze=False,
             width_ratios=None if alone else [max(depth, max(depths) / 3) for depth in depths],
             layout="constrained",
         )
         heading(figure, title)
-        axes = axes.reshape(len(measures), len(stacks))
-        for number, (row, measure) in enumerate(zip(axes, measures, strict=True)):
-            row[0].set_ylabel(MEASURES.get(measure, measure))
+        axes = axes.reshape(len(metrics), len(stacks))
+        for number, (row, metric) in enumerate(zip(axes, metrics, strict=True)):
+            row[0].set_ylabel(title_of(metric))
             for panel, stack, depth in zip(row, stacks, depths, strict=True):
                 for (lam, part), colour in zip(curves, COLOURS, strict=False):
-                    curve = part[(part["stack"] == stack) & (part["measure"] == measure)]
+                    curve = part[(part["stack"] == stack) & (part["metric"] == metric)]
                     label = None if lam is None else "as it is" if lam == 0 else f"λ̃ = {lam:g}"
                     panel.plot(curve["layer"], curve["mean"], color=colour, marker="o", ms=3, label=label)
                     low, high = curve["mean"] - curve["sd"], curve["mean"] + curve["sd"]
@@ -168,10 +145,10 @@ def plot_profile(table: pd.DataFrame, path: str | Path, title: str = "") -> None
                 panel.margins(x=0.03)
                 if number == 0 or alone:
                     panel.set_title(plain(stack, 28), fontsize=9)
-                if number == len(measures) - 1 or alone:
+                if number == len(metrics) - 1 or alone:
                     panel.set_xlabel("layer (0 = input)")
             low, high = row[0].get_ylim()  # of all that was drawn in the row
-            row[0].set_ylim(min(0.0, low), max(1.02, high) if measure in ("cosine", "residual") else high)
+            row[0].set_ylim(min(0.0, low), max(1.02, high) if metric in ("cosine", "residual") else high)
         if len(curves) > 1:
             axes[0, 0].legend(loc="best", fontsize=8)
         save(figure, Path(path))
@@ -209,10 +186,10 @@ def plot_curves(
     panels: Sequence[tuple[str, Sequence[Curves]]],
     prefix: str | Path,
     title: str = "",
-    measure: str = "cosine",
+    metric: str = "cosine",
     numbers: str | None = None,
 ) -> list[Path]:
-    """A measure by layer, a panel per task and part of a network, mean over seeds with a band of ± sd.
+    """A layer-wise metric, a panel per task and part of a network, mean over seeds with a band of ± sd.
 
     More than six rows have their legend beside the panels. Writes ``prefix.pdf`` and ``prefix.png``, and returns their
     paths.
@@ -230,7 +207,7 @@ def plot_curves(
         )
         if title:
             figure.suptitle(plain(title), fontsize=PAPER["axes.titlesize"] + 1)
-        axes[0, 0].set_ylabel(TITLES.get(measure, measure.replace("_", " ")))
+        axes[0, 0].set_ylabel(SIMILARITY if metric == "cosine" else title_of(metric))
         for panel, (heading_, rows) in zip(axes[0], panels, strict=True):
             for number, row in enumerate(rows):
                 mean, layers = row.values.mean(0), np.arange(row.values.shape[1])
@@ -242,8 +219,8 @@ def plot_curves(
                     sd = row.values.std(0, ddof=1)
                     alpha = 0.15 if scale is None and not many else 0.06
                     panel.fill_between(layers, mean - sd, mean + sd, color=colour, alpha=alpha, linewidth=0)
-            panel.set(title=plain(heading_), xlabel="layer (0 = embedding)")
-            _scale(panel, max(row.values.shape[1] for row in rows), measure)
+            panel.set(title=plain(heading_), xlabel=LAYERS)
+            _scale(panel, max(row.values.shape[1] for row in rows), metric)
         if many:
             named = {
                 text: line for panel in axes[0] for line, text in zip(*panel.get_legend_handles_labels(), strict=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neutreno.errors import InputError
+from neutreno.reports.layers import ALL, curve, stacks_of
 from neutreno.results import read_result
 from neutreno.runs import RunFolder, identity
 from neutreno.variants import model_words, words
@@ -98,10 +99,16 @@ class Run:
     def smaller_is_better(self) -> bool:
         return self.result["main_metric_mode"] == "min"
 
-    def curve(self, when: str = "last", tokens: str = "all", measure: str = "cosine") -> list[float]:
-        """A measure of tokens by layer, ``when`` being ``initial`` or ``last``; empty if it was not measured."""
-        curves = _curves(self.result).get(measure, {})
-        return (curves if tokens == "all" else curves.get(tokens, {})).get(when, [])
+    @property
+    def stacks(self) -> list[str]:
+        """The stacks of layers whose tokens were measured."""
+        return stacks_of(self.result.get("oversmoothing", []))
+
+    def curve(
+        self, when: str = "last", subset: str = ALL, metric: str = "cosine", stack: str | None = None
+    ) -> list[float]:
+        """A metric by layer, see :func:`neutreno.reports.layers.curve`; empty if it was not measured."""
+        return curve(self.result.get("oversmoothing", []), when, subset, metric, stack)
 
     @cached_property
     def row(self) -> dict[str, Any]:
@@ -148,15 +155,9 @@ def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     return runs, problems
 
 
-def _curves(result: dict[str, Any]) -> dict[str, Any]:
-    """What the probe measured, by measure: the cosine similarity has a key of its own in ``result.json``."""
-    further = result.get("measures", {})
-    return {"cosine": result.get("oversmoothing", {}), **further} if isinstance(further, dict) else {"measures": None}
-
-
 def _check(result: dict[str, Any], path: Path) -> None:
     """Refuse what was edited by hand into something a run does not write."""
-    measured = _curves(result)
+    measured = result.get("oversmoothing", [])
     flat = ("settings", "axes", "labels", "baseline", "baseline_values")
     sound = (
         all(isinstance(result.get(key), dict) for key in flat)
@@ -170,15 +171,10 @@ def _check(result: dict[str, Any], path: Path) -> None:
         and isinstance(result.get("digests", {}), dict)
         and all(isinstance(digest, str) for digest in result.get("digests", {}).values())
         and isinstance(result["settings"]["model"], str)
-        and isinstance(measured, dict)
-        and all(isinstance(curves, dict) for curves in measured.values())
-        and all(
-            isinstance(curve, list) and all(map(_is_number, curve))
-            for curves in measured.values()
-            for kind in (curves, *(c for c in curves.values() if isinstance(c, dict)))
-            for curve in kind.values()
-            if not isinstance(curve, dict)
-        )
+        and isinstance(measured, list)
+        and all(isinstance(row, dict) and all(_is_number(row.get(k)) for k in ("layer", "mean")) for row in measured)
+        and all(isinstance(row.get(k), str) for row in measured for k in ("stack", "subset", "metric"))
+        and all(_is_number(row.get("step", 0)) for row in measured)
     )
     if not sound or not isinstance(result["settings"]["seed"], int):
         raise InputError(f"{path} is not what a run writes; was it edited?")

@@ -13,13 +13,13 @@ import pandas as pd
 from neutreno.errors import InputError
 from neutreno.reports.comparison import Group, baseline_of, difference, group_runs, number_compared, spread
 from neutreno.reports.figures import Curves
+from neutreno.reports.layers import part_of
 from neutreno.reports.reading import read_runs
 from neutreno.runs import departures
 from neutreno.variants import words
 
 Column = tuple[str, Callable[[Group, Group | None], str]]
 FIGURES = ["test/{}", "val/{}", "best/test/{}", "ema/test/{}", "ema/val/{}"]  # of the main metric, shown where known
-KINDS = {"all": "", "decoder": ", decoder"}
 
 
 def print_tables(
@@ -79,8 +79,8 @@ def table(
     """One row per group. Every figure is a dict, see :func:`render`.
 
     ``baseline``: part of the name of the row to measure all others against; default: that at the baseline of all axes.
-    ``columns``: further ones: measures of the probe by name (after the last layer, trained), ``parameters``, or a pair
-    of a heading and a function from a group and its baseline to what stands there.
+    ``columns``: further ones: layer-wise metrics of the probe by name (after the last layer, trained), ``parameters``,
+    or a pair of a heading and a function from a group and its baseline to what stands there.
 
     Raises:
         InputError: no run has a metric or column asked for, or no single row matches ``baseline``.
@@ -119,22 +119,20 @@ def table(
                 row["difference"] = "baseline"
             if figure := paper.get(metric):
                 row[f"paper's {metric}"] = {"paper": figure["value"], "provenance": figure["provenance"]}
-        for kind, where in KINDS.items():
+        for stack, where in stacks_in([group]).items():
             for when, said in (("initial", "initial"), ("last", "trained")):
-                if (curves := group.curves(when, kind)).size:
+                if (curves := group.curves(when, stack=stack)).size:
                     row[f"similarity{where}, {said}"] = _spread(curves[:, -1])
         row |= further_columns(group, against, columns)
         rows.append(row)
     order = ["runs", "seeds"]
     for number, metric in enumerate(metrics):
         order += [metric, *(["difference"] if number == 0 else []), f"paper's {metric}"]
-    order += [f"similarity{where}, {said}" for where in KINDS.values() for said in ("initial", "trained")]
+    order += [f"similarity{where}, {said}" for where in stacks_in(groups).values() for said in ("initial", "trained")]
     frame = pd.DataFrame(rows)
     order += [c for c in frame if c not in order]
     if missing := [c for c in columns if isinstance(c, str) and not any(c.replace("_", " ") in f for f in order)]:
-        raise InputError(
-            f"no run has measured {', '.join(missing)}; there are parameters and what probe.measures names"
-        )
+        raise InputError(f"no run has measured {', '.join(missing)}; there are parameters and what probe.metrics names")
     frame = frame[[c for c in order if c in frame]]
     better = ", smaller is better" if groups[0].runs[0].smaller_is_better else ""
     interval = f"difference, 95 % {'paired' if paired else 'Welch'}"
@@ -147,7 +145,7 @@ def further_columns(group: Group, against: Group | None, columns: Sequence[str |
         if column == "parameters":
             row[column] = f"{group.runs[0].result.get('parameters', 0):,}"
         elif isinstance(column, str):
-            if (curves := group.curves(measure=column)).size:
+            if (curves := group.curves(metric=column)).size:
                 row[f"{column.replace('_', ' ')}, trained"] = _spread(curves[:, -1])
         else:
             heading, value = column
@@ -228,7 +226,16 @@ def render(frame: pd.DataFrame, style: str = "md") -> str:
     return latex.replace("λ̃", r"$\tilde\lambda$").replace("±", r"$\pm$").replace("–", "--")
 
 
-def panels_of(groups: Sequence[Group], when: str = "last", measure: str = "cosine") -> list[tuple[str, list[Curves]]]:
+def stacks_in(groups: Sequence[Group]) -> dict[str, str]:
+    """The stacks of layers of all runs, with what a heading says of each: nothing of a network's first."""
+    found: dict[str, str] = {}
+    for run in (run for group in groups for run in group.runs):
+        for number, stack in enumerate(run.stacks):
+            found.setdefault(stack, f", {part_of(stack)}" if number else "")
+    return found
+
+
+def panels_of(groups: Sequence[Group], when: str = "last", metric: str = "cosine") -> list[tuple[str, list[Curves]]]:
     """What :func:`~neutreno.reports.figures.plot_curves` draws: a panel per data set and part of the network."""
     panels: dict[str, list[Curves]] = {}
     key = number_compared([group.runs[0] for group in groups])
@@ -238,8 +245,8 @@ def panels_of(groups: Sequence[Group], when: str = "last", measure: str = "cosin
         label = " + ".join(words(run.result))
         if not label or [" + ".join(words(other.result)) for other in alike].count(label) > 1:
             label = group.label.removeprefix(f"{run.settings['data']} ")  # models or other settings differ too
-        for kind, where in KINDS.items():
-            if (curves := group.curves(when, kind, measure)).size:
+        for stack, where in stacks_in([group]).items():
+            if (curves := group.curves(when, metric=metric, stack=stack)).size:
                 number = None if key is None else run.number(key)
                 panels.setdefault(f"{run.settings['data']}{where}", []).append(Curves(label, number, curves))
     return list(panels.items())

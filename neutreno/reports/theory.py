@@ -1,4 +1,4 @@
-"""Tables and figures of :mod:`neutreno.theory`."""
+"""Tables and figures of :mod:`neutreno.oversmoothing.energies`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pandas as pd
 from neutreno.reports.figures import (
     COLOURS,
     GREY,
-    KINDS,
-    LAYERS,
     MARKERS,
     PAPER,
     STYLE,
@@ -19,12 +17,9 @@ from neutreno.reports.figures import (
     plt,
     save_both,
 )
+from neutreno.reports.layers import LAYERS, part_of, title_of
 
-OF_LAYERS = {
-    "J": "J(V) / ‖V‖²",
-    "G": "G(V) / ‖V‖², λ̃ = 1",
-    "cosine": "cosine similarity",
-}
+OF_LAYERS = ("J", "G", "cosine")
 
 
 def descent_table(ends: pd.DataFrame) -> str:
@@ -74,12 +69,12 @@ def layers_table(rows: pd.DataFrame) -> str:
     """As Markdown, a row per run and block."""
     rows = rows.assign(
         text=[f"{mean:.3f} ± {sd:.3f}" for mean, sd in zip(rows["mean"], rows.sd, strict=True)],
-        network=[_network(rows, run, kind) for run, kind in zip(rows.run, rows.tokens, strict=True)],
+        network=[_network(rows, run, stack) for run, stack in zip(rows.run, rows["stack"], strict=True)],
     )
     index = ["run", "network", "layer"] if rows.network.any() else ["run", "layer"]
     given = {key: pd.Categorical(rows[key], rows[key].unique()) for key in ("run", "network")}  # in this order
-    table = rows.assign(**given).pivot(index=index, columns="measure", values="text")[list(OF_LAYERS)].fillna("")
-    table = table.rename(columns=OF_LAYERS).reset_index().rename(columns={"layer": LAYERS})
+    table = rows.assign(**given).pivot(index=index, columns="metric", values="text")[list(OF_LAYERS)].fillna("")
+    table = table.rename(columns=title_of).reset_index().rename(columns={"layer": LAYERS})
     return table.to_markdown(index=False, disable_numparse=True)
 
 
@@ -88,23 +83,23 @@ def plot_layers(rows: pd.DataFrame, prefix: str | Path) -> list[Path]:
     with plt.rc_context({**STYLE, **PAPER}):
         figure, axes = plt.subplots(ncols=3, figsize=(6.75, 2.6), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08)
-        for number, ((run, tokens), curves) in enumerate(rows.groupby(["run", "tokens"], sort=False)):
-            label = ", ".join(filter(None, [run, _network(rows, run, tokens)]))
+        for number, ((run, stack), curves) in enumerate(rows.groupby(["run", "stack"], sort=False)):
+            label = ", ".join(filter(None, [run, _network(rows, run, stack)]))
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
             for panel, name in zip(axes, OF_LAYERS, strict=True):
-                curve = curves[curves.measure == name].sort_values("layer")
+                curve = curves[curves.metric == name].sort_values("layer")
                 panel.plot(curve.layer, curve["mean"], ms=2.5, lw=1.1, label=plain(label, 60), **style)
                 low, high = curve["mean"] - curve.sd, curve["mean"] + curve.sd
                 panel.fill_between(curve.layer, low, high, color=style["color"], alpha=0.15, linewidth=0)
         for panel, name in zip(axes, OF_LAYERS, strict=True):
-            panel.set(xlabel=LAYERS, ylabel=OF_LAYERS[name], xlim=(0, rows.layer.max() + 0.3))
-            panel.set_ylim(bottom=min(0.0, rows["mean"][rows.measure == name].min()))
+            panel.set(xlabel=LAYERS, ylabel=title_of(name), xlim=(0, rows.layer.max() + 0.3))
+            panel.set_ylim(bottom=min(0.0, rows["mean"][rows.metric == name].min()))
             panel.set_xticks(range(0, rows.layer.max() + 1, max(1, rows.layer.max() // 6)))
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=min(2, len(labels)))
         return save_both(figure, prefix)
 
 
-def _network(rows: pd.DataFrame, run: str, tokens: str) -> str:
-    """Encoder or decoder, where a run has both."""
-    return KINDS[tokens][2] if rows.tokens[rows.run == run].nunique() > 1 else ""
+def _network(rows: pd.DataFrame, run: str, stack: str) -> str:
+    """Which part of its network a stack is, where a run has several."""
+    return part_of(stack) if rows["stack"][rows.run == run].nunique() > 1 else ""

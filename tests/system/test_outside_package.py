@@ -15,6 +15,8 @@ import pytest
 from conftest import ROOT, assert_one_line_error, run_forked, run_script
 from test_resume import assert_same_run, dies_after
 
+from neutreno.reports.layers import curve
+
 pytestmark = pytest.mark.slow
 
 PACKAGE = {
@@ -102,17 +104,26 @@ PACKAGE = {
                 self.embed, self.head = nn.Linear(points_dim, width), nn.Linear(width, 1)
                 self.layers_ = nn.ModuleList(Layer(width, norm, drop) for _ in range(depth))
 
-            def hidden_states(self, x):
-                hidden = [self.embed(x)]
-                for layer in self.layers_:
-                    hidden.append(layer(hidden[-1]))
-                return hidden
-
-            def token_features(self, x):
-                return {"all": self.hidden_states(x)}
+            def token_layers(self):
+                return {"layers": [f"layers_.{i}" for i in range(len(self.layers_))]}
 
             def forward(self, x):
-                return self.head(self.hidden_states(x)[-1].mean(1)).squeeze(-1)
+                x = self.embed(x)
+                for layer in self.layers_:
+                    x = layer(x)
+                return self.head(x.mean(1)).squeeze(-1)
+        """,
+    "metrics.py": """
+        import torch
+
+        from neutreno.oversmoothing.metrics import layerwise_metric
+
+
+        @layerwise_metric(needs=["labels"], whole_set=True)
+        def target_correlation(tokens):
+            '''Correlation over all sets of their target with the length of their mean element.'''
+            length = tokens.features.mean(1).norm(dim=-1)
+            return torch.corrcoef(torch.stack([length, tokens.labels]))[0, 1]
         """,
     "task.py": """
         from functools import partial
@@ -199,6 +210,7 @@ CONFIGS = {
         probe:
           every_n_epochs: 1
           num_samples: 8
+          metrics: [cosine, mine.metrics.target_correlation]
         recipe: {}
         """,
     "experiment/sets/none.yaml": """
@@ -270,7 +282,21 @@ def test_it_is_swept_and_named_by_its_own_axis(swept):
     assert result["axes"]["norm"] == {"class": "mine.model.Centre", "arguments": {"scale": 0.5}, "baseline": False}
     assert (result["main_metric"], result["main_metric_mode"]) == ("val/mae", "min")
     assert "--config-dir" in result["command"] and result["started"]
-    assert len(result["oversmoothing"]["last"]) == 3
+    assert len(curve(result["oversmoothing"])) == 3
+
+
+def test_its_layerwise_metric_of_labels_is_measured_and_drawn(package, swept, tmp_path):
+    rows = result_of(swept / "sets-setnet_depth2-none-seed0")["oversmoothing"]
+    found = curve(rows, metric="target_correlation")
+    assert len(found) == 3 and all(-1 <= value <= 1 for value in found) and len({*found}) == 3
+    words = ["--metric", "target_correlation", "--output", "f"]
+    done = call("scripts/figures.py", str(swept), *words, package=package, cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "f.png").stat().st_size > 10_000, done.stderr
+    done = call("scripts/tables.py", str(swept), "--column", "target_correlation", package=package, cwd=tmp_path)
+    assert "target correlation, trained" in done.stdout
+    words = ["probe.metrics=[mine.metrics.target_corelation]", "--config-dir", str(package / "conf")]
+    done = call("train.py", *TRAIN, *words, package=package, cwd=tmp_path)
+    assert_one_line_error(done, "probe.metrics", "did you mean target_correlation")
 
 
 def test_it_is_killed_and_resumes_exactly(package, tmp_path):
@@ -388,4 +414,4 @@ def test_no_file_of_the_project_knows_of_it():
     files = [file for kind in ("py", "js", "html") for file in (ROOT / "neutreno").rglob(f"*.{kind}")]
     assert len(files) > 50
     for file in files:
-        assert not re.search(r"setnet|SetNet|\bmae\b|mine\.model", file.read_text()), file
+        assert not re.search(r"setnet|SetNet|\bmae\b|mine\.model|target_corr", file.read_text()), file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from neutreno.callbacks.probe import measure_tokens
 from neutreno.errors import InputError
-from neutreno.functional import E, G, J, attention_kernel, descend, fidelity, fixed_point, rate, step_size
-from neutreno.models.transformer import attention_layers
-from neutreno.oversmoothing import mean_cosine_similarity
+from neutreno.functional import E, J, attention_kernel, descend, fixed_point, rate, step_size
+from neutreno.oversmoothing.metrics import mean_cosine_similarity
+from neutreno.oversmoothing.recorder import ALL, measure
 
 
 def descent(
@@ -66,48 +65,18 @@ def _distance(u: Tensor, end: Tensor, kernel: Tensor) -> Tensor:
     return ((u - end).square().sum(-1) / step_size(kernel)).sum(-1).sqrt()
 
 
-@torch.no_grad()
-def measure_energies(model: nn.Module, inputs: Tensor, batch_size: int = 8, **fixed: Any) -> list[dict[str, Any]]:
-    """J and G of a model's own values by layer, and the cosine similarity of its tokens; mean and sd over samples.
+def measure_energies(model: nn.Module, samples: Any, batch_size: int = 8, **fixed: Any) -> list[dict[str, Any]]:
+    """The layer-wise metrics J and G of a model's own values, and the cosine similarity, of all tokens of each stack.
 
-    In block l, head h: u is the head's values V_l, f its values V_0 in the first block (of the same trunk: encoder and
-    decoder each have their own), K its attention A_l, whose rows sum to 1, and λ(x) = 1 / Δt(x), so that G is that of
-    λ̃ = 1 and is told of softmax models too; E is J + λ̃ G. Both energies are summed over heads and divided by ‖V_l‖²,
-    summed likewise, so that layers compare: J is 0 if all tokens have one value, G if all have those of V_0. Tokens are
-    those that enter the block. In evaluation mode and float32, energies in float64.
-
-    Returns:
-        Rows as of :func:`neutreno.callbacks.probe.measure_tokens`; ``measure`` is ``J``, ``G`` or ``cosine``. Layer k
-        of J and G is the attention of block k, from 1; of ``cosine`` what leaves block k, layer 0 being the embedding.
+    Layer k of J and G is the attention of block k, from 1, on the tokens that enter it; of ``cosine`` what leaves
+    block k, layer 0 being the embedding. ``samples`` as for :func:`neutreno.oversmoothing.recorder.measure`.
 
     Raises:
-        InputError: the model does not use the project's attention.
+        InputError: the model does not use the project's attention, whose values are measured.
     """
-    layers = attention_layers(model)
-    if not layers:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the layer-wise metric [JG] needs")  # said below
+        rows = measure(model, samples, ["J", "G", "cosine"], batch_size=batch_size, **fixed)
+    if not any(row["metric"] == "J" for row in rows):
         raise InputError(f"{type(model).__name__} does not use this project's attention, whose values are measured")
-    found: dict[tuple[str, str, int], list[Tensor]] = defaultdict(list)
-
-    def hook(tokens: str, layer: int):
-        def measure(attention: nn.Module, arguments: tuple) -> None:
-            x, v0, *_ = *arguments, None
-            q, k, v = attention.project(x)
-            kernel, v, v0 = (y.double() for y in (attention.weights(q, k), v, v if v0 is None else v0))
-            size = v.square().sum((-3, -2, -1))
-            for name, energy in (("J", J(v, kernel)), ("G", G(v, v0, fidelity(kernel, 1.0)))):
-                found[name, tokens, layer].append(torch.where(size > 0, energy.sum(-1) / size, 0.0).cpu())
-
-        return measure
-
-    hooks = [attention.register_forward_pre_hook(hook(tokens, layer)) for tokens, layer, attention in layers]
-    try:
-        rows = measure_tokens(model, inputs, ["cosine"], batch_size)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    kinds = {tokens for tokens, _, _ in layers}
-    for (name, tokens, layer), parts in found.items():
-        samples = torch.cat(parts)
-        values = {"mean": samples.mean().item(), "sd": samples.std(correction=min(1, len(samples) - 1)).item()}
-        rows.append({"measure": name, "tokens": tokens, "layer": layer, **values, "samples": len(samples)})
-    return [{**fixed, **row} for row in rows if row["tokens"] in kinds]
+    return [row for row in rows if row["subset"] == ALL]

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from neutreno.attention import SoftmaxAttention
 from neutreno.errors import InputError, check_number
-from neutreno.profiling import Layer, find_layers, first_tensor, self_attentions
+from neutreno.oversmoothing.recorder import Layer, find_layers, first_tensor, self_attentions
 
 _VALUE = ("value", "value_proj", "v_proj", "v_lin", "v", "to_v")
 _FUSED = ("qkv", "c_attn", "query_key_value", "qkv_proj", "Wqkv")
@@ -37,7 +37,7 @@ def convert(model: nn.Module, lam: float | None = 0.6, layers: str | list[str] |
 
     Args:
         lam: λ̃ ≥ 0; 0 is the model as it was, bit for bit. On a converted model it replaces λ̃. None takes the term out.
-        layers: which modules are the layers, as in :func:`neutreno.profiling.profile`.
+        layers: which modules are the layers, as in :func:`neutreno.profile`.
 
     Returns:
         ``model`` itself.

@@ -1,0 +1,344 @@
+"""Layer-wise metrics of over-smoothing, and the formulas behind them.
+
+The formulas are pure functions of features X (…, N, d), of N tokens in d dimensions; each returns one number per
+leading index, in float64. None builds an N × N matrix, apart from those that are given one. A single token has nothing
+to resemble: every formula is 0 there, with a warning. Nothing gives NaN.
+
+A layer-wise metric is a function of the :class:`LayerTokens` of one layer, registered by :func:`layerwise_metric`.
+Those at the end of this module are known by their names; one of another package by its path,
+``mine.metrics.alignment``.
+
+Raises (all formulas):
+    InputError: X has fewer than two dimensions, no token, or values that are not finite.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neutreno.config.building import locate
+from neutreno.errors import InputError
+from neutreno.functional import G as fidelity_term
+from neutreno.functional import J as smoothing_functional
+from neutreno.functional import fidelity
+
+NEEDS = ("labels", "inputs", "weights", "values")  # what a metric may ask for beside the features
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """The tokens of one layer, and what else a layer-wise metric may ask for.
+
+    Attributes:
+        features: what leaves the layer (enters the first, for layer 0), (B, N, d). A graph is one sample of N nodes.
+        mask: which tokens count, (B, N); None: all. Padding and subsets of tokens are masks.
+        labels: of the samples, (B, …), as the data gives them; None: there are none.
+        inputs: what the network was given, (B, …).
+        weights: makes A (B, H, N, N) of the layer's attention; None where the layer has none that can be rebuilt.
+        values: makes V_l and V_0 (B, H, N, D), the layer's values and those of the first layer of its stack.
+    """
+
+    features: Tensor
+    mask: Tensor | None = None
+    labels: Tensor | None = None
+    inputs: Tensor | None = None
+    weights: Callable[[], Tensor] | None = None
+    values: Callable[[], tuple[Tensor, Tensor]] | None = None
+
+    def per_sample(self, formula: Callable[[Tensor], Tensor]) -> Tensor:
+        """``formula`` of the tokens that count, (n, d) of each sample: (B,)."""
+        if self.mask is None or self.mask.all():
+            return formula(self.features)
+        if (self.mask == self.mask[0]).all():
+            return formula(self.features[:, self.mask[0]])
+        return torch.cat([formula(x[None, mask]) for x, mask in zip(self.features, self.mask, strict=True)])
+
+    def of(self, samples: Tensor) -> LayerTokens:
+        """The same of some samples alone, (B,) of booleans; attention is left out."""
+        rest = {k: v[samples] for k in ("mask", "labels", "inputs") if (v := getattr(self, k)) is not None}
+        return replace(self, features=self.features[samples], weights=None, values=None, **rest)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A layer-wise metric: its name in records, its function, what it needs of :data:`NEEDS`, and whether it takes the
+    whole probe set at once, then giving one number, (), instead of one per sample, (B,)."""
+
+    name: str
+    function: Callable[[LayerTokens], Tensor]
+    needs: tuple[str, ...] = ()
+    whole_set: bool = False
+
+
+def layerwise_metric(
+    name: str | None = None, needs: Sequence[str] = (), whole_set: bool = False
+) -> Callable[[Callable], Callable]:
+    """Registers a function of :class:`LayerTokens` as a layer-wise metric.
+
+    Where something that it needs is missing, it is left out, and that is said.
+
+    Args:
+        name: in records and figures; None: the function's own.
+        needs: of :data:`NEEDS`.
+        whole_set: it is given all samples of the probe set at once and returns a single number, ().
+
+    Raises:
+        ValueError: there is nothing of that kind to need, or attention is asked for over the whole set.
+    """
+    if unknown := set(needs) - {*NEEDS}:
+        raise ValueError(f"a layer-wise metric may need {', '.join(NEEDS)}, not {', '.join(sorted(unknown))}")
+    if whole_set and {"weights", "values"} & {*needs}:
+        raise ValueError("attention is made a batch at a time: a metric over the whole set cannot have it")
+
+    def register(function: Callable) -> Callable:
+        function.__layerwise__ = Metric(name or function.__name__, function, tuple(needs), whole_set)
+        return function
+
+    return register
+
+
+def _tokens(x: Tensor, measure: str) -> Tensor | None:
+    """X in float64; None, after a warning, if it is a single token."""
+    if not isinstance(x, Tensor) or x.ndim < 2 or 0 in x.shape[-2:]:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"{measure} is measured on tokens of shape (…, N, d) with N, d ≥ 1, not {shape}")
+    if not torch.isfinite(x).all():
+        raise InputError(f"{measure}: the tokens hold values that are not finite; did the training diverge?")
+    if x.shape[-2] < 2:
+        warnings.warn(f"{measure} needs at least two tokens; reporting 0", stacklevel=3)
+        return None
+    return x.double()
+
+
+def _zeros(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
+
+
+def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``‖1 x̄ᵀ‖_F`` and ``‖X − 1 x̄ᵀ‖_F``: what all tokens share (the direct current) and what sets them apart.
+
+    Scaled by the largest entry, which both ratios below do not feel, so that no square overflows or vanishes.
+    """
+    largest = x.abs().amax((-2, -1), keepdim=True)
+    x = torch.where(largest > 0, x / largest, 0.0)
+    mean = x.mean(-2, keepdim=True)
+    return x.shape[-2] ** 0.5 * torch.linalg.vector_norm(mean, dim=(-2, -1)), torch.linalg.matrix_norm(x - mean)
+
+
+def mean_cosine_similarity(x: Tensor) -> Tensor:
+    """Mean pairwise cosine similarity of tokens, the paper's measure of over-smoothing: 1 when all point the same way.
+
+    Signed, over all pairs i ≠ j, from ``(‖Σᵢ x̂ᵢ‖² − Σᵢ ‖x̂ᵢ‖²) / (N (N − 1))`` with x̂ = x / ‖x‖, in O(N d). A zero token
+    has x̂ = 0 and so counts as orthogonal to all others.
+
+    Args:
+        x: (…, N, d).
+
+    Returns:
+        (…), between −1 / (N − 1) and 1.
+    """
+    given, x = x, _tokens(x, "cosine similarity")
+    if x is None:
+        return _zeros(given)
+    tokens = x.shape[-2]
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    unit = torch.where(norm > 0, x / norm, 0.0)
+    return (unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))) / (tokens * (tokens - 1))
+
+
+def rank_collapse_residual(x: Tensor) -> Tensor:
+    """``‖X − 1 x̄ᵀ‖_F / ‖X‖_F``, x̄ the mean token: how far X is from all tokens being one; 0 when they are.
+
+    (Dong, Cordonnier, Loukas, "Attention is not all you need", ICML 2021, with the Frobenius norm and the mean as the
+    nearest such matrix.) (…, N, d) → (…), between 0 and 1, in O(N d); 0 for tokens that are all zero.
+    """
+    given, x = x, _tokens(x, "the rank-collapse residual")
+    if x is None:
+        return _zeros(given)
+    mean, rest = _parts(x)
+    whole = torch.hypot(mean, rest)
+    return torch.where(whole > 0, rest / whole, 0.0)
+
+
+def high_frequency_share(x: Tensor) -> Tensor:
+    """``‖X − 1 x̄ᵀ‖_F / ‖1 x̄ᵀ‖_F``: what sets tokens apart, against what they share; 0 when they are one.
+
+    (Wang et al., "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis", ICLR 2022: the
+    high-frequency part over the direct current.) (…, N, d) → (…), in O(N d); 0 for tokens that are all zero, ∞ for
+    others whose mean is zero.
+    """
+    given, x = x, _tokens(x, "the high-frequency share")
+    if x is None:
+        return _zeros(given)
+    mean, rest = _parts(x)
+    return torch.where(rest > 0, rest / mean, 0.0)
+
+
+def effective_rank(x: Tensor) -> Tensor:
+    """``exp(−Σ p log p)`` of the normalised singular values ``p = σ / Σ σ``: how many directions the tokens span.
+
+    (Roy & Vetterli, "The effective rank", EUSIPCO 2007.) (…, N, d) → (…), from 1 (tokens in one direction) to
+    min(N, d); 0 for tokens that are all zero. O(N d min(N, d)).
+    """
+    given, x = x, _tokens(x, "the effective rank")
+    if x is None:
+        return _zeros(given)
+    values = torch.linalg.svdvals(x.cpu()).to(x.device)  # a GPU takes many small matrices one by one
+    total = values.sum(-1)
+    p = torch.where(total[..., None] > 0, values / total[..., None], 0.0)
+    return torch.where(total > 0, torch.special.entr(p).sum(-1).exp(), 0.0)
+
+
+def dirichlet_energy(x: Tensor, kernel: Tensor | None = None) -> Tensor:
+    """``½ Σᵢⱼ Kᵢⱼ ‖xᵢ − xⱼ‖²``, the functional that attention descends (:func:`neutreno.functional.J`).
+
+    Args:
+        x: (…, N, d).
+        kernel: K (…, N, N); None: the uniform one, ``Kᵢⱼ = 1 / N``, for which it is ``‖X − 1 x̄ᵀ‖_F²``, in O(N d).
+
+    Returns:
+        (…), ≥ 0 for a kernel ≥ 0. It grows with the square of the features.
+    """
+    given, x = x, _tokens(x, "the Dirichlet energy")
+    if x is None:
+        return _zeros(given)
+    if kernel is not None:
+        return smoothing_functional(x, kernel.double())
+    return (x - x.mean(-2, keepdim=True)).square().sum((-2, -1))
+
+
+def attention_entropy(attention: Tensor) -> Tensor:
+    """``−Σⱼ Aᵢⱼ log Aᵢⱼ``, mean over rows and heads: 0 when a token sees one other, log N when it sees all alike.
+
+    Args:
+        attention: A (…, H, N, N), rows that sum to 1, as they do after a softmax.
+
+    Returns:
+        (…), in nats.
+
+    Raises:
+        InputError: A is not square, not finite or negative somewhere.
+    """
+    if attention.ndim < 3 or attention.shape[-1] != attention.shape[-2]:
+        raise InputError(f"attention entropy is measured on weights (…, H, N, N), not {tuple(attention.shape)}")
+    a = attention.double()
+    if not (torch.isfinite(a).all() and (a >= 0).all()):
+        raise InputError("attention entropy: the weights are not finite numbers ≥ 0")
+    if a.shape[-1] < 2:
+        warnings.warn("attention entropy needs at least two tokens; reporting 0", stacklevel=2)
+    return torch.special.entr(a).sum(-1).mean((-2, -1))
+
+
+# The layer-wise metrics
+
+
+@layerwise_metric()
+def cosine(tokens: LayerTokens) -> Tensor:
+    """:func:`mean_cosine_similarity`"""
+    return tokens.per_sample(mean_cosine_similarity)
+
+
+@layerwise_metric()
+def residual(tokens: LayerTokens) -> Tensor:
+    """:func:`rank_collapse_residual`"""
+    return tokens.per_sample(rank_collapse_residual)
+
+
+@layerwise_metric(name="effective_rank")
+def of_rank(tokens: LayerTokens) -> Tensor:
+    """:func:`effective_rank`"""
+    return tokens.per_sample(effective_rank)
+
+
+@layerwise_metric()
+def dirichlet(tokens: LayerTokens) -> Tensor:
+    """:func:`dirichlet_energy` with the uniform kernel"""
+    return tokens.per_sample(dirichlet_energy)
+
+
+@layerwise_metric()
+def high_frequency(tokens: LayerTokens) -> Tensor:
+    """:func:`high_frequency_share`"""
+    return tokens.per_sample(high_frequency_share)
+
+
+@layerwise_metric(name="attention_entropy", needs=["weights"])
+def of_attention(tokens: LayerTokens) -> Tensor:
+    """:func:`attention_entropy`"""
+    return attention_entropy(tokens.weights())
+
+
+@layerwise_metric(needs=["weights", "values"])
+def J(tokens: LayerTokens) -> Tensor:
+    """The smoothing functional J of the layer's values under its own attention, summed over heads, over ‖V_l‖².
+
+    u = V_l, K = A_l, whose rows sum to 1: 0 if all tokens have one value. Divided, so that layers compare.
+    """
+    v, _ = tokens.values()
+    return _relative(smoothing_functional(v.double(), tokens.weights().double()), v)
+
+
+@layerwise_metric(needs=["weights", "values"])
+def G(tokens: LayerTokens) -> Tensor:
+    """The fidelity term G of the layer's values, f = V_0, summed over heads, over ‖V_l‖²; 0 if V_l = V_0.
+
+    λ(x) = 1 / Δt(x), so it is that of λ̃ = 1 and is told of softmax attention too; E is J + λ̃ G.
+    """
+    (v, v0), weights = tokens.values(), tokens.weights().double()
+    return _relative(fidelity_term(v.double(), v0.double(), fidelity(weights, 1.0)), v)
+
+
+def _relative(energy: Tensor, v: Tensor) -> Tensor:
+    """(B, H) of heads, over ‖V‖²: (B,)."""
+    size = v.double().square().sum((-3, -2, -1))
+    return torch.where(size > 0, energy.sum(-1) / size, 0.0)
+
+
+def known_metrics() -> list[str]:
+    """The names of the layer-wise metrics of this module."""
+    return [f.__layerwise__.name for f in vars(sys.modules[__name__]).values() if hasattr(f, "__layerwise__")]
+
+
+def metric_named(name: str, key: str = "probe.metrics") -> Metric:
+    """The layer-wise metric of a name, or of the dotted path of a function; ``key`` is where it stands.
+
+    Raises:
+        InputError: there is none.
+    """
+    if "." in name:
+        found = locate(name, key)
+        if not hasattr(found, "__layerwise__"):
+            raise InputError(f"{key}: {name} is no layer-wise metric; is it decorated with layerwise_metric()?")
+        return found.__layerwise__
+    for function in vars(sys.modules[__name__]).values():
+        if hasattr(function, "__layerwise__") and function.__layerwise__.name == name:
+            return function.__layerwise__
+    raise InputError(
+        f"{key}: there is no layer-wise metric {name}; there are {', '.join(known_metrics())}, and those of another "
+        "package by their path (mine.metrics.alignment)"
+    )
+
+
+def named_metrics(metrics: Any, key: str = "probe.metrics") -> list[Metric]:
+    """The layer-wise metrics that a setting names, each once.
+
+    Raises:
+        InputError: it is no list of names, one is not known, or two have one name.
+    """
+    if not isinstance(metrics, Sequence) or isinstance(metrics, str) or not all(isinstance(m, str) for m in metrics):
+        raise InputError(f"{key}={metrics} is no list of layer-wise metrics; there are: {', '.join(known_metrics())}")
+    found: dict[str, Metric] = {}
+    for name in metrics:
+        metric = metric_named(name, key)
+        if found.setdefault(metric.name, metric) != metric:
+            raise InputError(f"{key}: two layer-wise metrics are called {metric.name}; rename one")
+    if not found:
+        raise InputError(f"{key}=[] names no layer-wise metric; there are: {', '.join(known_metrics())}")
+    return list(found.values())

@@ -1,0 +1,101 @@
+"""The over-smoothing probe: what the tokens are like after every layer, before, while and after training."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from neutreno.errors import check_number
+from neutreno.files import replacing
+from neutreno.oversmoothing.metrics import named_metrics
+from neutreno.oversmoothing.recorder import COLUMNS, measure
+from neutreno.parallel import gathered
+from neutreno.reports.figures import plot_similarity
+from neutreno.reports.layers import logged_name
+
+WHEN = ("step", "epoch", "when")
+
+
+def probed(metrics: Any) -> list[str]:
+    """``probe.metrics``, and the cosine similarity before them, which tables and figures always show.
+
+    Raises:
+        InputError: they are no list of known names.
+    """
+    named_metrics(metrics)
+    return list(dict.fromkeys(["cosine", *metrics]))
+
+
+class OversmoothingProbe(Callback):
+    """Measures tokens by layer on fixed validation samples: at initialisation, every n epochs, at the end.
+
+    Logs ``oversmoothing/cosine/layer_07`` (all tokens; layer_00 is the embedding, layer_k the output of block k), a
+    subset of the tokens as ``oversmoothing/cosine_patch/layer_07`` and a further stack as
+    ``oversmoothing/cosine_decoder/layer_01``, for every metric by its name, and writes ``oversmoothing.csv`` and, of
+    the cosine similarity, ``oversmoothing.png`` into ``folder``. What was measured travels in the checkpoint, so a
+    resumed run ends with the same files.
+
+    Args:
+        metrics: layer-wise metrics, see :func:`probed`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every_n_epochs: int = 10,
+        num_samples: int = 128,
+        metrics: Sequence[str] = ("cosine", "residual", "effective_rank"),
+    ) -> None:
+        check_number("probe.every_n_epochs", every_n_epochs, 1, integer=True)
+        check_number("probe.num_samples", num_samples, 1, integer=True)
+        self.metrics = probed(metrics)
+        self.folder, self.every_n_epochs, self.num_samples = Path(folder), every_n_epochs, num_samples
+        self.rows: list[dict[str, Any]] = []
+        self._samples: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+    def first_and_last(self) -> list[dict[str, Any]]:
+        """The rows of the first measurement and of the latest, for a run's record."""
+        steps = {row["step"] for row in (self.rows[0], self.rows[-1])} if self.rows else set()
+        return [row for row in self.rows if row["step"] in steps]
+
+    def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
+        if not self.rows:
+            self._measure(trainer, task, "initial", 0)
+
+    def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
+        done = trainer.current_epoch + 1  # Lightning counts it only after this hook
+        last = done == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if last or done % self.every_n_epochs == 0:
+            self._measure(trainer, task, "final" if last else "training", done)
+
+    def _measure(self, trainer: Trainer, task: LightningModule, when: str, done: int) -> None:
+        with gathered(task.model):  # by all processes
+            if not trainer.is_global_zero:
+                return
+            if self._samples is None:
+                self._samples = trainer.datamodule.probe_samples(self.num_samples)
+            fixed = {"step": trainer.global_step, "epoch": done, "when": when}
+            rows = measure(task.model, self._samples, self.metrics, **fixed)
+        self.rows += rows
+        task.log_now({logged_name(row, rows[0]["stack"]): row["mean"] for row in rows})
+        self.write()
+
+    def write(self) -> None:
+        """Write the table and the figure from what has been measured so far."""
+        if not self.rows:
+            return
+        with replacing(self.folder / "oversmoothing.csv") as file:
+            writer = csv.DictWriter(file, (*WHEN, *COLUMNS))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        plot_similarity(self.rows, self.folder / "oversmoothing.png", self.folder.name)

@@ -1,0 +1,23 @@
+"""Over-smoothing by layer of any transformer, as it is: timm's, Hugging Face's, torch's, ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from neutreno.oversmoothing.recorder import measure
+
+
+def profile(
+    model: nn.Module,
+    batches: Tensor | Mapping[str, Any] | Iterable[Any],
+    metrics: str | Sequence[str] = ("cosine", "residual", "effective_rank"),
+    layers: str | Sequence[str] | None = None,
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """Layer-wise metrics of a model's tokens as a table: :func:`neutreno.oversmoothing.recorder.measure`, which says
+    what the arguments and the columns are."""
+    return pd.DataFrame(measure(model, batches, [metrics] if isinstance(metrics, str) else metrics, layers, batch_size))

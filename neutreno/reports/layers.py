@@ -1,0 +1,63 @@
+"""Rows of layer-wise metrics, as :func:`neutreno.oversmoothing.recorder.measure` gives them, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+TITLES = {  # what an axis says of a metric whose name alone would say too little
+    "cosine": "cosine similarity",
+    "residual": "rank-collapse residual",
+    "dirichlet": "Dirichlet energy",
+    "high_frequency": "high-frequency share",
+    "J": "J(V) / ‖V‖²",
+    "G": "G(V) / ‖V‖², λ̃ = 1",
+}
+ALL = "all"  # the subset of all tokens
+LAYERS = "layer (0 = embedding)"
+
+
+def title_of(metric: str) -> str:
+    return TITLES.get(metric, metric.replace("_", " "))
+
+
+def part_of(stack: str) -> str:
+    """The part of a network that a stack of layers is: ``decoder`` of ``decoder.blocks``; nothing of ``blocks``."""
+    return stack.removesuffix("blocks").strip(".")
+
+
+def said_of(subset: str) -> str:
+    """``all tokens``, ``patch tokens``"""
+    return f"{subset} tokens"
+
+
+def logged_name(row: dict[str, Any], first: str) -> str:
+    """``oversmoothing/cosine/layer_07``; with the part of the network where its stack is not the ``first``, and with
+    the subset where it is not all tokens: ``oversmoothing/cosine_decoder_patch/layer_01``."""
+    part = "" if row["stack"] == first else part_of(row["stack"]).replace(".", "_") or row["stack"]
+    subset = "" if row["subset"] == ALL else row["subset"]
+    return f"oversmoothing/{'_'.join(filter(None, [row['metric'], part, subset]))}/layer_{row['layer']:02d}"
+
+
+def stacks_of(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """The stacks of layers among ``rows``, in their order."""
+    return list(dict.fromkeys(row["stack"] for row in rows))
+
+
+def curve(
+    rows: Sequence[dict[str, Any]],
+    when: str = "last",
+    subset: str = ALL,
+    metric: str = "cosine",
+    stack: str | None = None,
+) -> list[float]:
+    """Means by layer, of the first stack where none is named.
+
+    Args:
+        when: ``initial`` (before training) or ``last`` (of the latest measurement), where rows are of several steps.
+    """
+    stack = next(iter(stacks_of(rows)), None) if stack is None else stack
+    wanted = [r for r in rows if (r["stack"], r["subset"], r["metric"]) == (stack, subset, metric)]
+    steps = [row.get("step", 0) for row in wanted]
+    at = (min if when == "initial" else max)(steps, default=0)
+    return [r["mean"] for r in sorted(wanted, key=lambda r: r["layer"]) if r.get("step", 0) == at]

@@ -199,3 +199,15 @@ def test_small_is_the_papers_model():
     assert len(model.blocks) == 16 and model.blocks[0].attn.num_heads == 8 and model.drop.p == 0.1
     block = 4 * 128**2 + (128 * 2048 + 2048) + (2048 * 128 + 128) + 2 * 2 * 128
     assert sum(p.numel() for p in model.parameters()) == 267_735 * (128 + 1) + 3 * (128 + 1) + 16 * block
+
+
+def test_weights_start_as_the_released_code_has_them():
+    torch.manual_seed(0)
+    model = LanguageModel(50, embed_dim=4096, depth=1, num_heads=2, mlp_ratio=1)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert len(norms) == 2 and not any(norm.bias.any() for norm in norms)
+    for norm in norms:
+        assert norm.weight.mean().item() == pytest.approx(1, abs=2e-3)
+        assert norm.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    assert all(p.std().item() == pytest.approx(0.02, rel=0.02) for p in matrices)

@@ -116,6 +116,16 @@ def test_no_n_by_n_matrix_under_fused_attention(attention):
     assert largest_tensor(1024) <= 16 * largest_tensor(64)
 
 
+def test_weights_start_as_deits_release_has_them():
+    torch.manual_seed(0)
+    model = VisionTransformer(embed_dim=4096, depth=1, num_heads=2, img_size=16, num_classes=5, distilled=True)
+    for token in (model.cls_token, model.dist_token):
+        assert token.std().item() == pytest.approx(0.02, rel=0.05) and abs(token.mean().item()) < 2e-3
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert all(m.weight.std().item() == pytest.approx(0.02, rel=0.02) and not m.bias.any() for m in linears)
+
+
 FORMS = {
     "plain": {},
     "average": {"global_pool": "avg"},

@@ -57,7 +57,7 @@ class LanguageModel(nn.Module):
         mlp_ratio: hidden width of the feed-forward part, in units of the tokens'.
         cutoffs: of :class:`neutreno.models.adaptive_softmax.AdaptiveSoftmax`; none: a plain softmax.
         drop_rate: dropout of the embedding, of both parts of a block and of the output. attn_drop_rate: of attention.
-        init_std: of all weight matrices at the start (normal).
+        init_std: of all weight matrices at the start (normal); LayerNorm's weights start at N(1, 0.02), as released.
     """
 
     output = "words"
@@ -105,6 +105,8 @@ class LanguageModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.normal_(module.weight, 1.0, std=0.02)
 
     def _embed(self, ids: Tensor) -> Tensor:
         x = self.softmax.embed(ids)

@@ -148,15 +148,14 @@ class VisionTransformer(timm.models.VisionTransformer):
         self.init_weights()
 
     def init_weights(self, mode: str = "", needs_reset: bool = False) -> None:
-        """Weights as they are before training; timm's ``mode`` is refused."""
+        """Weights as they are before training, as DeiT's release has them: class token truncated N(0, 0.02), where timm
+        starts it near 0. timm's ``mode`` is refused."""
         if mode:
             raise InputError(f"mode={mode}: the weights start by init_std and pos_std alone")
         trunc_normal_(self.pos_embed, std=self.pos_std)
-        for token in (self.cls_token, self.reg_token):
+        for token in (self.cls_token, self.dist_token, self.reg_token):
             if token is not None:
-                nn.init.normal_(token, std=1e-6)
-        if self.dist_token is not None:
-            trunc_normal_(self.dist_token, std=0.02)
+                trunc_normal_(token, std=0.02)
         init_linears(self, self.init_std)
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:

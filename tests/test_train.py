@@ -298,9 +298,9 @@ def test_evaluate_gives_the_metrics_and_curve_of_the_end_of_training(finished):
     assert done.returncode == 0, done.stderr
     result, again = (json.loads((run / f).read_text()) for f in ("result.json", "evaluation.json"))
     assert again["metrics"] == result["metrics"]
-    assert [r["mean"] for r in again["oversmoothing"] if (r["tokens"], r["measure"]) == ("all", "cosine")] == result[
-        "oversmoothing"
-    ]["last"]
+    assert [
+        r["mean"] for r in again["records"]["curves"] if (r["tokens"], r["measure"]) == ("all", "cosine")
+    ] == result["oversmoothing"]["last"]
     assert (run / "evaluation.png").stat().st_size > 10_000
     (run / "evaluation.json").unlink(), (run / "evaluation.png").unlink()
 

@@ -24,8 +24,11 @@ def make_loggers(config: Any, folder: Path, experiment: str, job: str) -> list[L
     return [build(sink, folder=folder, experiment=experiment, job=job) for sink in config.values()]
 
 
-def log_report(loggers: Sequence[Logger], metrics: dict[str, float], curves: dict[str, Any], figure: Path) -> None:
-    """Hand what a run ends with to the sinks: metrics, similarity by layer (``{kind: {when: […]}}``) and its figure.
+def log_report(
+    loggers: Sequence[Logger], metrics: dict[str, float], curves: dict[str, Any], figure: Path | None
+) -> None:
+    """Hand what a run ends with to the sinks: metrics, similarity by layer (``{kind: {when: […]}}``) and its figure,
+    where it was measured.
 
     A sink that fails costs a warning, never the run: its folder is the record.
     """
@@ -36,11 +39,11 @@ def log_report(loggers: Sequence[Logger], metrics: dict[str, float], curves: dic
             log.warning("%s took no report: %s", type(logger).__name__, " ".join(str(error).split()))
 
 
-def _report_to_wandb(logger: Logger, metrics: dict[str, float], curves: dict[str, Any], figure: Path) -> None:
+def _report_to_wandb(logger: Logger, metrics: dict[str, float], curves: dict[str, Any], figure: Path | None) -> None:
     import wandb
 
     run = logger.experiment
-    content: dict[str, Any] = {"oversmoothing/figure": wandb.Image(str(figure))}
+    content: dict[str, Any] = {} if figure is None else {"oversmoothing/figure": wandb.Image(str(figure))}
     for kind, measured in curves.items():
         known = {_WHEN[when]: curve for when, curve in measured.items() if curve}
         if known:
@@ -48,17 +51,22 @@ def _report_to_wandb(logger: Logger, metrics: dict[str, float], curves: dict[str
             title = f"Similarity of tokens by layer: {kind}"
             series = wandb.plot.line_series(layers, list(known.values()), list(known), title=title, xname="layer")
             content[f"oversmoothing/curves/{kind}"] = series
-    run.log(content)
+    if content:
+        run.log(content)
     run.summary.update(metrics)
     run.finish()
 
 
-def _report_to_tensorboard(logger: Logger, metrics: dict[str, float], curves: dict[str, Any], figure: Path) -> None:
+def _report_to_tensorboard(
+    logger: Logger, metrics: dict[str, float], curves: dict[str, Any], figure: Path | None
+) -> None:
     import numpy as np
     from PIL import Image
 
     writer = logger.experiment
-    writer.add_image("oversmoothing/figure", np.asarray(Image.open(figure).convert("RGB")), dataformats="HWC")
+    if figure is not None:
+        pixels = np.asarray(Image.open(figure).convert("RGB"))
+        writer.add_image("oversmoothing/figure", pixels, dataformats="HWC")
     for name, value in metrics.items():
         writer.add_scalar(f"result/{name}", value)
     writer.flush()

@@ -205,6 +205,93 @@ def test_what_cannot_be_said_of_a_run_gets_one_clear_line(finished, arguments, w
     assert not (finished / "evaluation.json").exists()
 
 
+def metrics_of(folder):
+    return json.loads((folder / "evaluation.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+@pytest.mark.parametrize("spelling", ["{}", "run={}"])
+def test_a_checkpoint_in_a_run_folder_is_evaluated_alone_and_apart(finished, tmp_path, spelling, name):
+    """With the run's config; the run's own evaluation, which tables read, stays as it is."""
+    file = finished / "checkpoints" / f"{name}.ckpt"
+    before = sorted(finished.iterdir())
+    done = run_forked("evaluate.py", spelling.format(file), "evaluators=[metrics]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(finished.iterdir()) == before
+    trained = json.loads((finished / "result.json").read_text())["metrics"]
+    prefix = "best/" if name == "best" else ""
+    names = ["val/top1", "val/loss", "test/top1", "test/loss"]
+    found = metrics_of(tmp_path / f"outputs/evaluations/tiny-{name}")
+    assert [found[n] for n in names] == pytest.approx([trained[prefix + n] for n in names])
+    assert not any(n.startswith("best/") for n in found) and f"Weights: {file}" in done.stdout
+
+
+def test_a_checkpoint_is_found_from_within_its_folder(finished, tmp_path):
+    words = ["last.ckpt", "evaluators=[metrics]", f"output_dir={tmp_path}"]
+    done = run_forked("evaluate.py", *words, cwd=finished / "checkpoints")
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(tmp_path / "evaluations/tiny-last")
+
+
+def test_a_checkpoint_outside_a_run_folder_is_refused_with_the_words_for_it(finished, tmp_path):
+    shutil.copy(finished / "checkpoints/last.ckpt", tmp_path / "alone.ckpt")
+    done = run_forked("evaluate.py", "alone.ckpt", cwd=tmp_path)
+    assert_one_line_error(done, "alone.ckpt", "outside a run folder", "model=… model.weights=alone.ckpt data=…")
+    missing = finished / "checkpoints" / "first.ckpt"
+    assert_one_line_error(run_forked("evaluate.py", str(missing), cwd=tmp_path), f"no checkpoint at {missing}")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_only_the_evaluators_that_were_chosen_run_in_that_order(finished, tmp_path):
+    chosen = ["evaluators=[cost,curves]", "evaluator.cost.batch_size=3", "evaluator.cost.seconds=0", "name=x"]
+    done = run_forked("evaluate.py", str(finished), *chosen, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
+    assert found["metrics"] == {} and list(found["records"]) == found["settings"]["evaluators"] == ["cost", "curves"]
+    assert found["records"]["cost"]["batch_size"] == 3
+
+
+def test_a_task_names_its_evaluators_and_those_that_have_nothing_to_measure_are_left_out(finished, tmp_path):
+    done = run_forked("evaluate.py", str(finished), "evaluator.cost.seconds=0", "name=x", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
+    assert found["settings"]["evaluators"] == ["metrics", "cost", "curves"]  # the digits are not cropped
+
+
+NOT_EVALUATED = {
+    "unknown": (["evaluators=[metrics,curvs]"], ["evaluators: there is no curvs; did you mean curves?"]),
+    "nothing like it": (["evaluators=[speed]"], ["there is no speed; there are: metrics, crops"]),
+    "no list": (["evaluators=metrics"], ["write evaluators=[metrics]"]),
+    "none": (["evaluators=[]"], ["evaluators=[]"]),
+    "options of one that does not run": (
+        ["evaluators=[metrics]", "evaluator.cost.seconds=1"],
+        ["evaluator.cost.seconds: cost is not evaluated here, only metrics", "evaluators=[metrics,cost]"],
+    ),
+    "one that was not chosen": (
+        ["+evaluator.mine._target_=neutreno.evaluation.metrics.Metrics"],
+        ["mine is not evaluated here", "evaluators=[metrics,crops,robustness,cost,curves,mine]"],
+    ),
+    "an option that it does not take": (["+evaluator.crops.sizes=[1]"], ["no key evaluator.crops.sizes: Crops takes"]),
+    "a mistyped option": (["evaluator.cost.batchsize=1"], ["did you mean evaluator.cost.batch_size?"]),
+    "the key of earlier": (["sliding=[32]"], ["no key sliding; did you mean evaluator.perplexity.sliding?"]),
+    "no class": (["+evaluator.mine.bins=1"], ["evaluator.mine names no class by _target_"]),
+    "no evaluator": (
+        ["+evaluator.mine._target_=neutreno.data.digits.Digits", "evaluators=[mine]"],
+        ["neutreno.data.digits.Digits is no neutreno.evaluation.base.Evaluator"],
+    ),
+    "crops of what is not cropped": (["evaluators=[crops]"], ["evaluator.crops"]),
+    "robustness without a folder": (["evaluators=[robustness]"], ["needs a folder", "imagenet_c=FOLDER"]),
+    "windows of a classifier": (["evaluators=[windows]"], ["no protocols of windows"]),
+    "perplexity of a classifier": (["evaluators=[perplexity]"], ["language models"]),
+}
+
+
+@pytest.mark.parametrize("arguments, words", NOT_EVALUATED.values(), ids=NOT_EVALUATED.keys())
+def test_an_evaluator_that_cannot_be_had_is_refused_before_anything_is_measured(finished, arguments, words, tmp_path):
+    assert_one_line_error(run_forked("evaluate.py", str(finished), *arguments, cwd=tmp_path), *words)
+    assert not (finished / "evaluation.json").exists()
+
+
 @pytest.mark.parametrize("planted", ["{_target_: os.mkdir, path: ran}", "'${oc.env:HOME}'", "[{_target_: os.getcwd}]"])
 def test_a_run_folder_cannot_reach_the_trainer_with_other_code(finished, tmp_path, planted):
     shutil.copytree(finished, tmp_path / "run")
@@ -223,6 +310,7 @@ def test_help_shows_the_spellings_and_the_keys():
         "model=timm model.name=",
         "imagenet_c=FOLDER",
         "crop_pcts:",
+        "other_variants",
         "deit_neutreno",
     ):
         assert words in done.stdout

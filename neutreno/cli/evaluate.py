@@ -119,8 +119,7 @@ def run_opened(composed: Composed) -> Opened:
     from pathlib import Path
 
     from neutreno.config.building import locate
-    from neutreno.config.gate import constructor_problems, settings_problems
-    from neutreno.errors import InputError
+    from neutreno.config.gate import check
     from neutreno.evaluation.base import applying, choose
     from neutreno.evaluation.opening import (
         build_run,
@@ -134,11 +133,7 @@ def run_opened(composed: Composed) -> Opened:
     from neutreno.runs import RunFolder
 
     config = composed.config
-    if problems := [
-        *settings_problems(composed, "evaluate"),
-        *constructor_problems(composed, "evaluate", only=("trainer", "logger", "evaluator")),
-    ]:
-        raise InputError("\n".join(problems))
+    check(composed, "evaluate", only=("trainer", "logger", "evaluator"))
     check_trainer(config)
     run, checkpoint = run_of(config.run)
     settings = run_settings(run, composed, trusted(config))

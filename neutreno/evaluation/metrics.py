@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning import LightningDataModule, Trainer
 
 from neutreno.evaluation.base import Evaluator, Findings, Subject
-from neutreno.evaluation.opening import load_checkpoint
+from neutreno.evaluation.opening import load_checkpoint, read_fitting
 from neutreno.tasks.base import Task
 
 
@@ -51,6 +51,10 @@ def evaluate_run(
 
 class Metrics(Evaluator):
     """What the end of training reports: every metric of the validation and the test split, and of no model at all."""
+
+    def check(self, subject: Subject) -> None:
+        if subject.best is not None and subject.best.exists():
+            read_fitting(subject.task, subject.data, subject.best, subject.other_variants)
 
     def run(self, subject: Subject) -> Findings:
         trainer, task, data = subject.trainer, subject.task, subject.data

@@ -174,6 +174,17 @@ def load_checkpoint(task: Task, data: LightningDataModule, path: Path, other_var
     """Load a run's checkpoint into its task.
 
     Raises:
+        InputError: as :func:`read_fitting` says, or parameters do not fit.
+    """
+    load_strictly(task, read_fitting(task, data, path, other_variants).get("state_dict"), path)
+
+
+def read_fitting(
+    task: Task, data: LightningDataModule, path: Path, other_variants: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The content of a run's checkpoint.
+
+    Raises:
         InputError: there is none, it does not fit the task or the data, or was trained with other variants than the
             task has, beyond ``other_variants``.
     """
@@ -181,7 +192,7 @@ def load_checkpoint(task: Task, data: LightningDataModule, path: Path, other_var
     task.check_checkpoint(checkpoint, data, path)
     if task.variants is not None:
         check_trained(recorded_axes(checkpoint), task.variants, path, ALLOWED, other_variants)
-    load_strictly(task, checkpoint.get("state_dict"), path)
+    return checkpoint
 
 
 def open_run(

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 
 from neutreno.errors import InputError
 from neutreno.files import replacing
+from neutreno.variants import AT_BASELINE, recorded_axes
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +80,14 @@ def checkpoint_file(source: str | Path) -> Path:
     """The checkpoint that ``source`` means: a file itself, of a run folder the last."""
     path = Path(source)
     return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+
+
+def trained_with(source: str | Path, axes: dict[str, Any]) -> dict[str, Any] | None:
+    """The variants that the weights of ``source`` (see :func:`read_weights`) were trained with, for
+    :func:`neutreno.variants.check_trained`; a timm model's are at the baseline of all ``axes``."""
+    if Path(source).exists():
+        return recorded_axes(read_checkpoint(checkpoint_file(source)))
+    return dict.fromkeys(axes, AT_BASELINE)
 
 
 def read_weights(source: str | Path) -> dict[str, Tensor]:

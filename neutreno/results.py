@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shlex
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from neutreno.config.composing import Composed
+from neutreno.config.gate import mark_of
+from neutreno.config.options import START
 from neutreno.errors import InputError
 from neutreno.files import replacing
 from neutreno.reports.layers import curve
-from neutreno.runs import execution_keys
+from neutreno.runs import execution_keys, flat
 from neutreno.variants import describe
 
 FORMAT = 3  # of result.json; a folder of another one is named and left out
@@ -73,6 +76,22 @@ def describe_run(composed: Composed, task: type) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
     }
+
+
+def initial_weights(composed: Composed) -> dict[str, dict[str, Any]]:
+    """The weights that a run starts from, by the key that names them: their source, of a file its digest, and the
+    variants they were trained with (None: nobody knows)."""
+    from neutreno.checkpoints import checkpoint_file, trained_with
+
+    axes, found = describe(composed)["axes"], {}
+    for key, source in flat(composed.settings).items():
+        if source is not None and mark_of(key, composed.settings) is START:
+            file = checkpoint_file(source)
+            found[key] = {"source": str(source), "sha256": None, "axes": trained_with(source, axes)}
+            if file.is_file():
+                with file.open("rb") as content:
+                    found[key]["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
 
 
 def summary(run: Path) -> str:

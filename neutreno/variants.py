@@ -8,7 +8,7 @@ Nothing here knows the name of an axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,7 @@ def describe(composed: Composed) -> dict[str, Any]:
         if not isinstance(part, dict) or choices.get(axis) is None:
             raise InputError(f"variants.{axis}: the model has no group {axis} among its defaults")
         name = chosen(axis, composed)
-        arguments = {key: value for key, value in part.items() if not key.startswith("_")}
-        at = _equals(name, arguments, declared)
-        axes[axis] = {"class": part.get("_target_"), "arguments": arguments, "baseline": at}
+        axes[axis] = _axis(part, [name], declared)
         settings |= {axis: name, **{k: value_at(config, k) for k in labels if k.startswith(f"{axis}.")}}
     settings |= {key: value_at(config, key) for key in labels if key not in settings}
     settings["seed"] = config["seed"]
@@ -56,8 +54,85 @@ def chosen(axis: str, composed: Composed) -> str:
     folders = [*composed.config_dirs, CONFIGS]
     if _target_of(axis, choice, folders) in (None, built):
         return choice
+    return next(iter(_options_of(axis, built, folders)), str(built))
+
+
+def _options_of(axis: str, built: str | None, folders: list[str | Path]) -> list[str]:
+    """The options of an axis that build the class ``built``."""
     files = [file for folder in folders for file in sorted((Path(folder) / axis).glob("*.yaml"))]
-    return next((file.stem for file in files if _target_of(axis, file.stem, folders) == built), str(built))
+    return [file.stem for file in files if _target_of(axis, file.stem, folders) == built]
+
+
+def _axis(part: dict[str, Any], options: Sequence[str], declared: str | list[Any]) -> dict[str, Any]:
+    """What is built at an axis, and whether it is the baseline by one of its ``options``' names."""
+    arguments = {key: value for key, value in part.items() if not key.startswith("_")}
+    at = any(_equals(name, arguments, declared) for name in options)
+    return {"class": part.get("_target_"), "arguments": arguments, "baseline": at}
+
+
+def axes_of(settings: dict[str, Any], config_dirs: Sequence[str] = ()) -> dict[str, Any]:
+    """``axes`` of :func:`describe`, of a run folder's settings: which options were chosen is told by what they build.
+
+    Raises:
+        InputError: the settings hold no part for an axis.
+    """
+    found, folders = {}, [*config_dirs, CONFIGS]
+    for axis, declared in settings["variants"].items():
+        part = settings["model"].get(axis, settings.get(axis))  # what is built, in an edited config too
+        if not isinstance(part, dict):
+            raise InputError(f"variants.{axis}: the config of this run holds no part {axis}")
+        found[axis] = _axis(part, _options_of(axis, part.get("_target_"), folders), declared)
+    return found
+
+
+AT_BASELINE = {"class": None, "arguments": {}, "baseline": True}  # of weights from where nothing is varied
+
+
+def check_trained(
+    trained: dict[str, Any] | None, now: dict[str, Any], source: Any, remedy: str, other: Sequence[str] = ()
+) -> None:
+    """Refuse weights that were trained with other variants than they are to be used with: they would fit in silence.
+
+    Args:
+        trained, now: axes as :func:`describe` gives them; an axis that one of them lacks is at its baseline there.
+            ``trained`` None: nobody knows, so anything goes.
+        source: of the weights.
+        remedy: how to use them nevertheless; ``{axes}`` in it becomes the axes that differ.
+        other: axes where they may differ.
+
+    Raises:
+        InputError: names the axes, what they were trained with and what is composed.
+    """
+    if trained is None:
+        return
+    differ = {}
+    for axis in {**now, **trained}:
+        before, after = trained.get(axis, AT_BASELINE), now.get(axis, AT_BASELINE)
+        same = (before["class"], before["arguments"]) == (after["class"], after["arguments"])
+        if not same and not (before["baseline"] and after["baseline"]) and axis not in other:
+            differ[axis] = before, after
+    if differ:
+        was, here = (" and ".join(f"{axis} {_built(both[i])}" for axis, both in differ.items()) for i in (0, 1))
+        said = remedy.replace("{axes}", ",".join(differ))
+        raise InputError(f"the weights of {source} were trained with {was}, but {here} is composed; {said}")
+
+
+def _built(part: dict[str, Any]) -> str:
+    if part["class"] is None:
+        return "at its baseline"
+    arguments = ", ".join(f"{key}={value}" for key, value in part["arguments"].items())
+    return f"{part['class']}({arguments})"
+
+
+def recorded_axes(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """The axes that a checkpoint's weights were trained with; None if it does not say, as files of others do not."""
+    axes = checkpoint.get("variants")
+    if isinstance(axes, dict) and all(
+        isinstance(part, dict) and part.keys() == AT_BASELINE.keys() and isinstance(part["arguments"], dict)
+        for part in axes.values()
+    ):
+        return axes
+    return None
 
 
 def _target_of(group: str, option: str, folders: list[str | Path]) -> str | None:

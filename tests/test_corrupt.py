@@ -112,7 +112,7 @@ def test_an_evaluation_needs_no_training_images_and_counts_corrupt_ones(photogra
     assert done.returncode == 0, done.stderr
     shutil.rmtree(photographs / "train")
     (photographs / "val/n01440764/n01440764_0.JPEG").write_bytes(b"")
-    settings = ["data.max_corrupt=0.2", "cost=null", "crop_pcts=[]"]
+    settings = ["data.max_corrupt=0.2", "evaluators=[metrics]"]
     done = run_forked("evaluate.py", str(tmp_path / "outputs/x"), *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "outputs/x/evaluation.json").read_text())

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils import benchmark
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
-from neutreno.cost import check_settings, images_per_second, measure_cost, multiply_adds
 from neutreno.errors import InputError
+from neutreno.evaluation.cost import Cost, images_per_second, measure_cost, multiply_adds
 from neutreno.models.vit import vit
 
 IMAGE = torch.zeros(1, 3, 224, 224)
@@ -69,7 +69,7 @@ def test_peak_memory_on_cuda_holds_weights_and_activations():
     assert result["multiply_adds"] == multiply_adds(vit("tiny").eval(), IMAGE)
 
 
-@pytest.mark.parametrize("wrong, words", [({"batch_size": 0}, "cost.batch_size=0"), ({"seconds": -1}, "cost.seconds")])
+@pytest.mark.parametrize("wrong, words", [({"batch_size": 0}, "batch_size=0"), ({"seconds": -1}, "seconds=-1")])
 def test_settings_that_measure_nothing(wrong, words):
     with pytest.raises(InputError, match=words):
-        check_settings(**{"batch_size": 1, "seconds": 1, **wrong})
+        Cost(**wrong)

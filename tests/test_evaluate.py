@@ -11,8 +11,8 @@ from conftest import ROOT, TINY, assert_one_line_error, run_forked, run_script
 from timm.data import create_transform
 
 from neutreno.data.classification import ImageClassification
-from neutreno.errors import InputError
-from neutreno.evaluation import further_crops
+from neutreno.evaluation.base import NothingToMeasure
+from neutreno.evaluation.crops import Crops
 from neutreno.models.vit import VisionTransformer
 
 NORM = {"mean": [0.5] * 3, "std": [0.5] * 3}
@@ -52,7 +52,7 @@ def plain_loss(net, root, **transform):
 def test_a_timm_name_with_local_weights_is_evaluated_as_timm_would(image_folders, tmp_path):
     """Both crops and the model's own, its own normalisation and size; curve, cost, one JSON, one page, one figure."""
     net = save_test_vit(tmp_path)
-    arguments = on_folders(image_folders, "cost.batch_size=2", "cost.seconds=0")
+    arguments = on_folders(image_folders, "evaluator.cost.batch_size=2", "evaluator.cost.seconds=0")
     done = run_forked(
         "evaluate.py", "model=timm", "model.name=test_vit", "model.weights=weights.pth", *arguments, cwd=tmp_path
     )
@@ -65,11 +65,12 @@ def test_a_timm_name_with_local_weights_is_evaluated_as_timm_would(image_folders
     for split, crop_pct in {"val": 0.875, "val_crop0.9": 0.9, "val_crop0.95": 0.95}.items():
         expected = plain_loss(net, image_folders, **{**own, "crop_pct": crop_pct})
         assert found["metrics"][f"{split}/loss"] == pytest.approx(expected, rel=1e-4)
-    assert found["settings"]["data"]["mean"] == [0.5] * 3 and found["settings"]["crop_pcts"] == [0.9, 0.95]
-    assert found["cost"]["parameters"] == sum(p.numel() for p in net.parameters())
-    assert found["cost"]["image_size"] == [3, 160, 160] and found["cost"]["precision"] == "32-true"
+    assert found["settings"]["data"]["mean"] == [0.5] * 3 and found["records"]["crops"] == {"crop_pcts": [0.9, 0.95]}
+    cost = found["records"]["cost"]
+    assert cost["parameters"] == sum(p.numel() for p in net.parameters())
+    assert cost["image_size"] == [3, 160, 160] and cost["precision"] == "32-true"
     for measure in ("cosine", "residual", "effective_rank"):
-        rows = [r for r in found["oversmoothing"] if (r["subset"], r["metric"]) == ("patch", measure)]
+        rows = [r for r in found["records"]["curves"] if (r["subset"], r["metric"]) == ("patch", measure)]
         assert [r["layer"] for r in rows] == list(range(7))
     assert found["versions"]["timm"] and found["hardware"]["cpu"]
     page = (folder / "evaluation.md").read_text()
@@ -80,14 +81,14 @@ def test_a_timm_name_with_local_weights_is_evaluated_as_timm_would(image_folders
 def test_what_is_typed_wins_over_what_timm_says(image_folders, tmp_path):
     net = save_test_vit(tmp_path, img_size=32)
     mean = [0.1, 0.2, 0.3]
-    typed = ["data.img_size=32", "data.mean=[0.1,0.2,0.3]", "data.crop_pct=1.0", "crop_pcts=[]", "cost=null", "name=x"]
+    typed = ["data.img_size=32", "data.mean=[0.1,0.2,0.3]", "data.crop_pct=1.0", "evaluators=[metrics]", "name=x"]
     arguments = ["model=timm", "model.name=test_vit", "model.weights=weights.pth", *on_folders(image_folders, *typed)]
     done = run_forked("evaluate.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
     own = timm.data.resolve_model_data_config(net)
     expected = plain_loss(net, image_folders, **{**own, "mean": mean, "input_size": (3, 32, 32), "crop_pct": 1.0})
-    assert found["metrics"].keys() == {"val/top1", "val/loss"} and found["cost"] is None
+    assert found["metrics"].keys() == {"val/top1", "val/loss"} and found["records"] == {}
     assert found["metrics"]["val/loss"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -95,9 +96,8 @@ def test_a_released_deit_file_is_evaluated(image_folders, tmp_path):
     sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2}
     net = VisionTransformer(img_size=32, patch_size=16, num_classes=2, **sizes).eval()
     torch.save({"model": net.state_dict(), "epoch": 299}, tmp_path / "deit_release.pth")
-    arguments = on_folders(
-        image_folders, "data.img_size=32", "cost=null", *(f"model.{k}={v}" for k, v in sizes.items())
-    )
+    more = ["data.img_size=32", "evaluators=[metrics,crops]", *(f"model.{k}={v}" for k, v in sizes.items())]
+    arguments = on_folders(image_folders, *more)
     done = run_forked("evaluate.py", "model=deit", "model.weights=deit_release.pth", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs/evaluations/imagenet-deit_tiny-softmax-deit_release"
@@ -108,14 +108,15 @@ def test_a_released_deit_file_is_evaluated(image_folders, tmp_path):
 
 
 def test_beside_a_run_what_is_typed_wins_and_name_keeps_it_apart(finished, tmp_path):
-    typed = ["data.eval_batch_size=7", "probe.num_samples=3", "trainer.limit_val_batches=2", "cost=null", "name=apart"]
+    typed = ["data.eval_batch_size=7", "probe.num_samples=3", "trainer.limit_val_batches=2", "name=apart"]
+    typed.append("evaluators=[metrics,curves]")
     before = sorted(finished.iterdir())
     done = run_forked("evaluate.py", str(finished), *typed, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(finished.iterdir()) == before
     found = json.loads((tmp_path / "outputs/evaluations/apart/evaluation.json").read_text())
     assert found["settings"]["data"]["eval_batch_size"] == 7 and found["settings"]["limit_val_batches"] == 2
-    assert found["settings"]["model"]["depth"] == 2 and {r["samples"] for r in found["oversmoothing"]} == {3}
+    assert found["settings"]["model"]["depth"] == 2 and {r["samples"] for r in found["records"]["curves"]} == {3}
     assert (found["metrics"]["val/top1"] * 14 / 100) % 1 == pytest.approx(0, abs=1e-4)  # two batches of seven
 
 
@@ -128,7 +129,7 @@ def test_a_run_keeps_its_data_keys_where_another_data_set_is_the_default(finishe
     image_folders.rename(tmp_path / "moved")
     run = tmp_path / "outputs" / "x"
     assert_one_line_error(run_forked("evaluate.py", "outputs/x", cwd=tmp_path), str(image_folders))
-    done = run_forked("evaluate.py", "outputs/x", "data.root=moved", "cost=null", cwd=tmp_path)
+    done = run_forked("evaluate.py", "outputs/x", "data.root=moved", "evaluators=[metrics,crops]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result, again = (json.loads((run / f).read_text())["metrics"] for f in ("result.json", "evaluation.json"))
     assert result.items() <= again.items() and "val_crop0.9/top1" in again
@@ -168,16 +169,19 @@ def test_pretrained_weights_that_are_not_to_be_had(tmp_path):
 
 
 def test_further_crops_are_those_that_change_the_images():
-    def data(**settings):
-        return ImageClassification(root=None, img_size=8, in_chans=3, num_classes=2, **NORM, **settings)
+    def further(crop_pcts=None, **settings):
+        data = ImageClassification(root=None, img_size=8, in_chans=3, num_classes=2, **NORM, **settings)
+        return Crops(crop_pcts).further(torch.nn.Identity(), data)
 
-    assert further_crops(data(crop_pct=0.875), [0.9, 0.875, 0.9, 1.0], asked=False) == [0.9, 1.0]
-    assert further_crops(data(crop_pct=1.0), [0.9], asked=False) == []  # CIFAR's
-    assert further_crops(data(crop_pct=1.0), [0.9], asked=True) == [0.9]
-    on_device = data(crop_pct=1.0, on_device=True, crop_padding=1)  # crops there no further
-    assert further_crops(on_device, [0.9], asked=False) == []
-    with pytest.raises(InputError, match="lies on the device"):
-        further_crops(on_device, [0.9], asked=True)
+    assert further(crop_pct=0.875) == [0.9]
+    assert further([0.9, 0.875, 0.9, 1.0], crop_pct=0.875) == [0.9, 1.0]
+    assert further([0.9], crop_pct=1.0) == [0.9]
+    with pytest.raises(NothingToMeasure, match="crops nothing"):  # CIFAR's
+        further(crop_pct=1.0)
+    with pytest.raises(NothingToMeasure, match="no other crop"):
+        further([0.875], crop_pct=0.875)
+    with pytest.raises(NothingToMeasure, match="lies on the device"):  # crops there no further
+        further([0.9], crop_pct=1.0, on_device=True, crop_padding=1)
 
 
 BESIDE_A_RUN = {
@@ -185,15 +189,105 @@ BESIDE_A_RUN = {
     "data set": (["data=cifar10"], ["data=… is settled by"]),
     "weights": (["model.weights=x.pth"], ["model.weights=… is settled by"]),
     "key of the data": (["data.crop_pct=0.9"], ["no key data.crop_pct"]),
-    "crop": (["crop_pcts=[0.9]"], ["no data.crop_pct"]),
-    "classes": (["imagenet_a=anywhere"], ["imagenet_a needs a model of ImageNet's 1,000 classes; this one has 10"]),
-    "cost": (["cost.batch_size=0"], ["cost.batch_size=0"]),
+    "crop": (["evaluator.crops.crop_pcts=[0.9]"], ["no data.crop_pct"]),
+    "classes": (
+        ["evaluator.robustness.imagenet_a=anywhere"],
+        ["imagenet_a needs a model of ImageNet's 1,000 classes; this one has 10"],
+    ),
+    "cost": (["evaluator.cost.batch_size=0"], ["evaluator.cost.batch_size=0"]),
     "name": (["name=../x"], ["name=../x"]),
 }
 
 
 @pytest.mark.parametrize("arguments, words", BESIDE_A_RUN.values(), ids=BESIDE_A_RUN.keys())
 def test_what_cannot_be_said_of_a_run_gets_one_clear_line(finished, arguments, words, tmp_path):
+    assert_one_line_error(run_forked("evaluate.py", str(finished), *arguments, cwd=tmp_path), *words)
+    assert not (finished / "evaluation.json").exists()
+
+
+def metrics_of(folder):
+    return json.loads((folder / "evaluation.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+@pytest.mark.parametrize("spelling", ["{}", "run={}"])
+def test_a_checkpoint_in_a_run_folder_is_evaluated_alone_and_apart(finished, tmp_path, spelling, name):
+    """With the run's config; the run's own evaluation, which tables read, stays as it is."""
+    file = finished / "checkpoints" / f"{name}.ckpt"
+    before = sorted(finished.iterdir())
+    done = run_forked("evaluate.py", spelling.format(file), "evaluators=[metrics]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(finished.iterdir()) == before
+    trained = json.loads((finished / "result.json").read_text())["metrics"]
+    prefix = "best/" if name == "best" else ""
+    names = ["val/top1", "val/loss", "test/top1", "test/loss"]
+    found = metrics_of(tmp_path / f"outputs/evaluations/tiny-{name}")
+    assert [found[n] for n in names] == pytest.approx([trained[prefix + n] for n in names])
+    assert not any(n.startswith("best/") for n in found) and f"Weights: {file}" in done.stdout
+
+
+def test_a_checkpoint_is_found_from_within_its_folder(finished, tmp_path):
+    words = ["last.ckpt", "evaluators=[metrics]", f"output_dir={tmp_path}"]
+    done = run_forked("evaluate.py", *words, cwd=finished / "checkpoints")
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(tmp_path / "evaluations/tiny-last")
+
+
+def test_a_checkpoint_outside_a_run_folder_is_refused_with_the_words_for_it(finished, tmp_path):
+    shutil.copy(finished / "checkpoints/last.ckpt", tmp_path / "alone.ckpt")
+    done = run_forked("evaluate.py", "alone.ckpt", cwd=tmp_path)
+    assert_one_line_error(done, "alone.ckpt", "outside a run folder", "model=… model.weights=alone.ckpt data=…")
+    missing = finished / "checkpoints" / "first.ckpt"
+    assert_one_line_error(run_forked("evaluate.py", str(missing), cwd=tmp_path), f"no checkpoint at {missing}")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_only_the_evaluators_that_were_chosen_run_in_that_order(finished, tmp_path):
+    chosen = ["evaluators=[cost,curves]", "evaluator.cost.batch_size=3", "evaluator.cost.seconds=0", "name=x"]
+    done = run_forked("evaluate.py", str(finished), *chosen, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
+    assert found["metrics"] == {} and list(found["records"]) == found["settings"]["evaluators"] == ["cost", "curves"]
+    assert found["records"]["cost"]["batch_size"] == 3
+
+
+def test_a_task_names_its_evaluators_and_those_that_have_nothing_to_measure_are_left_out(finished, tmp_path):
+    done = run_forked("evaluate.py", str(finished), "evaluator.cost.seconds=0", "name=x", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
+    assert found["settings"]["evaluators"] == ["metrics", "cost", "curves"]  # the digits are not cropped
+
+
+NOT_EVALUATED = {
+    "unknown": (["evaluators=[metrics,curvs]"], ["evaluators: there is no curvs; did you mean curves?"]),
+    "nothing like it": (["evaluators=[speed]"], ["there is no speed; there are: metrics, crops"]),
+    "no list": (["evaluators=metrics"], ["write evaluators=[metrics]"]),
+    "none": (["evaluators=[]"], ["evaluators=[]"]),
+    "options of one that does not run": (
+        ["evaluators=[metrics]", "evaluator.cost.seconds=1"],
+        ["evaluator.cost.seconds: cost is not evaluated here, only metrics", "evaluators=[metrics,cost]"],
+    ),
+    "one that was not chosen": (
+        ["+evaluator.mine._target_=neutreno.evaluation.metrics.Metrics"],
+        ["mine is not evaluated here", "evaluators=[metrics,crops,robustness,cost,curves,mine]"],
+    ),
+    "an option that it does not take": (["+evaluator.crops.sizes=[1]"], ["no key evaluator.crops.sizes: Crops takes"]),
+    "a mistyped option": (["evaluator.cost.batchsize=1"], ["did you mean evaluator.cost.batch_size?"]),
+    "the key of earlier": (["sliding=[32]"], ["no key sliding; did you mean evaluator.perplexity.sliding?"]),
+    "no class": (["+evaluator.mine.bins=1"], ["evaluator.mine names no class by _target_"]),
+    "no evaluator": (
+        ["+evaluator.mine._target_=neutreno.data.digits.Digits", "evaluators=[mine]"],
+        ["neutreno.data.digits.Digits is no neutreno.evaluation.base.Evaluator"],
+    ),
+    "crops of what is not cropped": (["evaluators=[crops]"], ["evaluator.crops"]),
+    "robustness without a folder": (["evaluators=[robustness]"], ["needs a folder", "imagenet_c=FOLDER"]),
+    "windows of a classifier": (["evaluators=[windows]"], ["no protocols of windows"]),
+    "perplexity of a classifier": (["evaluators=[perplexity]"], ["language models"]),
+}
+
+
+@pytest.mark.parametrize("arguments, words", NOT_EVALUATED.values(), ids=NOT_EVALUATED.keys())
+def test_an_evaluator_that_cannot_be_had_is_refused_before_anything_is_measured(finished, arguments, words, tmp_path):
     assert_one_line_error(run_forked("evaluate.py", str(finished), *arguments, cwd=tmp_path), *words)
     assert not (finished / "evaluation.json").exists()
 
@@ -216,6 +310,7 @@ def test_help_shows_the_spellings_and_the_keys():
         "model=timm model.name=",
         "imagenet_c=FOLDER",
         "crop_pcts:",
+        "other_variants",
         "deit_neutreno",
     ):
         assert words in done.stdout

@@ -15,13 +15,13 @@ from conftest import TINY, assert_one_line_error, run_forked, run_ranks
 from test_resume import assert_equal, dies_after, load, metrics
 from test_text import TEXTS, write
 
-import neutreno.cost  # noqa: F401  (where nvcc is but no GPU, its first import says so on stderr)
+import neutreno.evaluation.cost  # noqa: F401  (where nvcc is but no GPU, its first import says so on stderr)
 from neutreno.attention import NeutrenoAttention
 from neutreno.data.language_modeling import PythonDocs, SegmentLoader, StreamLoader
 from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
+from neutreno.evaluation.perplexity import Perplexity, protocols, score
 from neutreno.models.language_model import LanguageModel
-from neutreno.perplexity import protocols, score
 from neutreno.reports.layers import curve
 from neutreno.reports.tables import load_groups
 from neutreno.tasks.language_modeling import LanguageModeling
@@ -175,7 +175,7 @@ def test_a_limit_scores_the_texts_first_words(scored):
 @pytest.mark.parametrize("sliding", [[0], [17], [1.5], 32, "a", [{"tokens": 3}], [{"stride": 1, "tokens": 0}]])
 def test_strides_that_are_none_are_refused(sliding):
     with pytest.raises(InputError, match="sliding"):
-        protocols(sliding, 16)
+        protocols(Perplexity(sliding).strides(16), 16)
 
 
 def test_the_schedule_is_linear_then_cosine_per_step(finished):
@@ -208,11 +208,13 @@ def test_the_best_checkpoint_is_that_of_the_lowest_perplexity(finished):
 
 
 def test_evaluate_gives_both_protocols_with_token_counts(finished):
-    done = run_forked("evaluate.py", str(finished), "sliding=[4,{stride:1,tokens:100}]", cwd=finished.parents[1])
+    done = run_forked(
+        "evaluate.py", str(finished), "evaluator.perplexity.sliding=[4,{stride:1,tokens:100}]", cwd=finished.parents[1]
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((finished / "evaluation.json").read_text())
     words = result(finished)["text"]["words"]
-    counts = {(r["split"], r["stride"]): r["tokens"] for r in found["perplexity"]}
+    counts = {(r["split"], r["stride"]): r["tokens"] for r in found["records"]["perplexity"]}
     assert counts == {(s, n): 100 if n == 1 else words[s] - 1 for s in ("val", "test") for n in (16, 4, 1)}
     again = {k: v for k, v in found["metrics"].items() if "stride" not in k}
     assert again == result(finished)["metrics"]
@@ -220,14 +222,14 @@ def test_evaluate_gives_both_protocols_with_token_counts(finished):
         "test/ppl_stride4",
         "test/ppl_stride1_first100",
     }
-    segments = next(r for r in found["perplexity"] if r["split"] == "test" and r["stride"] == 16)
+    segments = next(r for r in found["records"]["perplexity"] if r["split"] == "test" and r["stride"] == 16)
     assert segments["ppl"] == pytest.approx(found["metrics"]["test/ppl"], rel=1e-5)
     assert f"{words['test'] - 1:,}" in (finished / "evaluation.md").read_text()
-    assert curve(found["oversmoothing"]) == curve(result(finished)["oversmoothing"])
+    assert curve(found["records"]["curves"]) == curve(result(finished)["oversmoothing"])
 
 
 def test_evaluate_refuses_a_stride_beyond_the_window(finished):
-    done = run_forked("evaluate.py", str(finished), "sliding=[64]", cwd=finished.parents[1])
+    done = run_forked("evaluate.py", str(finished), "evaluator.perplexity.sliding=[64]", cwd=finished.parents[1])
     assert_one_line_error(done, "sliding: stride=64", "from 1 to 16")
 
 
@@ -438,8 +440,11 @@ def test_steps_do_not_bound_a_run_of_epochs(tmp_path):
 def test_windows_over_text_are_for_language_models(finished, tmp_path):
     done = run_forked("train.py", *TINY, "name=digits", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = run_forked("evaluate.py", "outputs/digits", "sliding=[32]", cwd=tmp_path)
-    assert_one_line_error(done, "sliding=[32]", "language models")
+    sliding = "evaluator.perplexity.sliding=[32]"
+    done = run_forked("evaluate.py", "outputs/digits", sliding, cwd=tmp_path)
+    assert_one_line_error(done, "evaluator.perplexity.sliding: perplexity is not evaluated here", "leave it out")
+    done = run_forked("evaluate.py", "outputs/digits", sliding, "evaluators=[perplexity]", cwd=tmp_path)
+    assert_one_line_error(done, "perplexity", "language models")
 
 
 def test_cutoffs_are_a_list(tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 
 from neutreno.data.classification import ImageClassification
 from neutreno.errors import InputError
-from neutreno.robustness import (
+from neutreno.evaluation.robustness import (
     ALEXNET,
     SEVERITIES,
     check_classes,
@@ -219,12 +219,12 @@ def evaluation(root, *more):
 
 @pytest.mark.slow
 def test_evaluate_measures_robustness_from_the_published_folders(imagenet, tmp_path):
-    arguments = evaluation(imagenet, "data.eval_batch_size=8", "trainer.limit_val_batches=1", "cost=null", "name=x")
-    folders = [f"{name}={tmp_path / name}" for name in ("imagenet_c", "imagenet_a", "imagenet_r")]
+    arguments = evaluation(imagenet, "data.eval_batch_size=8", "trainer.limit_val_batches=1", "name=x")
+    folders = [f"evaluator.robustness.{name}={tmp_path / name}" for name in ("imagenet_c", "imagenet_a", "imagenet_r")]
     done = run_forked("evaluate.py", *arguments, *folders, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
-    found = content["robustness"]
+    found = content["records"]["robustness"]
     assert found.keys() == {"imagenet_c", "imagenet_a", "imagenet_r"}
     # All corruptions are one and the same set here, the one of val; only the crop differs.
     assert len({tuple(e.values()) for e in found["imagenet_c"]["errors"].values()}) == 1
@@ -233,7 +233,7 @@ def test_evaluate_measures_robustness_from_the_published_folders(imagenet, tmp_p
     assert page in done.stdout
     for words in ("mean corruption error", "| jpeg_compression", "ImageNet-R top-1 of 200 classes", "val_crop0.9/top1"):
         assert words in page
-    assert content["settings"]["imagenet_c"] == str(tmp_path / "imagenet_c")
+    assert content["settings"]["evaluator"]["robustness"]["imagenet_c"] == str(tmp_path / "imagenet_c")
     (tmp_path / "imagenet_a" / "n01498041").unlink()
     done = run_forked("evaluate.py", *arguments, *folders, cwd=tmp_path)
     assert_one_line_error(done, "imagenet_a lacks 1 of its 200 classes (n01498041)")
@@ -245,12 +245,13 @@ def test_two_processes_count_no_image_twice(imagenet, tmp_path):
     extra = tmp_path / "imagenet_r" / "n01443537"
     extra.unlink()
     write(tmp_path / "imagenet_r", {"n01443537": [make_image(1), make_image(2)]})
-    arguments = evaluation(imagenet, f"imagenet_r={tmp_path / 'imagenet_r'}", "cost=null", "crop_pcts=[]")
-    arguments.append("trainer.accelerator=cpu")
+    arguments = evaluation(imagenet, f"evaluator.robustness.imagenet_r={tmp_path / 'imagenet_r'}")
+    arguments += ["trainer.accelerator=cpu", "evaluators=[metrics,robustness]"]
     assert run_forked("evaluate.py", *arguments, "name=one", cwd=tmp_path).returncode == 0
     done = run_script("evaluate.py", *arguments, "name=two", "trainer.devices=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / f"outputs/evaluations/{n}/evaluation.json").read_text()) for n in ("one", "two"))
-    assert one["robustness"]["imagenet_r"]["images"] == 201
-    assert one["robustness"]["imagenet_r"] == pytest.approx(two["robustness"]["imagenet_r"], rel=1e-5)
+    first, second = (found["records"]["robustness"]["imagenet_r"] for found in (one, two))
+    assert first["images"] == 201
+    assert first == pytest.approx(second, rel=1e-5)
     assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-5)

@@ -163,7 +163,7 @@ def test_an_odd_validation_set_is_counted_exactly(image_folders, tmp_path, train
     more = [f"trainer={trainer}", "trainer.precision=32-true", "trainer.max_epochs=1", "data.eval_batch_size=1"]
     for done in run_ranks(2, "data=imagenet", *arguments, *CPU_PAIR, *more, cwd=tmp_path):
         assert done.returncode == 0, done.stderr
-    assert run_forked("evaluate.py", "outputs/x", "crop_pcts=[]", "cost=null", cwd=tmp_path).returncode == 0
+    assert run_forked("evaluate.py", "outputs/x", "evaluators=[metrics]", cwd=tmp_path).returncode == 0
     again = json.loads((tmp_path / "outputs/x/evaluation.json").read_text())["metrics"]
     metrics = result(tmp_path / "outputs/x")["metrics"]
     assert metrics["val/top1"] % 20 == pytest.approx(0)

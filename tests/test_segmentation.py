@@ -40,6 +40,7 @@ SMALL = [
     "trainer.accelerator=cpu",
     "name=x",
 ]
+NO_COST = "evaluators=[metrics,windows,curves]"
 
 
 def result(folder):
@@ -148,7 +149,7 @@ def test_validation_covers_every_labelled_pixel_once(finished, street_folders):
 
 
 def test_evaluate_repeats_the_runs_figures_and_adds_its_protocols(finished, street_folders, tmp_path):
-    done = run_forked("evaluate.py", "outputs/x", "cost=null", f"name={tmp_path.name}", cwd=finished)
+    done = run_forked("evaluate.py", "outputs/x", NO_COST, f"name={tmp_path.name}", cwd=finished)
     assert done.returncode == 0, done.stderr
     folder = finished / "outputs/evaluations" / tmp_path.name
     found = json.loads((folder / "evaluation.json").read_text())["metrics"]
@@ -167,7 +168,7 @@ def test_a_run_is_not_evaluated_as_something_else(finished, setting, words):
 
 
 def test_protocols_can_be_changed_at_evaluation(finished, tmp_path):
-    arguments = ["cost=null", f"name={tmp_path.name}", "task.protocols.dense={stride:8}", "task.inference.batch=3"]
+    arguments = [NO_COST, f"name={tmp_path.name}", "task.protocols.dense={stride:8}", "task.inference.batch=3"]
     done = run_forked("evaluate.py", "outputs/x", *arguments, cwd=finished)
     assert done.returncode == 0, done.stderr
     found = json.loads((finished / f"outputs/evaluations/{tmp_path.name}/evaluation.json").read_text())["metrics"]
@@ -199,13 +200,13 @@ def two_seeds(finished, street_folders, tmp_path_factory):
 
 
 def test_a_run_is_evaluated_without_the_run_its_encoder_came_from(two_seeds):
-    done = run_forked("evaluate.py", "outputs/run1", "cost=null", cwd=two_seeds)
+    done = run_forked("evaluate.py", "outputs/run1", NO_COST, cwd=two_seeds)
     assert done.returncode == 0, done.stderr
     evaluation = json.loads((two_seeds / "outputs/run1/evaluation.json").read_text())
     trained = json.loads((two_seeds / "outputs/run1/result.json").read_text())["metrics"]
     assert evaluation["metrics"]["val/miou"] == pytest.approx(trained["val/miou"], abs=1e-3)
-    assert evaluation["settings"]["inference"]["stride"] == 16
-    assert evaluation["settings"]["protocols"]["multi_scale"]["flip"] is True
+    assert evaluation["settings"]["task"]["inference"]["stride"] == 16
+    assert evaluation["settings"]["task"]["protocols"]["multi_scale"]["flip"] is True
 
 
 def test_runs_from_encoders_of_their_own_seeds_are_one_group_with_both_parts(two_seeds):
@@ -215,7 +216,7 @@ def test_runs_from_encoders_of_their_own_seeds_are_one_group_with_both_parts(two
 
 
 def test_a_comparison_shows_what_an_evaluation_added(finished):
-    done = run_forked("evaluate.py", "outputs/x", "cost=null", cwd=finished)
+    done = run_forked("evaluate.py", "outputs/x", NO_COST, cwd=finished)
     assert done.returncode == 0, done.stderr
     (group,), _ = load_groups([finished / "outputs/x"])
     assert group.values("val_multi_scale/miou") > 0

@@ -174,7 +174,7 @@ def test_a_timm_model_trains_by_name_and_its_run_has_timms_names(image_folders, 
     assert len(curve(result["oversmoothing"])) == 7
     net = timm.create_model("test_vit", num_classes=2, img_size=32)
     load_weights(net, run)
-    done = run_forked("evaluate.py", str(run), "cost=null", cwd=tmp_path)
+    done = run_forked("evaluate.py", str(run), "evaluators=[metrics]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     again = json.loads((run / "evaluation.json").read_text())["metrics"]
     assert result["metrics"].items() <= again.items()

@@ -297,7 +297,7 @@ def test_evaluate_gives_the_metrics_and_curve_of_the_end_of_training(finished):
     assert done.returncode == 0, done.stderr
     result, again = (json.loads((run / f).read_text()) for f in ("result.json", "evaluation.json"))
     assert again["metrics"] == result["metrics"]
-    assert curve(again["oversmoothing"]) == curve(result["oversmoothing"], "last")
+    assert curve(again["records"]["curves"]) == curve(result["oversmoothing"], "last")
     assert (run / "evaluation.png").stat().st_size > 10_000
     (run / "evaluation.json").unlink(), (run / "evaluation.png").unlink()
 

@@ -25,8 +25,9 @@ def make_loggers(config: Any, folder: Path, experiment: str, job: str) -> list[L
     return [build(sink, folder=folder, experiment=experiment, job=job) for sink in config.values()]
 
 
-def log_report(loggers: Sequence[Logger], metrics: dict[str, float], rows: list[dict], figure: Path) -> None:
-    """Hand what a run ends with to the sinks: metrics, rows of layer-wise metrics and the figure of the similarity.
+def log_report(loggers: Sequence[Logger], metrics: dict[str, float], rows: list[dict], figure: Path | None) -> None:
+    """Hand what a run ends with to the sinks: metrics, rows of layer-wise metrics and the figure of the similarity,
+    where it was measured.
 
     A sink that fails costs a warning, never the run: its folder is the record.
     """
@@ -37,11 +38,11 @@ def log_report(loggers: Sequence[Logger], metrics: dict[str, float], rows: list[
             log.warning("%s took no report: %s", type(logger).__name__, " ".join(str(error).split()))
 
 
-def _report_to_wandb(logger: Logger, metrics: dict[str, float], rows: list[dict], figure: Path) -> None:
+def _report_to_wandb(logger: Logger, metrics: dict[str, float], rows: list[dict], figure: Path | None) -> None:
     import wandb
 
     run = logger.experiment
-    content: dict[str, Any] = {"oversmoothing/figure": wandb.Image(str(figure))}
+    content: dict[str, Any] = {} if figure is None else {"oversmoothing/figure": wandb.Image(str(figure))}
     for stack, subset in dict.fromkeys((row["stack"], row["subset"]) for row in rows):
         trained = {"trained": curve(rows, "last", subset, stack=stack)}
         before = {"at initialisation": curve(rows, "initial", subset, stack=stack)}
@@ -51,17 +52,20 @@ def _report_to_wandb(logger: Logger, metrics: dict[str, float], rows: list[dict]
             list(range(len(trained["trained"]))), list(known.values()), list(known), title=title, xname="layer"
         )
         content[f"oversmoothing/curves/{'_'.join(filter(None, [part_of(stack), subset]))}"] = series
-    run.log(content)
+    if content:
+        run.log(content)
     run.summary.update(metrics)
     run.finish()
 
 
-def _report_to_tensorboard(logger: Logger, metrics: dict[str, float], rows: list[dict], figure: Path) -> None:
+def _report_to_tensorboard(logger: Logger, metrics: dict[str, float], rows: list[dict], figure: Path | None) -> None:
     import numpy as np
     from PIL import Image
 
     writer = logger.experiment
-    writer.add_image("oversmoothing/figure", np.asarray(Image.open(figure).convert("RGB")), dataformats="HWC")
+    if figure is not None:
+        pixels = np.asarray(Image.open(figure).convert("RGB"))
+        writer.add_image("oversmoothing/figure", pixels, dataformats="HWC")
     for name, value in metrics.items():
         writer.add_scalar(f"result/{name}", value)
     writer.flush()

@@ -1,4 +1,4 @@
-"""Every figure of a trained model: metrics, robustness, cost, similarity of its tokens by layer."""
+"""Every figure of a trained model: what the evaluators of its task find, as a record, a page and figures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from neutreno.cli.hydra_main import guarded, run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lightning import Trainer
-
     from neutreno.config.composing import Composed
     from neutreno.data.base import SplitData
+    from neutreno.evaluation.base import Evaluator, Findings, Subject
     from neutreno.runs import RunFolder
     from neutreno.tasks.base import Task
 
@@ -35,7 +34,9 @@ def prepare(arguments: list[str]) -> list[str]:
     def is_run(i: int, argument: str) -> bool:
         if i and arguments[i - 1].startswith("-") and "=" not in arguments[i - 1]:  # the value of --cfg and the like
             return False
-        return argument.startswith("run=") or (argument[:1] != "-" and ("=" not in argument or os.path.isdir(argument)))
+        return argument.startswith("run=") or (
+            argument[:1] != "-" and ("=" not in argument or os.path.exists(argument))
+        )
 
     run = next((i for i, argument in enumerate(arguments) if is_run(i, argument)), None)
     if run is None:
@@ -47,7 +48,7 @@ def prepare(arguments: list[str]) -> list[str]:
 
 
 def evaluate(composed: Composed) -> None:
-    """Evaluate a run folder, or a model with weights; writes ``evaluation.json``, ``.md`` and ``.png``.
+    """Evaluate a run folder, a checkpoint in one, or a model with weights; writes ``evaluation.json`` and ``.md``.
 
     Raises:
         InputError: what the user gave cannot be used; then no folder was made.
@@ -55,177 +56,170 @@ def evaluate(composed: Composed) -> None:
     from lightning.pytorch.utilities import rank_zero_only
 
     from neutreno import console
-    from neutreno.evaluation import evaluate_crops, evaluate_protocols, evaluate_run, evaluate_weights, further_crops
-    from neutreno.oversmoothing.probe import probed
-    from neutreno.parallel import build_trainer
-    from neutreno.robustness import check_folders, evaluate_folders
+    from neutreno.evaluation.base import run_all
 
     console.quiet(rank_zero_only.rank)
-    run, target, settings, data, task = opened(composed)
-    config = composed.config
-    robustness = {name: config[name] for name in ("imagenet_c", "imagenet_a", "imagenet_r") if config[name] is not None}
-    check_folders(robustness, task.model, data)
-    crop_pcts = further_crops(data, settings["crop_pcts"], "crop_pcts" in typed_keys(composed))
-    data.setup("validate")  # training images are not needed
-    sliding = strides(composed, task, data)
-    target.path.mkdir(parents=True, exist_ok=True)
-    corrupt = target.path / "evaluation_corrupt_images.txt"
+    opened = run_opened if composed.config.run is not None else weights_opened
+    run, subject, evaluators = opened(composed)
+    subject.folder.mkdir(parents=True, exist_ok=True)
+    corrupt = subject.folder / "evaluation_corrupt_images.txt"
     rank_zero_only(corrupt.unlink)(missing_ok=True)  # of an earlier evaluation
-    data.note_corrupt(corrupt)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = build_trainer(settings["trainer"], **quiet)
-    if run is None:
-        metrics = evaluate_weights(trainer, task, data)
-    else:
-        metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint)
-    metrics |= data.baselines() | evaluate_crops(trainer, task, data, crop_pcts)
-    metrics |= evaluate_protocols(trainer, task, data)
-    found = evaluate_folders(trainer, task.model, robustness, data)
-    if not trainer.is_global_zero:
-        return
-    task.to(trainer.strategy.root_device)
-    perplexity, cost = beyond_metrics(trainer, task.model, data, sliding, settings.get("cost"))
-    metrics |= {entry["metric"]: entry["ppl"] for entry in perplexity or ()}
-    more = {"robustness": found, "corrupt_images": len(data.corrupt.read()), "perplexity": perplexity, "cost": cost}
-    measures = probed(settings["probe"].get("metrics", ["cosine"]))
-    evaluation = describe_evaluation(run, target, settings, trainer, task, data, measures, metrics, more)
-    evaluation["settings"] |= {"crop_pcts": crop_pcts, **robustness}
-    write(composed, run, target.path, evaluation, task)
+    subject.data.note_corrupt(corrupt)
+    found = run_all(evaluators, subject)
+    if subject.trainer.is_global_zero:
+        write(composed, run, subject, found, record(subject, composed, found))
 
 
-def typed_keys(composed: Composed) -> list[str]:
-    from neutreno.config.words import key_of
-
-    return [key_of(word) for word in composed.overrides]
+Opened = tuple["RunFolder | None", "Subject", "dict[str, Evaluator]"]  # the run: None of weights of another origin
 
 
-def opened(composed: Composed) -> tuple[RunFolder | None, RunFolder, dict[str, Any], SplitData, Task]:
-    """The run (None: weights of another origin), the folder to write into, the settings, data and task.
+def weights_opened(composed: Composed) -> Opened:
+    """Weights that come from no run of ours.
 
     Raises:
-        InputError: all that is wrong with the config, or with the run.
+        InputError: all that is wrong with the config.
     """
     from pathlib import Path
 
-    from neutreno.config.building import build
-    from neutreno.config.gate import check, constructor_problems, settings_problems
+    from neutreno.config.building import build, locate
+    from neutreno.config.gate import check, settings_problems
     from neutreno.errors import InputError
-    from neutreno.evaluation import build_run, evaluation_name, model_settings, run_settings, trusted
+    from neutreno.evaluation.base import applying, choose
+    from neutreno.evaluation.opening import check_other_variants, check_weights, evaluation_name, model_settings
+    from neutreno.parallel import check_trainer
+    from neutreno.runs import RunFolder
+    from neutreno.variants import describe
+
+    config = composed.config
+    if problems := list(settings_problems(composed, "evaluate")):
+        raise InputError("\n".join(problems))
+    composed = model_settings(composed)
+    check(composed, "evaluate")
+    check_trainer(config)
+    settings, axes = composed.settings, describe(composed)["axes"]
+    other = check_other_variants(settings["other_variants"], axes)
+    evaluators, asked = choose(composed, locate(settings["task"]["_target_"]))
+    target = RunFolder(Path(config.output_dir) / "evaluations", config.name or evaluation_name(composed))
+    data = build(settings["data"])
+    model = build(settings["model"], **data.model_arguments())
+    check_weights(settings, axes, other)
+    task = build(settings["task"], model=model)
+    task.variants = axes
+    source = settings["model"]["weights"] or f"timm's {settings['model']['name']}"
+    subject = made_ready(settings, data, task, target.path, str(source), other)
+    return None, subject, applying(evaluators, asked, subject)
+
+
+def run_opened(composed: Composed) -> Opened:
+    """A run folder, or the weights of a checkpoint in one alone.
+
+    Raises:
+        InputError: all that is wrong with what was typed, or with the run.
+    """
+    from pathlib import Path
+
+    from neutreno.config.building import locate
+    from neutreno.config.gate import check
+    from neutreno.evaluation.base import applying, choose
+    from neutreno.evaluation.opening import (
+        build_run,
+        check_other_variants,
+        load_checkpoint,
+        run_of,
+        run_settings,
+        trusted,
+    )
     from neutreno.parallel import check_trainer
     from neutreno.runs import RunFolder
 
     config = composed.config
-    if config.run is None:
-        if problems := list(settings_problems(composed, "evaluate")):
-            raise InputError("\n".join(problems))
-        composed = model_settings(composed)
-        check(composed, "evaluate")
-        check_trainer(config)
-        settings = composed.settings
-        target = RunFolder(Path(config.output_dir) / "evaluations", config.name or evaluation_name(composed))
-        data = build(settings["data"])
-        model = build(settings["model"], **data.model_arguments())
-        return None, target, settings, data, build(settings["task"], model=model)
-    if problems := [
-        *settings_problems(composed, "evaluate"),
-        *constructor_problems(composed, "evaluate", only=("trainer", "logger")),
-    ]:
-        raise InputError("\n".join(problems))
+    check(composed, "evaluate", only=("trainer", "logger", "evaluator"))
     check_trainer(config)
-    run = RunFolder(config.run)
-    target = run if config.name is None else RunFolder(Path(config.output_dir) / "evaluations", config.name)
+    run, checkpoint = run_of(config.run)
     settings = run_settings(run, composed, trusted(config))
-    settings["cost"] = composed.settings.get("cost")
-    return run, target, settings, *build_run(settings, trusted(config))
+    other = check_other_variants(composed.settings["other_variants"], settings["variants"])
+    evaluators, asked = choose(composed, locate(settings["task"]["_target_"]))
+    target = run
+    if config.name is not None or checkpoint is not None:  # which says nothing of the run's result
+        name = config.name or f"{run.path.name}-{checkpoint.stem}"
+        target = RunFolder(Path(config.output_dir) / "evaluations", name)
+    data, task = build_run(settings, trusted(config), composed.config_dirs)
+    subject = made_ready(settings, data, task, target.path, config.run, other)
+    load_checkpoint(task, data, checkpoint or run.last_checkpoint, other)
+    if checkpoint is None:
+        subject.last, subject.best = run.last_checkpoint, run.best_checkpoint
+        subject.title += ", last checkpoint"
+    return run, subject, applying(evaluators, asked, subject)
 
 
-def strides(composed: Composed, task: Task, data: SplitData) -> list | None:
-    """Windows over the text, of a language model.
+def made_ready(
+    settings: dict[str, Any], data: SplitData, task: Task, folder: Path, source: str, other_variants: list[str]
+) -> Subject:
+    """What is evaluated, with its trainer and its data, of which training images are not needed."""
+    from neutreno.evaluation.base import Subject
+    from neutreno.parallel import build_trainer
 
-    Raises:
-        InputError: they are impossible, or the model is none.
-    """
-    from neutreno.errors import InputError
-    from neutreno.perplexity import protocols
-    from neutreno.tasks.language_modeling import LanguageModeling
-
-    sliding = composed.settings["sliding"]
-    if isinstance(task, LanguageModeling):
-        sliding = [max(1, data.segment // 8)] if sliding is None else sliding
-        protocols(sliding, data.segment)  # refused before the long work
-        return sliding
-    if "sliding" in typed_keys(composed):
-        raise InputError(f"sliding={sliding} is for language models; leave it out")
-    return None
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = build_trainer(settings["trainer"], **quiet)
+    data.setup("validate")
+    title = folder.resolve().name
+    return Subject(task, data, trainer, settings, folder, title, source, other_variants=other_variants)
 
 
-def beyond_metrics(
-    trainer: Trainer, model: Any, data: SplitData, sliding: list | None, cost: dict | None
-) -> tuple[list | None, dict | None]:
-    """Perplexity by sliding windows, where there are any, or else the cost of an image, where the data has images."""
-    from neutreno.cost import measure_cost
-    from neutreno.perplexity import perplexities
-
-    with trainer.precision_plugin.forward_context():
-        if sliding is not None:
-            texts = {split: data.splits[split] for split in ("val", "test")}
-            return perplexities(model, texts, data.segment, sliding, data.eval_batch_size), None
-        if cost is None or data.image_shape is None:
-            return None, None
-        return None, measure_cost(model, data.image_shape, **cost) | {"precision": str(trainer.precision)}
-
-
-def describe_evaluation(
-    run: RunFolder | None,
-    target: RunFolder,
-    settings: dict[str, Any],
-    trainer: Trainer,
-    task: Task,
-    data: SplitData,
-    measures: list[str],
-    metrics: dict[str, float],
-    more: dict[str, Any],
-) -> dict[str, Any]:
+def record(subject: Subject, composed: Composed, found: dict[str, Findings]) -> dict[str, Any]:
     """``evaluation.json``"""
     from neutreno import results
-    from neutreno.oversmoothing.recorder import measure
+    from neutreno.reports.evaluation import first_table
 
-    samples = data.probe_samples(settings["probe"]["num_samples"])
+    settings, data = subject.settings, subject.data
+    metrics = {name: value for one in found.values() for name, value in one.metrics.items()}
+    corrupt = len(data.corrupt.read())
+    further = [("corrupt images left out, see evaluation_corrupt_images.txt", str(corrupt))] if corrupt else []
+    further += [row for one in found.values() for row in one.figures]
+    tables = [first_table(metrics, further, subject.task.percent), *(t for one in found.values() for t in one.tables)]
     return {
-        "name": target.path.resolve().name,
+        "name": subject.folder.resolve().name,
+        "weights": subject.source,
         "metrics": metrics,
-        **more,
-        "oversmoothing": measure(task.model, samples, measures),
+        "corrupt_images": corrupt,
+        "records": {name: one.record for name, one in found.items() if one.record is not None},
+        "tables": [{"columns": table.columns, "rows": table.rows} for table in tables],
         "settings": {
-            "run": None if run is None else str(run.path),
-            **{key: settings[key] for key in ("data", "model")},
-            "precision": str(trainer.precision),
+            "run": composed.config.run,
+            **{key: settings[key] for key in ("data", "model", "task", "probe")},
+            "precision": str(subject.trainer.precision),
             "limit_val_batches": settings["trainer"].get("limit_val_batches"),
-            **{k: settings["task"][k] for k in ("inference", "protocols") if k in settings["task"]},
+            "evaluators": list(found),
+            "evaluator": {name: composed.settings["evaluator"].get(name, {}) for name in found},
+            "other_variants": list(subject.other_variants),
         },
         **data.record(),
         **results.environment(),
     }
 
 
-def write(composed: Composed, run: RunFolder | None, folder: Path, evaluation: dict[str, Any], task: Task) -> None:
-    """Record, page and figure; what loggers are given; what the terminal shows."""
+def write(
+    composed: Composed, run: RunFolder | None, subject: Subject, found: dict[str, Findings], evaluation: dict[str, Any]
+) -> None:
+    """Record and page; what loggers are given; what the terminal shows."""
     from neutreno import results
     from neutreno.callbacks.loggers import log_report, make_loggers
     from neutreno.reports.evaluation import render
-    from neutreno.reports.figures import plot_similarity
 
+    folder = subject.folder
     results.write_json(folder / "evaluation.json", evaluation)
     page = render(evaluation)
     results.write_text(folder / "evaluation.md", page)
-    title = f"{evaluation['name']}, last checkpoint" if run is not None else evaluation["name"]
-    plot_similarity(evaluation["oversmoothing"], folder / "evaluation.png", title)
-    figures = [folder / "evaluation.png", *task.write_report(folder, "evaluation_")]
+    files = [file for one in found.values() for file in one.files]
     loggers = make_loggers(composed.settings["logger"] or {}, folder, group_of(run, composed.choices), "eval")
     for logger in loggers:
         logger.log_hyperparams(evaluation["settings"])
-    log_report(loggers, evaluation["metrics"], evaluation["oversmoothing"], folder / "evaluation.png")
-    print(f"{page}\nrecord  {folder / 'evaluation.json'}, .md\nfigure  {', '.join(map(str, figures))}")
+    rows = [row for one in found.values() for row in one.layers]
+    log_report(loggers, evaluation["metrics"], rows, next(iter(files), None))
+    files += subject.task.write_report(folder, "evaluation_")
+    print(f"{page}\nrecord  {folder / 'evaluation.json'}, .md")
+    if files:
+        print(f"files   {', '.join(map(str, files))}")
 
 
 def group_of(run: RunFolder | None, choices: dict[str, str]) -> str:

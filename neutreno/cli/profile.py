@@ -140,7 +140,7 @@ def token_ids(model, fetched, arguments: argparse.Namespace):
 
 def run_folder(folder: str, arguments: argparse.Namespace):
     """The same of a run folder: its last weights, and the validation samples that its probe takes."""
-    from neutreno.evaluation import open_run
+    from neutreno.evaluation.opening import open_run
 
     if arguments.data is not None or arguments.random_weights:
         given = "--random-weights" if arguments.data is None else arguments.data

@@ -44,7 +44,7 @@ def trained_runs(arguments: list[str], output: str, trust: Sequence[str]) -> Non
     import pandas as pd
 
     from neutreno import console
-    from neutreno.evaluation import open_run
+    from neutreno.evaluation.opening import open_run
     from neutreno.oversmoothing.energies import measure_energies
     from neutreno.reports.theory import layers_table, plot_layers
 

@@ -13,6 +13,8 @@ from neutreno.cli.hydra_main import guarded, run
 from neutreno.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lightning import Trainer
     from lightning.pytorch.loggers import Logger
 
@@ -56,6 +58,7 @@ def train(composed: Composed) -> None:
     from neutreno.data.loading import derive_seed, seed_everything
     from neutreno.preflight import preflight
     from neutreno.runs import RunFolder
+    from neutreno.variants import describe
 
     console.quiet(rank_zero_only.rank)
     composed, plugins = checked(composed)
@@ -73,6 +76,7 @@ def train(composed: Composed) -> None:
     data = build(settings["data"])
     model = build(settings["model"], **data.model_arguments())
     task = build(settings["task"], model=model)
+    task.variants = describe(composed)["axes"]
     data.setup()
     if config.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
@@ -122,8 +126,7 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
 
     from neutreno import console, results
     from neutreno.callbacks.loggers import log_report
-    from neutreno.checkpoints import read_checkpoint
-    from neutreno.evaluation import evaluate_run
+    from neutreno.evaluation.metrics import evaluate_run
     from neutreno.oversmoothing.probe import OversmoothingProbe
     from neutreno.parallel import describe
 
@@ -132,12 +135,17 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
     loggers = make_loggers(composed, run)
     trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, plugins)
     leader = trainer.is_global_zero
+    resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
+    if resume_from is not None:
+        check_resumed(resume_from, task, data)
+    starts = started_from(composed, run, resume_from)
     if leader:  # only now, when all could be built
         run.create(settings, config.resume)
         console.log_to(run.path / "train.log")
     data.note_corrupt(run.path / "corrupt_images.txt")
     result = {"name": config.name, "status": "running", **results.describe_run(composed, type(task))}
     result |= {"parameters": sum(p.numel() for p in task.model.parameters()), "devices": describe(trainer, data)}
+    result |= {"initial_weights": starts}
     result |= {**data.record(), **results.environment()}
     record = rank_zero_only(lambda **more: results.write_json(run.result_file, result | more))
     record()
@@ -147,10 +155,6 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
     for logger in loggers[1:]:
         logger.log_hyperparams(settings)
     try:
-        resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
-        if resume_from is not None:
-            # says in a line what Lightning says in a traceback
-            task.check_checkpoint(read_checkpoint(resume_from), data, resume_from)
         trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
         metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint) | data.baselines()
     except BaseException as error:
@@ -162,6 +166,32 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
         task.write_report(run.path)
         log_report(loggers[1:], metrics, probe.first_and_last(), run.path / "oversmoothing.png")
         print(results.summary(run.path))
+
+
+def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
+    """Say in a line what Lightning would say in a traceback, or not at all.
+
+    Raises:
+        InputError: the checkpoint is broken, or not one of this run.
+    """
+    from neutreno.checkpoints import read_checkpoint
+    from neutreno.variants import check_trained, recorded_axes
+
+    content = read_checkpoint(checkpoint)
+    remedy = f"it is not this run's. To start another run from it: model.weights={checkpoint} name=…"
+    check_trained(recorded_axes(content), task.variants, checkpoint, remedy)
+    task.check_checkpoint(content, data, checkpoint)
+
+
+def started_from(composed: Composed, run: RunFolder, resume_from: Path | None) -> dict[str, Any]:
+    """The run's initial weights; of one that resumes what it said when it began, for the files may have changed."""
+    from neutreno.results import initial_weights, read_result
+
+    if resume_from is not None and run.result_file.exists():
+        before = read_result(run.path)
+        if "initial_weights" in before:
+            return before["initial_weights"]
+    return initial_weights(composed)
 
 
 def make_loggers(composed: Composed, run: RunFolder) -> list[Logger]:

@@ -23,14 +23,14 @@ from neutreno.config.words import close, first_line, full_key, key_of, near
 from neutreno.errors import InputError
 
 
-def check(composed: Composed, schema: str = "train") -> None:
-    """Both stages.
+def check(composed: Composed, schema: str = "train", only: Sequence[str] | None = None) -> None:
+    """Both stages, the second of all parts or ``only`` of some.
 
     Raises:
         InputError: a line for every problem that a stage finds.
     """
-    for stage in (settings_problems, constructor_problems):
-        if problems := list(dict.fromkeys(stage(composed, schema))):
+    for stage in (settings_problems(composed, schema), constructor_problems(composed, schema, only)):
+        if problems := list(dict.fromkeys(stage)):
             raise InputError("\n".join(problems))
 
 

@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le
@@ -30,10 +31,11 @@ class Mark(Enum):
     IDENTITY = "part of what a run is: it has to be the same on resume, and stands in the run's name"
     EXECUTION = "where and how a run is executed: free to change on resume and at evaluation, absent from names"
     FREE = "part of what a run is, but free to change at evaluation"
+    START = "weights to start from: as IDENTITY, but left out at evaluation, where trained weights follow"
     SUPPLIED = "given by what builds the part (a model gives every block its width), never by a config"
 
 
-IDENTITY, EXECUTION, FREE, SUPPLIED = Mark.IDENTITY, Mark.EXECUTION, Mark.FREE, Mark.SUPPLIED
+IDENTITY, EXECUTION, FREE, START, SUPPLIED = Mark.IDENTITY, Mark.EXECUTION, Mark.FREE, Mark.START, Mark.SUPPLIED
 
 # Sizes have an upper bound too: what no machine can hold is a slip of the keyboard.
 Count = Annotated[int, Ge(1), Le(10**9)]  # of steps, epochs, samples
@@ -45,6 +47,7 @@ Fraction = Annotated[float, Ge(0), Le(0.99)]  # a share that leaves something
 DropRate = Fraction
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+Weights = Annotated[str | Path | None, START]  # a run folder, a checkpoint file, or a name that a library knows
 
 _LIBRARIES = {"builtins", "torch", "lightning"}  # their constructors are not described by annotations of this kind
 

@@ -113,7 +113,7 @@ class Settings:
     recipe: dict[str, Any]  # what models and axes look up; a key that nothing looks up is refused where it is typed
     seed: Seed = 0
     family: Annotated[str | None, EXECUTION] = None
-    variants: Annotated[dict[str, str | list[Any]], EXECUTION] = field(default_factory=dict)
+    variants: Annotated[dict[str, str | list[str | dict[str, dict[str, Any]]]], EXECUTION] = field(default_factory=dict)
     labels: Annotated[dict[str, str], EXECUTION] = field(default_factory=dict)
     name: Annotated[Annotated[str, MinLen(1)] | None, EXECUTION] = None
     output_dir: Annotated[str, EXECUTION] = "outputs"
@@ -125,25 +125,14 @@ class Settings:
 
 
 @dataclass
-class Cost:
-    """``cost`` of evaluate.yaml"""
-
-    batch_size: Annotated[Size, EXECUTION] = 32
-    seconds: Annotated[Annotated[float, Ge(0), Le(86_400)], EXECUTION] = 5
-
-
-@dataclass
 class EvaluationSettings(Settings):
     """Every key at the top of ``evaluate.yaml``."""
 
     run: Annotated[str | None, EXECUTION] = None
     trust: Annotated[str | list[str] | None, EXECUTION] = None
-    imagenet_c: Annotated[str | None, EXECUTION] = None
-    imagenet_a: Annotated[str | None, EXECUTION] = None
-    imagenet_r: Annotated[str | None, EXECUTION] = None
-    crop_pcts: Annotated[list[Annotated[float, Ge(0.01), Le(1)]], EXECUTION] = field(default_factory=list)
-    sliding: Annotated[list[Any] | None, EXECUTION] = None
-    cost: Annotated[Cost | None, EXECUTION] = None
+    evaluators: Annotated[Annotated[list[str], MinLen(1)] | None, EXECUTION] = None
+    evaluator: Annotated[Parts, EXECUTION] = field(default_factory=dict)
+    other_variants: Annotated[list[str], EXECUTION] = field(default_factory=list)
 
 
 SCHEMAS = {"train": Settings, "evaluate": EvaluationSettings}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -20,6 +19,7 @@ from neutreno.config.options import (
     NonNegative,
     Positive,
     Size,
+    Weights,
     builds,
     checked,
 )
@@ -182,7 +182,7 @@ def lm(
     drop_rate: DropRate | None = None,
     attn_drop_rate: DropRate | None = None,
     init_std: NonNegative | None = None,
-    weights: str | Path | None = None,
+    weights: Weights = None,
     attention: Callable[..., nn.Module] = SoftmaxAttention,
     block: Callable[..., nn.Module] = Block,
 ) -> LanguageModel:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
 from neutreno.checkpoints import load_fitting, load_weights, read_weights
-from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, builds, checked
+from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, Weights, builds, checked
 from neutreno.errors import InputError
 from neutreno.models.transformer import Block, Trunk, init_linears
 from neutreno.models.vit import SIZES, VisionTransformer, of_size
@@ -144,8 +144,8 @@ def segmenter(
     decoder_depth: Depth = 2,
     decoder_drop_rate: DropRate = 0.1,
     norm_eps: Positive = 1e-5,
-    encoder_weights: str | Path | None = None,
-    weights: str | Path | None = None,
+    encoder_weights: Weights = None,
+    weights: Weights = None,
     new_head: bool = False,
     attention: Callable[..., nn.Module] = SoftmaxAttention,
     block: Callable[..., nn.Module] = Block,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import timm
@@ -14,7 +13,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from neutreno.checkpoints import load_weights, pretrained_timm_model
-from neutreno.config.options import Depth, DropRate, Size, builds, checked
+from neutreno.config.options import Depth, DropRate, Size, Weights, builds, checked
 from neutreno.errors import InputError
 
 
@@ -116,7 +115,7 @@ def timm_model(
     num_heads: Size | Sequence[Size] | None = None,
     window_size: Size | None = None,
     pretrained: bool = False,
-    weights: str | Path | None = None,
+    weights: Weights = None,
     new_head: bool = False,
 ) -> TimmModel:
     """The timm model ``name``, a tag such as ``.augreg_in21k`` included; its attention is timm's own.

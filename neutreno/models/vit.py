@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import timm
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.checkpoints import load_weights
-from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, builds, checked
+from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, Weights, builds, checked
 from neutreno.errors import InputError
 from neutreno.models.transformer import Block, Trunk, init_linears
 
@@ -284,7 +283,7 @@ def vit(
     distilled: bool = False,
     dynamic_img_size: bool = False,
     norm_eps: Positive | None = None,
-    weights: str | Path | None = None,
+    weights: Weights = None,
     new_head: bool = False,
     attention: Callable[..., nn.Module] = SoftmaxAttention,
     block: Callable[..., nn.Module] = Block,

@@ -49,6 +49,9 @@ class Task(LightningModule):
     main_metric_mode = "max"
     throughput = "train/samples_per_s"
 
+    evaluators: tuple[str, ...] = ("metrics", "curves")  # of evaluate.py, by name; one of your own by its class' path
+    percent: tuple[str, ...] = ()  # how the names of those metrics end that are given in percent
+
     accepts: str | None = None  # what a model's ``output`` has to be, where it says one; None: anything
 
     @checked
@@ -70,6 +73,7 @@ class Task(LightningModule):
         warmup_steps: Annotated[int, Ge(0), Le(10**9)] | None = None,
     ) -> None:
         super().__init__()
+        self.variants: dict[str, Any] | None = None  # the axes that are trained, from who composed them
         given = getattr(model, "output", None)
         if isinstance(given, str) and self.accepts not in (None, given):
             raise InputError(
@@ -103,6 +107,10 @@ class Task(LightningModule):
     def samples_in(self, batch) -> int:
         """What ``throughput`` counts."""
         return len(batch[0])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.variants is not None:
+            checkpoint["variants"] = self.variants
 
     def check_checkpoint(self, checkpoint: dict, data: LightningDataModule, path: str | Path) -> None:
         """Refuse a checkpoint whose weights would fit, but mean something else with this data."""

@@ -30,6 +30,8 @@ class Classification(Task):
     """
 
     main_metric = "val/top1"
+    evaluators = ("metrics", "crops", "robustness", "cost", "curves")
+    percent = ("top1", "top5")
 
     accepts = "classes"
 

@@ -27,6 +27,7 @@ class LanguageModeling(Task):
 
     main_metric = "val/ppl"
     main_metric_mode = "min"
+    evaluators = ("metrics", "perplexity", "curves")
     throughput = "train/tokens_per_s"
     accepts = "words"
 
@@ -63,6 +64,7 @@ class LanguageModeling(Task):
     on_test_epoch_start = on_validation_epoch_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["vocabulary"] = "\n".join(self.trainer.datamodule.vocabulary.words)
 
     def check_checkpoint(self, checkpoint: dict[str, Any], data: LightningDataModule, path: str | Path) -> None:

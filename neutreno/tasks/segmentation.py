@@ -61,6 +61,8 @@ class Segmentation(Task):
     """
 
     main_metric = "val/miou"
+    evaluators = ("metrics", "windows", "cost", "curves")
+    percent = ("miou", "pixel_acc", "mean_acc")
 
     accepts = "masks"
 
@@ -157,6 +159,8 @@ class Segmentation(Task):
 
     def write_report(self, folder: Path, prefix: str = "") -> list[Path]:
         """IoU by class (CSV and bars) and a panel of validation images; what the last evaluation gave."""
+        if not self.by_class:  # nothing was evaluated
+            return []
         names, title = self.trainer.datamodule.class_names, f"{folder.name}: validation"
         files = []
         if "val" in self.by_class:  # no batch of it may have been asked for

@@ -139,6 +139,7 @@ PACKAGE = {
 
             main_metric = "val/mae"
             main_metric_mode = "min"
+            evaluators = ("metrics", "curves", "mine.evaluators.ErrorBySize")
 
             @checked
             def __init__(self, model, delta: Positive = 1.0, **kwargs) -> None:
@@ -164,6 +165,36 @@ PACKAGE = {
                     report[f"{name}{split.removesuffix('_')}/mae"] = metric.compute().item()
                     metric.reset()
                 self.report(report)
+        """,
+    "evaluators.py": """
+        import torch
+
+        from neutreno.config.options import Size, checked
+        from neutreno.errors import InputError
+        from neutreno.evaluation.base import Evaluator, Findings, Table
+
+
+        class ErrorBySize(Evaluator):
+            '''Mean absolute error where the model sees some of a set's points alone.'''
+
+            alone = True
+
+            @checked
+            def __init__(self, sizes: list[Size] | None = None) -> None:
+                self.sizes = sizes
+
+            def check(self, subject):
+                points = subject.data.points
+                if max(self.sizes or [1]) > points:
+                    raise InputError(f"evaluator.ErrorBySize.sizes={self.sizes}: a set has {points} points")
+
+            @torch.no_grad()
+            def run(self, subject):
+                sizes, model = self.sizes or [subject.data.points // 2, subject.data.points], subject.task.model.eval()
+                x, y = subject.data.splits["val"].tensors
+                errors = {size: (model(x[:, :size]) - y).abs().mean().item() for size in sizes}
+                table = Table(["points seen", "mean absolute error"], [[str(n), f"{e:.3f}"] for n, e in errors.items()])
+                return Findings({f"val_first{n}/mae": e for n, e in errors.items()}, tables=[table], record=errors)
         """,
     "__init__.py": "",
 }
@@ -316,9 +347,40 @@ def test_it_is_evaluated_only_where_it_is_trusted(package, swept, tmp_path):
     done = call("evaluate.py", run, "trust=mine", "name=again", package=package, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "outputs/evaluations/again/evaluation.json").read_text())
-    assert found["metrics"] == pytest.approx(result_of(swept / "sets-setnet_depth2-none-seed0")["metrics"])
+    trained = result_of(swept / "sets-setnet_depth2-none-seed0")["metrics"]
+    assert {name: found["metrics"][name] for name in trained} == pytest.approx(trained)
     for word in ("trust=min", "trust=mine.model"):
         assert_one_line_error(call("evaluate.py", run, word, package=package, cwd=tmp_path), "mine.data.Sets")
+
+
+def test_its_task_brings_an_evaluator_of_its_own(package, swept, tmp_path):
+    words = [str(swept / "sets-setnet_depth2-centre-scale0.5-seed0"), "trust=mine", "name=x"]
+    done = call("evaluate.py", *words, package=package, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
+    assert found["settings"]["evaluators"] == ["metrics", "curves", "ErrorBySize"]
+    assert found["metrics"]["val_first8/mae"] == pytest.approx(found["metrics"]["val/mae"], rel=1e-5)
+    assert found["metrics"]["val_first4/mae"] == found["records"]["ErrorBySize"]["4"]
+    assert "| points seen" in done.stdout and "| val_first4/mae" in done.stdout
+    mine = ["evaluators=[ErrorBySize]", "+evaluator.ErrorBySize._target_=mine.evaluators.ErrorBySize"]
+    done = call("evaluate.py", *words, *mine, "+evaluator.ErrorBySize.sizes=[3]", package=package, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
+    assert found["metrics"].keys() == {"val_first3/mae"}
+    for sizes, said in {"[9]": "a set has 8 points", "[0]": "sizes=[0]"}.items():
+        done = call(
+            "evaluate.py", *words, *mine, f"+evaluator.ErrorBySize.sizes={sizes}", package=package, cwd=tmp_path
+        )
+        assert_one_line_error(done, "evaluator.ErrorBySize.sizes", said)
+
+
+def test_weights_of_its_other_variant_are_refused(package, swept, tmp_path):
+    run = swept / "sets-setnet_depth2-none-seed0"
+    shutil.copytree(run, tmp_path / "run")
+    other = swept / "sets-setnet_depth2-centre-scale0.5-seed0"
+    shutil.copy(other / "checkpoints/last.ckpt", tmp_path / "run/checkpoints/last.ckpt")
+    done = call("evaluate.py", "run", "trust=mine", package=package, cwd=tmp_path)
+    assert_one_line_error(done, "norm mine.model.Centre(scale=0.5)", "other_variants=[norm]")
 
 
 def test_it_is_tabled_against_its_baseline_with_an_interval(package, swept, tmp_path):

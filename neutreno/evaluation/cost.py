@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import resource
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from neutreno.errors import check_number
+from neutreno.config.options import Size, checked
+from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
 
 
 @torch.no_grad()
@@ -36,16 +38,6 @@ def images_per_second(model: nn.Module, images: Tensor, seconds: float) -> float
     return len(images) / timer.blocked_autorange(min_run_time=seconds).median
 
 
-def check_settings(batch_size: int, seconds: float) -> None:
-    """Refuse what :func:`measure_cost` cannot use, before a long evaluation comes to it.
-
-    Raises:
-        InputError: the batch size or the seconds are no such numbers.
-    """
-    check_number("cost.batch_size", batch_size, 1, integer=True)
-    check_number("cost.seconds", seconds)
-
-
 def measure_cost(model: nn.Module, shape: tuple[int, int, int], batch_size: int = 32, seconds: float = 5) -> dict:
     """Cost of ``model`` on images of ``shape`` (C, H, W), in evaluation mode, on the device where it lies.
 
@@ -56,7 +48,6 @@ def measure_cost(model: nn.Module, shape: tuple[int, int, int], batch_size: int 
     Returns:
         ``parameters``, ``multiply_adds`` (of one image), ``image_size``, ``images_per_s``, ``batch_size``, ``device``,
         ``peak_cuda_memory_mib`` (None on the CPU), ``process_peak_rss_mib``.
-
     """
     model.eval()
     device = next(model.parameters()).device
@@ -82,3 +73,46 @@ def measure_cost(model: nn.Module, shape: tuple[int, int, int], batch_size: int 
 def _peak_rss() -> int:
     """Bytes; the operating systems do not agree on the unit."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Cost(Evaluator):
+    """:func:`measure_cost` of the model, on images as the data makes them.
+
+    Args:
+        batch_size: images at once.
+        seconds: for throughput, at most.
+    """
+
+    alone = True
+
+    @checked
+    def __init__(self, batch_size: Size = 32, seconds: Annotated[float, Ge(0), Le(86_400)] = 5) -> None:
+        self.batch_size, self.seconds = batch_size, seconds
+
+    def check(self, subject: Subject) -> None:
+        if subject.data.image_shape is None:
+            raise NothingToMeasure("evaluator.cost is the cost of an image, and this data has none; leave cost out")
+
+    def run(self, subject: Subject) -> Findings:
+        with subject.trainer.precision_plugin.forward_context():
+            found = measure_cost(subject.task.model, subject.data.image_shape, self.batch_size, self.seconds)
+        found["precision"] = str(subject.trainer.precision)
+        return Findings(figures=figures(found), record=found)
+
+
+def figures(cost: dict[str, Any]) -> list[tuple[str, str]]:
+    size = " x ".join(map(str, cost["image_size"]))
+    threads = "" if cost["threads"] is None else f", {cost['threads']} threads"
+    if cost["peak_cuda_memory_mib"] is not None:
+        memory = "peak CUDA memory", f"{cost['peak_cuda_memory_mib']:,.0f} MiB"
+    else:
+        memory = "peak RSS of the process, data and libraries included", f"{cost['process_peak_rss_mib']:,.0f} MiB"
+    return [
+        ("parameters", f"{cost['parameters']:,}"),
+        (f"multiply-adds of an image, {size}", f"{cost['multiply_adds'] / 1e9:.3f} G"),
+        (
+            f"images/s, batch {cost['batch_size']}, {cost['precision']}, {cost['device']}{threads}",
+            f"{cost['images_per_s']:.1f}",
+        ),
+        memory,
+    ]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from neutreno.config.options import Count, checked
 from neutreno.errors import InputError, check_number
+from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject, Table
 
 
 def windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -68,31 +70,25 @@ def _batches(found: Iterator[tuple[int, int, int]], batch_size: int) -> Iterator
         yield batch
 
 
-def protocols(sliding: Sequence[Any], window: int) -> list[tuple[int, int | None]]:
+def protocols(sliding: Sequence[int | dict[str, int]], window: int) -> list[tuple[int, int | None]]:
     """(stride, limit) of every protocol: independent segments, and what ``sliding`` asks for, each a stride or
     ``{stride: …, tokens: …}``, the latter on the text's first words alone.
 
     Raises:
-        InputError: not of that form, or a stride longer than the window.
+        InputError: an entry says no stride, or one that is longer than the window.
     """
-    if not isinstance(sliding, Sequence) or isinstance(sliding, str):
-        raise InputError(
-            f"sliding={sliding} is no list; write e.g. sliding=[32] or sliding=[{{stride: 1, tokens: 10000}}]"
-        )
     found: list[tuple[int, int | None]] = [(window, None)]
     for entry in sliding:
-        asked = dict(entry) if isinstance(entry, dict) else {"stride": entry}
-        if not {"stride"} <= asked.keys() <= {"stride", "tokens"}:
-            raise InputError(f"sliding: {entry} is neither a stride nor {{stride: …, tokens: …}}")
-        check_number("sliding: stride", asked["stride"], 1, window, integer=True)
-        if asked.get("tokens") is not None:
-            check_number("sliding: tokens", asked["tokens"], 1, integer=True)
+        asked = entry if isinstance(entry, dict) else {"stride": entry}
+        if "stride" not in asked:
+            raise InputError(f"evaluator.perplexity.sliding: {entry} is neither a stride nor {{stride: …, tokens: …}}")
+        check_number("evaluator.perplexity.sliding: stride", asked["stride"], 1, window, integer=True)
         found.append((asked["stride"], asked.get("tokens")))
     return list(dict.fromkeys(found))
 
 
 def perplexities(
-    model: nn.Module, texts: dict[str, np.ndarray], window: int, sliding: Sequence[Any], batch_size: int
+    model: nn.Module, texts: dict[str, np.ndarray], window: int, sliding: Sequence[int | dict], batch_size: int
 ) -> list[dict[str, Any]]:
     """:func:`score` of every text by every protocol, with ``metric``, ``split``, ``window`` and ``stride``."""
     found = []
@@ -103,3 +99,40 @@ def perplexities(
             scored = score(model, ids, window, stride, batch_size, limit)
             found.append({"metric": metric, "split": split, "window": window, "stride": stride, **scored})
     return found
+
+
+class Perplexity(Evaluator):
+    """:func:`perplexities` of the validation and the test text; metrics such as ``test/ppl_stride32``.
+
+    Args:
+        sliding: strides beside independent segments, each a number or ``{stride: …, tokens: …}``; None: an eighth of a
+            segment.
+    """
+
+    alone = True
+
+    @checked
+    def __init__(self, sliding: list[Count | dict[Literal["stride", "tokens"], Count]] | None = None) -> None:
+        self.sliding = sliding
+
+    def strides(self, segment: int) -> list[int | dict[str, int]]:
+        return [max(1, segment // 8)] if self.sliding is None else self.sliding
+
+    def check(self, subject: Subject) -> None:
+        if not hasattr(subject.data, "segment"):
+            raise NothingToMeasure("evaluator.perplexity is for language models, whose data is text; leave it out")
+        protocols(self.strides(subject.data.segment), subject.data.segment)
+
+    def run(self, subject: Subject) -> Findings:
+        data = subject.data
+        texts = {split: data.splits[split] for split in ("val", "test")}
+        with subject.trainer.precision_plugin.forward_context():
+            found = perplexities(
+                subject.task.model, texts, data.segment, self.strides(data.segment), data.eval_batch_size
+            )
+        rows = [
+            [r["split"], str(r["stride"]), f"{r['tokens']:,}", f"{r['windows']:,}", f"{r['ppl']:.3f}"] for r in found
+        ]
+        first = f"perplexity, windows of {data.segment} words"
+        table = Table([first, "stride", "words scored", "windows", "perplexity"], rows)
+        return Findings(metrics={r["metric"]: r["ppl"] for r in found}, tables=[table], record=found)

@@ -1,30 +1,31 @@
-"""The metrics of a model. Training ends with them and ``evaluate.py`` repeats them, so both give the same numbers."""
+"""Opening what is evaluated: a run folder, a checkpoint in one, or weights of another origin."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from neutreno.checkpoints import load_strictly, read_checkpoint
+from neutreno.checkpoints import load_strictly, read_checkpoint, trained_with
 from neutreno.config.building import build_trusted, check_package, check_trusted
 from neutreno.config.composing import Composed, compose
 from neutreno.config.gate import mark_of
-from neutreno.config.options import EXECUTION, FREE, options_of
+from neutreno.config.options import EXECUTION, FREE, START, options_of
 from neutreno.config.settings import EvaluationSettings, Probe
 from neutreno.config.settings import Trainer as TrainerSettings
-from neutreno.config.words import key_of
-from neutreno.errors import InputError, check_number
+from neutreno.config.words import close, key_of
+from neutreno.errors import InputError
 from neutreno.runs import RunFolder
 from neutreno.tasks.base import Task
-from neutreno.variants import describe, joined, model_words, words
+from neutreno.variants import axes_of, check_trained, describe, joined, model_words, recorded_axes, words
 
+ALLOWED = "other_variants=[{axes}] evaluates them nevertheless"
 OVER_A_RUN = ("data", "task", "trainer", "probe", "logger", "name", "output_dir")  # what may be set beside a run folder
 
 
@@ -40,6 +41,8 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
     settings, config = run.config(), composed.config
     for part in ("data", "model", "task"):
         check_trusted(settings[part], trust, part)
+    if problem := options_of(EvaluationSettings)["variants"].problem(settings["variants"], "variants"):
+        raise InputError(f"{run.config_file}: {problem}")
     typed = [key_of(word) for word in composed.overrides]
     for key in typed:
         section, _, name = key.partition(".")
@@ -69,12 +72,10 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
         made_for, now = settings["model"].get(key), settings["data"].get(key)
         if made_for is not None and now != made_for:
             raise InputError(f"data.{key}={now} does not fit the model of {run.path}, which was made for {made_for}")
-    more = {k: None for k in ("weights", "encoder_weights") if k in settings["model"]}
-    more |= {"pretrained": False} if "pretrained" in settings["model"] else {}
+    model = {k: v for k, v in settings["model"].items() if mark_of(f"model.{k}", settings) is not START}
     return settings | {
-        "model": settings["model"] | more,  # a checkpoint follows
+        "model": model,  # a checkpoint follows
         "trainer": _plain(config.trainer) | {k: v for k, v in as_trained.items() if f"trainer.{k}" not in typed},
-        "crop_pcts": _plain(config.crop_pcts),
     }
 
 
@@ -101,11 +102,9 @@ def model_settings(composed: Composed) -> Composed:
         if "model.drop_path_rate" not in typed:
             config.model.drop_path_rate = None  # of training alone, and not every model knows it
         made_for = data_settings(config.model.name)
-        own_crop = made_for.pop("crop_pct")
-        if "crop_pct" in config.data:
-            config.data.update({k: v for k, v in made_for.items() if f"data.{k}" not in typed})
-            if "crop_pcts" not in typed:
-                config.crop_pcts = [*config.crop_pcts, own_crop]
+        if "crop_pct" in config.data:  # which stays the data set's own
+            own = {k: v for k, v in made_for.items() if f"data.{k}" not in typed and k != "crop_pct"}
+            config.data.update(own)
     if config.model.get("weights") is None and not config.model.get("pretrained"):
         raise InputError(
             "nothing trained to evaluate: give a run folder, model.weights=FILE, or model=timm model.name=…; see --help"
@@ -131,24 +130,72 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def evaluate_weights(trainer: Trainer, task: Task, data: LightningDataModule) -> dict[str, float]:
-    """Every validation metric and, where the data set has a test split, every test metric of the task's weights."""
-    trainer.validate(task, data, verbose=False)
-    metrics = dict(trainer.callback_metrics)
-    if data.has_test:
-        trainer.test(task, data, verbose=False)
-        metrics |= trainer.callback_metrics
-    return {name: float(value) for name, value in metrics.items()}
+def run_of(path: str | Path) -> tuple[RunFolder, Path | None]:
+    """The run folder that ``path`` is, or the one that the checkpoint ``path`` lies in, and that checkpoint.
 
-
-def load_checkpoint(task: Task, data: LightningDataModule, path: Path) -> None:
-    """
     Raises:
-        InputError: there is none, or it does not fit the task or the data.
+        InputError: it is a file elsewhere.
+    """
+    file = Path(os.path.abspath(path))
+    if not file.is_dir():
+        run = RunFolder(file.parents[1]) if file.parent.name == "checkpoints" else None
+        if run is not None and run.config_file.is_file():
+            return run, file
+        if file.is_file():
+            raise InputError(
+                f"{path} is a file outside a run folder, which alone says what was trained; name the model and the "
+                f"data beside it: model=… model.weights={path} data=…"
+            )
+    return RunFolder(path), None
+
+
+def check_other_variants(names: Sequence[str], axes: dict[str, Any]) -> list[str]:
+    """``other_variants``.
+
+    Raises:
+        InputError: one is none of the ``axes``.
+    """
+    for name in names:
+        if name not in axes:
+            there = f"its axes are {', '.join(axes)}" if axes else "it has none"
+            raise InputError(f"other_variants: the model has no axis {name}{close(name, axes, '') or f'; {there}'}")
+    return list(names)
+
+
+def check_weights(settings: dict[str, Any], axes: dict[str, Any], other_variants: Sequence[str]) -> None:
+    """Refuse weights that a model was built with, where they were trained with other variants than ``axes``.
+
+    Raises:
+        InputError: they were.
+    """
+    for name, source in settings["model"].items():
+        if source is not None and mark_of(f"model.{name}", settings) is START:
+            check_trained(trained_with(source, axes), axes, source, ALLOWED, other_variants)
+
+
+def load_checkpoint(task: Task, data: LightningDataModule, path: Path, other_variants: Sequence[str] = ()) -> None:
+    """Load a run's checkpoint into its task.
+
+    Raises:
+        InputError: as :func:`read_fitting` says, or parameters do not fit.
+    """
+    load_strictly(task, read_fitting(task, data, path, other_variants).get("state_dict"), path)
+
+
+def read_fitting(
+    task: Task, data: LightningDataModule, path: Path, other_variants: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The content of a run's checkpoint.
+
+    Raises:
+        InputError: there is none, it does not fit the task or the data, or was trained with other variants than the
+            task has, beyond ``other_variants``.
     """
     checkpoint = read_checkpoint(path)
     task.check_checkpoint(checkpoint, data, path)
-    load_strictly(task, checkpoint.get("state_dict"), path)
+    if task.variants is not None:
+        check_trained(recorded_axes(checkpoint), task.variants, path, ALLOWED, other_variants)
+    return checkpoint
 
 
 def open_run(
@@ -172,76 +219,12 @@ def open_run(
     return task.model, data, settings
 
 
-def build_run(settings: dict[str, Any], trust: Sequence[str] = ()) -> tuple[LightningDataModule, Task]:
+def build_run(
+    settings: dict[str, Any], trust: Sequence[str] = (), config_dirs: Sequence[str] = ()
+) -> tuple[LightningDataModule, Task]:
     """Data and task (with its model) of a run folder's settings, as :func:`run_settings` gives them."""
     data = build_trusted(settings["data"], trust, "data")
     model = build_trusted(settings["model"], trust, "model", **data.model_arguments())
-    return data, build_trusted(settings["task"], trust, "task", model=model)
-
-
-def evaluate_run(trainer: Trainer, task: Task, data: LightningDataModule, last: Path, best: Path) -> dict[str, float]:
-    """Metrics of the last epoch's raw weights, of their average (``ema/``) if kept, and of the best epoch (``best/``).
-
-    The last epoch's raw weights are the result, as DeiT reports it. "Best" was chosen on the validation split, so its
-    validation metrics flatter it. Leaves the last weights loaded.
-    """
-    metrics = {}
-    if best.exists():
-        load_checkpoint(task, data, best)
-        chosen = evaluate_weights(trainer, task, data)
-        metrics = {f"best/{name}": value for name, value in chosen.items() if not name.startswith("ema/")}
-    load_checkpoint(task, data, last)
-    return evaluate_weights(trainer, task, data) | metrics
-
-
-@contextmanager
-def cropping(data: LightningDataModule, crop_pct: float) -> Iterator[None]:
-    """Evaluation images are resized to img_size / ``crop_pct`` before their centre is cropped, meanwhile."""
-    before, data.crop_pct = data.crop_pct, crop_pct
-    try:
-        yield
-    finally:
-        data.crop_pct = before
-
-
-def further_crops(data: LightningDataModule, crop_pcts: Sequence[float], asked: bool) -> list[float]:
-    """Those of ``crop_pcts`` that say something new of ``data``: none where it does not crop, unless ``asked``.
-
-    Raises:
-        InputError: the data set knows no crops, or a number is not in (0, 1].
-    """
-    own = None if getattr(data, "on_device", False) else getattr(data, "crop_pct", None)
-    if asked and own is None and crop_pcts:
-        raise InputError("crop_pcts: this data set has no data.crop_pct, or lies on the device; leave crop_pcts out")
-    if not isinstance(crop_pcts, Sequence) or isinstance(crop_pcts, str):
-        raise InputError(f"crop_pcts={crop_pcts} is no list; write crop_pcts=[{crop_pcts}]")
-    for crop_pct in crop_pcts:
-        check_number("crop_pcts", crop_pct, 0.01, 1)
-    if own is None or (own == 1 and not asked):  # CIFAR's small images are not cropped
-        return []
-    return [crop_pct for crop_pct in dict.fromkeys(crop_pcts) if crop_pct != own]
-
-
-def evaluate_protocols(trainer: Trainer, task: Task, data: LightningDataModule) -> dict[str, float]:
-    """Validation metrics by the task's further protocols, such as ``val_multi_scale/miou``."""
-    metrics = {}
-    for protocol in getattr(task, "protocols", {}):
-        with task.following(protocol):
-            trainer.validate(task, data, verbose=False)
-        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return metrics
-
-
-def evaluate_crops(
-    trainer: Trainer, task: Task, data: LightningDataModule, crop_pcts: Sequence[float]
-) -> dict[str, float]:
-    """Validation metrics under other crops than the data set's own, named ``val_crop0.9/top1``."""
-    metrics = {}
-    for crop_pct in crop_pcts:
-        with cropping(data, crop_pct):
-            trainer.validate(task, data, verbose=False)
-        metrics |= {
-            name.replace("val/", f"val_crop{crop_pct:g}/"): float(value)
-            for name, value in trainer.callback_metrics.items()
-        }
-    return metrics
+    task = build_trusted(settings["task"], trust, "task", model=model)
+    task.variants = axes_of(settings, config_dirs)
+    return data, task

@@ -21,14 +21,17 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from neutreno.config.options import checked
 from neutreno.data.classification import ClassificationData
 from neutreno.data.images import FolderImages
 from neutreno.data.loading import AugmentedDataset, OnImage, collate_readable
 from neutreno.errors import InputError
-from neutreno.evaluation import cropping
+from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject, Table
+from neutreno.evaluation.crops import cropping
 from neutreno.tasks.classification import Classification
 
 SEVERITIES = (1, 2, 3, 4, 5)
+NAMES = {"imagenet_a": "ImageNet-A", "imagenet_r": "ImageNet-R"}
 
 # Top-1 error of AlexNet, mean over the severities (Hendrycks and Dietterich, 2019).
 ALEXNET = {
@@ -97,14 +100,15 @@ def check_corruptions(root: str | Path, classes: Sequence[str] | None = None) ->
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"imagenet_c={root} is not a folder; give the one that holds gaussian_noise/1 … 5 and so on")
+        key = f"evaluator.robustness.imagenet_c={root}"
+        raise InputError(f"{key} is not a folder; give the one that holds gaussian_noise/1 … 5 and so on")
     gaps = []
     for corruption in ALEXNET:
         lacking = [str(s) for s in SEVERITIES if not (root / corruption / str(s)).is_dir()]
         if lacking:
             gaps.append(corruption if len(lacking) == len(SEVERITIES) else f"{corruption}/{','.join(lacking)}")
     if gaps:
-        raise InputError(f"imagenet_c={root} is not whole; missing: {'; '.join(gaps)}")
+        raise InputError(f"evaluator.robustness.imagenet_c={root} is not whole; missing: {'; '.join(gaps)}")
     for corruption in ALEXNET:
         for severity in SEVERITIES:
             check_classes(root / corruption / str(severity), classes or wnids())
@@ -203,3 +207,48 @@ def evaluate_folders(
             found[name] = evaluate_folder(trainer, model, folder, data, data.eval_transform())
             found[name]["classes"] = len(wnids(name))
     return found
+
+
+class Robustness(Evaluator):
+    """Errors on the published folders of corrupted and of unusual images, of a model with ImageNet's 1,000 classes.
+
+    Args:
+        imagenet_c: folder with CORRUPTION/SEVERITY/WNID/IMAGE: mean corruption error.
+        imagenet_a, imagenet_r: folder with WNID/IMAGE of 200 classes: top-1 among them.
+    """
+
+    @checked
+    def __init__(
+        self, imagenet_c: str | None = None, imagenet_a: str | None = None, imagenet_r: str | None = None
+    ) -> None:
+        given = {"imagenet_c": imagenet_c, "imagenet_a": imagenet_a, "imagenet_r": imagenet_r}
+        self.folders = {name: folder for name, folder in given.items() if folder is not None}
+
+    def check(self, subject: Subject) -> None:
+        if not self.folders:
+            raise NothingToMeasure(
+                "evaluator.robustness needs a folder: imagenet_c, imagenet_a or imagenet_r; "
+                "evaluator.robustness.imagenet_c=FOLDER"
+            )
+        check_folders(self.folders, subject.task.model, subject.data)
+
+    def run(self, subject: Subject) -> Findings:
+        found = evaluate_folders(subject.trainer, subject.task.model, self.folders, subject.data)
+        figures, tables = [], []
+        for name, result in found.items():
+            if name == "imagenet_c":
+                figures.append(("ImageNet-C mean corruption error (AlexNet 100)", f"{result['mce']:.2f}"))
+                figures.append(("ImageNet-C mean error", f"{result['mean_error']:.2f} %"))
+                tables.append(corruptions_table(result))
+            else:
+                what = f"{NAMES[name]} top-1 of {result['classes']} classes, {result['images']:,} images"
+                figures.append((what, f"{result['top1']:.2f} %"))
+        return Findings(figures=figures, tables=tables, record=found)
+
+
+def corruptions_table(found: dict[str, Any]) -> Table:
+    rows = [
+        [name, *(f"{e:.2f}" for e in by_severity.values()), f"{found['normalised'][name]:.2f}"]
+        for name, by_severity in found["errors"].items()
+    ]
+    return Table(["ImageNet-C: error in %, severity", *map(str, SEVERITIES), "mean / AlexNet's"], rows)

@@ -1,0 +1,49 @@
+"""Layer-wise metrics of over-smoothing, as tables and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from neutreno.errors import InputError
+from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject, Table
+from neutreno.oversmoothing.probe import probed
+from neutreno.oversmoothing.recorder import find_layers, measure
+from neutreno.reports.figures import plot_similarity
+from neutreno.reports.layers import ALL, LAYERS, part_of, said_of, stacks_of, title_of
+
+
+class Curves(Evaluator):
+    """What the probe measures at the end of training, with its settings: ``probe.metrics``, ``probe.num_samples``."""
+
+    alone = True
+
+    def check(self, subject: Subject) -> None:
+        try:
+            find_layers(subject.task.model)
+        except InputError as error:
+            raise NothingToMeasure(f"evaluator.curves: {error}") from error
+
+    def run(self, subject: Subject) -> Findings:
+        probe = subject.settings["probe"]
+        samples = subject.data.probe_samples(probe["num_samples"])
+        rows = measure(subject.task.model, samples, probed(probe.get("metrics", [])))
+        figure = subject.folder / "evaluation.png"
+        plot_similarity(rows, figure, subject.title)
+        return Findings(tables=list(tables(rows)), record=rows, layers=rows, files=[figure])
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
+    """A table per stack: a row per layer, a column per metric and subset of tokens, mean ± sd over samples."""
+    stacks = stacks_of(rows)
+    for stack in stacks:
+        own = [row for row in rows if row["stack"] == stack]
+        columns = dict.fromkeys((row["metric"], row["subset"]) for row in own)
+        headers = [title_of(m) + ("" if subset == ALL else f", {said_of(subset)}") for m, subset in columns]
+        at = {(row["layer"], (row["metric"], row["subset"])): _mean(row) for row in own}
+        by_layer = [[str(n), *(at.get((n, c), "") for c in columns)] for n in sorted({row["layer"] for row in own})]
+        yield Table([LAYERS if len(stacks) == 1 else f"{part_of(stack)} {LAYERS}".strip(), *headers], by_layer)
+
+
+def _mean(row: dict[str, Any]) -> str:
+    return f"{row['mean']:.4g}" + ("" if row["sd"] is None else f" ± {row['sd']:.2g}")

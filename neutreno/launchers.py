@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import glob
+import itertools
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,19 +28,22 @@ from neutreno.config.composing import Composed
 from neutreno.config.gate import check
 from neutreno.config.options import checked
 from neutreno.errors import InputError
+from neutreno.files import replacing
 from neutreno.runs import RunFolder, default_name
 
 POLL_S = 0.2
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
-    """One run to be made: what is typed after ``train.py``, and the folder it leaves."""
+    """One run to be made: what is typed after ``train.py``, the folder it leaves, and the jobs that have to end well
+    before."""
 
     overrides: list[str]
     run: RunFolder
     state: str  # "to run", "to resume", "finished", or why it cannot be run
     config_dirs: list[str] = field(default_factory=list)
+    needs: list[Job] = field(default_factory=list)
     log: Path | None = None
 
     @property
@@ -70,39 +78,143 @@ def plan(composed: Composed) -> Job:
     return Job(composed.overrides, run, state, composed.config_dirs)
 
 
-def launch(jobs: Sequence[Job], config: DictConfig) -> list[tuple[Job, str]]:
+def launch(
+    jobs: Sequence[Job], config: DictConfig, table: Callable[[list[Path]], None] | None = None
+) -> list[tuple[Job, str]]:
     """Make the runs that are not finished, with a line of progress; returns those that failed, with the reason.
 
-    Every run's output goes to a file of its own, ``<output_dir>/.sweeps/<time>/<run>.log``. One failing run does not
-    stop the others; a sweep that is killed takes its runs with it, and the same command goes on.
+    Every run's output goes to a file of its own, ``<output_dir>/.sweeps/<time>/<run>.log``; what became of each stands
+    in ``manifest.json`` beside them. One failing run does not stop the others, apart from those that need it; a sweep
+    that is killed takes its runs with it, and the same command goes on. At the end ``table`` prints that of the
+    finished runs' folders (default: :func:`neutreno.reports.tables.print_tables`).
     """
     launcher = build(OmegaConf.to_container(config.launcher, resolve=True))
-    logs = Path(config.output_dir) / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    failed = [(job, job.state) for job in jobs if job.state not in ("to run", "to resume", "finished")]
-    finished = [job for job in jobs if job.state == "finished"]
     todo = [job for job in jobs if job.state in ("to run", "to resume")]
-    progress = Progress(len(jobs), len(finished), len(failed))
+    done = [job for job in jobs if job.state == "finished"]
+    failed = [(job, job.state) for job in jobs if job not in todo and job not in done]
+    progress = Progress(len(jobs), len(done), len(failed))
+    for job in jobs:
+        if job not in todo:
+            print(f"skipped {job.name}: {job.state}")
     progress.say()
+    manifest = Manifest(jobs, Path(config.output_dir)) if todo else None
     if todo:
-        logs.mkdir(parents=True, exist_ok=True)
-        print(f"what the runs say: {logs}")
-    for number, job in enumerate(todo):
-        job.log = logs / f"{number:03d}-{job.name}.log"
+        print(f"what the runs say: {manifest.folder}")
+
+    def started(job: Job) -> None:
+        manifest.note(job, "running", started=now())
+        progress.started(job)
 
     def ended(job: Job, code: int) -> None:
-        reason = None
-        if code:
-            reason = _reason(job, code)
+        reason = _reason(job, code) if code else None
+        if reason is None:
+            done.append(job)
+        else:
             failed.append((job, reason))
+        manifest.note(job, "finished" if reason is None else "failed", reason=reason, ended=now())
         progress.ended(job, reason)
         if config.preflight and reason is None:  # what it says is all it leaves
             print(job.log.read_text())
 
-    launcher.run(todo, progress.started, ended, progress.running)
+    while todo:  # once where no run needs another
+        for job in list(todo):
+            missing = [needed.name for needed, _ in failed if needed in job.needs]
+            if not missing:
+                continue
+            todo.remove(job)
+            reason = f"needs {', '.join(missing)}, which failed"
+            failed.append((job, reason))
+            manifest.note(job, "failed", reason=reason)
+            progress.refused(job, reason)
+        ready = [job for job in todo if all(needed in done for needed in job.needs)]
+        todo = [job for job in todo if job not in ready]
+        launcher.run(ready, started, ended, progress.running)
     progress.close()
-    for job, reason in failed:
-        print(f"error: {job.name}: {reason}", file=sys.stderr)
+    try:
+        if done and not config.preflight:
+            folders = [job.run.path for job in jobs if job in done]
+            print()
+            if table is None:
+                from neutreno.reports.tables import print_tables
+
+                print_tables(folders, config_dirs=jobs[0].config_dirs)
+            else:
+                table(folders)
+            print(
+                f"\nnext: neutreno figures {_typed(folders)}\n      neutreno dashboard {shlex.quote(config.output_dir)}"
+            )
+    finally:  # whatever became of the table
+        for job, reason in failed:
+            print(f"error: {job.name}: {reason}", file=sys.stderr)
     return failed
+
+
+def _typed(folders: Sequence[Path]) -> str:
+    """Folders as they are typed: by what they begin with, if no other folder does."""
+    first, last = min(map(str, folders)), max(map(str, folders))
+    start = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    if len(folders) > 1 and {Path(found) for found in glob.glob(f"{glob.escape(start)}*")} == set(folders):
+        return f"{shlex.quote(start)}*"
+    return shlex.join(map(str, folders))
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Manifest:
+    """``manifest.json`` of a sweep: its command, when it began, and of each run what was last known of it.
+
+    A run's ``state`` is ``waiting``, ``running``, ``finished``, ``failed`` or ``skipped``, the last two with the
+    ``reason``; a killed sweep leaves what it knew.
+    """
+
+    def __init__(self, jobs: Sequence[Job], output_dir: Path) -> None:
+        """Makes the sweep's folder, and says in every job that is to run where its output goes.
+
+        Raises:
+            InputError: the folder cannot be made.
+        """
+        start = output_dir / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
+        others = (start.with_name(f"{start.name}-{number}") for number in itertools.count(2))
+        self.folder = next(
+            folder for folder in itertools.chain([start], others) if not (folder / "manifest.json").exists()
+        )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make {self.folder}: {error.strerror}; choose another output_dir=FOLDER"
+            ) from error
+        self._runs: dict[int, dict[str, Any]] = {}
+        numbers = itertools.count()
+        for job in jobs:
+            to_run = job.state in ("to run", "to resume")
+            job.log = self.folder / f"{next(numbers):03d}-{job.name}.log" if to_run else None
+            self._runs[id(job)] = {
+                "name": job.name,
+                "folder": str(job.run.path),
+                "command": shlex.join(job.command),
+                "state": "waiting" if to_run else "skipped",
+                "reason": None if to_run else job.state,
+                "log": str(job.log) if to_run else None,
+                "started": None,
+                "ended": None,
+            }
+        self._about = {"command": shlex.join(sys.orig_argv), "began": now()}
+        self._write()
+
+    def note(self, job: Job, state: str, **more: Any) -> None:
+        """What is new of a run; where it cannot be written, a warning says so, and the runs go on."""
+        self._runs[id(job)] |= {"state": state, **more}
+        try:
+            self._write()
+        except InputError as error:
+            print(f"warning: {error}", file=sys.stderr)
+
+    def _write(self) -> None:
+        with replacing(self.folder / "manifest.json") as file:
+            json.dump({**self._about, "runs": list(self._runs.values())}, file, indent=2)
 
 
 class Progress:
@@ -132,6 +244,10 @@ class Progress:
         if self._bar is not None:
             self._bar.update(reason is None)
         self.say(f"{job.name}: {'finished' if reason is None else f'failed: {reason}'}")
+
+    def refused(self, job: Job, reason: str) -> None:
+        self.failed += 1
+        self.say(f"{job.name}: {reason}")
 
     def running(self, jobs: Sequence[Job]) -> None:
         """Show the latest line of what runs, where a terminal shows one."""

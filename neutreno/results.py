@@ -71,6 +71,7 @@ def describe_run(composed: Composed, task: type) -> dict[str, Any]:
         "main_metric": task.main_metric,
         "main_metric_mode": task.main_metric_mode,
         "execution": execution_keys(composed),
+        "row": composed.settings["row"],
         "overrides": composed.overrides,
         "config_dirs": composed.config_dirs,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -5,16 +5,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from neutreno.config.composing import CONFIGS, Composed, compose
-from neutreno.config.gate import mark_of, ways_of_execution
+from neutreno.config.composing import Composed
+from neutreno.config.gate import mark_of
 from neutreno.config.options import EXECUTION
 from neutreno.config.words import key_of
 from neutreno.errors import InputError
@@ -35,10 +33,14 @@ def default_name(composed: Composed) -> str:
         key, value = key_of(word), word.partition("=")[2]
         if key in in_every_name or key in targets or mark_of(key, composed.settings) is EXECUTION:
             continue
+        if key not in composed.choices and re.fullmatch(r"'?[^\[\]{},]*/[^\[\]{},]*", value):
+            value = Path(value.strip("'")).name  # of a run folder or file
         parts.append(f"{key}-{value}")
     name = re.sub(r"[^\w.+-]+", "_", "-".join(parts)).strip("_")
     if len(name) > 150:  # file systems end at 255 bytes; a digest keeps two long names apart
-        name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        start, seed = name[:140], rf"-seed{settings['seed']}(?!\d)"
+        rest = re.sub(seed, "-seed", name) if re.search(seed, start) else name  # seeds of one row end alike
+        name = f"{start}-{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
     return name
 
 
@@ -146,7 +148,29 @@ def identity(settings: dict[str, Any], is_execution: Callable[[str], bool]) -> d
     model = {
         key: value for key, value in settings["model"].items() if key not in settings["variants"]
     }  # the top level's
-    return {key: value for key, value in flat({**settings, "model": model}).items() if not is_execution(key)}
+    found = {key: value for key, value in flat({**settings, "model": model}).items() if not is_execution(key)}
+    if "epoch_steps" in settings["data"]:
+        found.pop("trainer.max_epochs", None)  # counted from the steps when the run starts
+    return found
+
+
+def shared(settings: dict[str, Any], is_execution: Callable[[str], bool]) -> dict[str, Any]:
+    """What runs have in common that differ in their seed alone: their identity without seeds, and without the seed in
+    the weights that they start from, those of the run of the same seed."""
+    found, seed, place = {}, settings["seed"], f"{settings.get('output_dir')}/"
+    for key, value in identity(settings, is_execution).items():
+        if key.rpartition(".")[2] == "seed" and value == seed:
+            continue
+        if isinstance(value, str) and key.startswith("model."):
+            value = re.sub(rf"seed{seed}(?!\d)", "seed", value)
+            value = value.removeprefix(place)
+        found[key] = whole(value)
+    return found
+
+
+def whole(value: Any) -> Any:
+    """1.0 as 1: the same number, however it was typed."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -163,33 +187,3 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def execution_keys(composed: Composed) -> list[str]:
     """The keys of a run's settings that only say where and how it is executed, for its record."""
     return [key for key in flat(composed.settings) if mark_of(key, composed.settings) is EXECUTION]
-
-
-def departures(
-    config: dict[str, Any], execution: Sequence[str], experiment: str, overrides: Sequence[str], config_dirs=()
-) -> list[str]:
-    """Where a run's settings depart from those of its experiment file as it stands now, beyond seed and execution, and
-    beyond the data set where the experiment leaves it open."""
-    words = [o for o in overrides if not o.startswith("experiment=")]
-    if not _plain(experiment, config["seed"], words):
-        return ["its record holds words that a run does not write, so its experiment was not composed"]
-    given = [f"experiment={experiment}", f"seed={config['seed']}"]
-    given += [o for o in overrides if key_of(o) in (*execution, *ways_of_execution())]
-    files = [Path(folder) / "experiment" / f"{experiment}.yaml" for folder in (*config_dirs, CONFIGS)]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        return ["its experiment is not among the files read (--config-dir DIR reads a package's)"]
-    if "override /data:" not in file.read_text():
-        given += [o for o in overrides if o.startswith("data=")]
-    try:
-        own = identity(compose(given, config_dirs=config_dirs).settings, execution.__contains__)
-    except (HydraException, OmegaConfBaseException) as error:
-        return [f"its experiment cannot be composed any more ({' '.join(str(error).split())[:120]})"]
-    now = identity(config, execution.__contains__)
-    return [f"{k}={now.get(k)} (experiment: {own.get(k)})" for k in sorted({*own, *now}) if own.get(k) != now.get(k)]
-
-
-def _plain(experiment: str, seed: Any, words: Sequence[str]) -> bool:
-    """Whether what a record says of a run's words is safe to compose: a record is data of anybody's."""
-    named = re.fullmatch(r"[\w-]+(/[\w-]+)*", experiment) and type(seed) is int
-    return bool(named) and not any("${" in word or key_of(word).partition(".")[0] == "hydra" for word in words)

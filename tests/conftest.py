@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -231,7 +231,14 @@ def run_ranks(
     return [run.wait() for run in [start(rank) for rank in range(processes)]]
 
 
-def make_run(folder: Path, *overrides: str, status: str = "finished", value: float = 90.0, drift: float = 0.0) -> Path:
+def make_run(
+    folder: Path,
+    *overrides: str,
+    status: str = "finished",
+    value: float = 90.0,
+    drift: float = 0.0,
+    config_dirs: Sequence[str] = (),
+) -> Path:
     """A run folder in the real format, without training: its config is composed, its figures are made up."""
     from omegaconf import OmegaConf
 
@@ -239,7 +246,7 @@ def make_run(folder: Path, *overrides: str, status: str = "finished", value: flo
     from neutreno.config.composing import compose
     from neutreno.results import describe_run
 
-    composed = compose([*overrides])
+    composed = compose([*overrides], config_dirs=config_dirs)
     composed.config.name = folder.name
     task = locate(composed.config.task._target_)
     folder.mkdir(parents=True)

@@ -21,7 +21,11 @@ VALUES = {
     "a huge number": 10**40,
 }
 SECTIONS = {"recipe": ("task", "recipe")}  # what a group's files set that no other group's do
-GROUPS = [p.name for p in sorted((ROOT / "configs").iterdir()) if p.is_dir() and p.name not in ("hydra", "experiment")]
+GROUPS = [
+    p.name
+    for p in sorted((ROOT / "configs").iterdir())
+    if p.is_dir() and p.name not in ("hydra", "experiment", "table")
+]
 
 
 def cases():
@@ -117,7 +121,9 @@ WORDS = {
     "epochs=3": ["did you mean trainer.max_epochs?"],
     "output_root=x": ["did you mean output_dir?"],
     "optimizer=sgd": ["did you mean task.opt?"],
-    "experiment=deit_tiny_neutreno": ["proxy/deit_tiny_neutreno or table1/deit_tiny_neutreno"],
+    "experiment=deit_tiny_neutreno": ["did you mean table1/deit_tiny_neutreno?"],
+    "table=lab": ["no key table"],
+    "row=[1]": ["row=[1]"],
     "experiment=table1": ["a folder of options", "table1/deit_tiny_neutreno", "table1/deit_small_softmax"],
     "attention=sofmax": ["no option attention=sofmax; did you mean softmax?"],
     "modle=deit": ["no key modle", "did you mean model?"],
@@ -284,24 +290,30 @@ def test_a_sweep_that_cannot_be_what_it_says_is_refused(words, tmp_path):
 
 def test_a_record_cannot_make_tables_import_or_read_the_environment(tmp_path):
     import json
+    import os
 
     from conftest import make_run
 
-    run = make_run(tmp_path / "runs/a", "experiment=small/digits_neutreno")
+    run = make_run(tmp_path / "runs/a", "experiment=table1/deit_tiny_neutreno")
     (tmp_path / "evilmod").mkdir()
     (tmp_path / "evilmod/__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    planted = ["experiment=small/digits_neutreno", "hydra.searchpath=[pkg://evilmod]", "++foo={bar:${oc.env:HOME}}"]
+    planted = ["trainer=${oc.env:HOME}", "hydra.searchpath=[pkg://evilmod]", "++foo={bar:${oc.env:HOME}}"]
     file = run / "result.json"
     record = json.loads(file.read_text())
-    file.write_text(
-        json.dumps(record | {"overrides": planted, "execution": [*record["execution"], "hydra.searchpath", "foo"]})
-    )
+    execution = [*record["execution"], "hydra.searchpath", "foo"]
+    home = "${oc.env:HOME}"
 
     def importable():
         import sys
 
         sys.path.insert(0, str(tmp_path))
 
-    done = run_forked("scripts/tables.py", "runs", cwd=tmp_path, setup=importable)
-    assert done.returncode == 0 and "words that a run does not write" in done.stdout, done.stderr
-    assert not (tmp_path / "ran").exists() and "/root" not in done.stdout
+    for row in (None, f"lab/{home}", f"{home}/x", "../../etc/x", "lab"):
+        for experiment in ("table1/deit_tiny_neutreno", home, "../train"):
+            words = [f"experiment={experiment}", *planted]
+            file.write_text(json.dumps(record | {"overrides": words, "execution": execution, "row": row}))
+            done = run_forked("scripts/tables.py", "runs", cwd=tmp_path, setup=importable)
+            assert done.returncode == 0 and done.stdout.count("| runs ") == 1, done.stderr
+            known = row is None and experiment.startswith("table1")
+            assert ("departs" not in done.stdout) == known, (row, experiment)
+            assert not (tmp_path / "ran").exists() and f"{os.environ['HOME']}" not in done.stdout

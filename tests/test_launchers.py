@@ -1,5 +1,6 @@
 """Many runs from one command: sweeps, tables, several at once, SLURM."""
 
+import itertools
 import json
 import os
 import re
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, assert_one_line_error, make_run, run_forked, run_script
 
-from neutreno.cli.reproduce import in_order, tables_in
-from neutreno.config.composing import CONFIGS, compose
-from neutreno.launchers import Local, Slurm
-from neutreno.reports.tables import load_groups, render, table
-from neutreno.runs import default_name
+from neutreno.config.composing import compose
+from neutreno.launchers import Job, Local, Slurm, launch, plan
+from neutreno.reports.tables import load_groups
+from neutreno.runs import RunFolder, default_name
+from neutreno.tablefiles import read_table
 
 SWEEP = ["-m", "attention.lam=0,0.6", "seed=0,1", *TINY, "launcher.at_once=2"]
 
@@ -68,7 +69,9 @@ def test_a_killed_sweep_is_continued_by_the_same_command_and_runs_nothing_twice(
     assert len(runs_in(tmp_path)) == 4 and all(status(r) == "finished" for r in runs_in(tmp_path))
     assert all((r / "result.json").stat().st_mtime_ns == when for r, when in before.items())
     third = run_script("train.py", *SWEEP, cwd=tmp_path)
-    assert third.returncode == 0 and third.stdout.count("\n") == 1
+    lines = third.stdout.splitlines()
+    assert third.returncode == 0 and [line.endswith(": finished") for line in lines[:4]] == [True] * 4
+    assert lines[4] == "[4 of 4 runs done, 0 running, 0 left]" and "what the runs say" not in third.stdout
 
 
 @pytest.mark.slow
@@ -108,50 +111,122 @@ def test_runs_at_once_share_the_cores_and_take_a_gpu_each(monkeypatch):
     assert Local()._environment(0, [])["PATH"] == os.environ["PATH"]
 
 
-@pytest.mark.slow
 def test_reproduce_plans_every_row_and_seed(tmp_path):
     command = ["scripts/reproduce.py", "small", "--seeds", "2", *TINY, "trainer.max_epochs=1"]
     plan = run_forked(*command, "--dry-run", cwd=tmp_path)
     assert plan.returncode == 0 and not (tmp_path / "outputs").exists(), plan.stderr
     lines = plan.stdout.splitlines()
-    assert len(lines) == 13 and all(
-        line.startswith("to run     neutreno train experiment=small/") for line in lines[:-1]
-    )
-    assert "softmax" in lines[0] and lines[-1] == "0 of 12 runs finished, 12 left"
+    assert len(lines) == 13 and all(line.startswith("to run     neutreno train data=") for line in lines[:-1])
+    assert "row=small/digits_softmax" in lines[0] and lines[-1] == "0 of 12 runs finished, 12 left"
 
 
 def test_reproduce_says_what_it_cannot_do(tmp_path):
     assert_one_line_error(run_forked("scripts/reproduce.py", "table9", cwd=tmp_path), "table9", "table1")
-    assert_one_line_error(
-        run_forked("scripts/reproduce.py", "table1", "seed=3", cwd=tmp_path), "seed=3", "leave it out"
-    )
+    for word in ("seed=3", "name=x", "experiment=table1/deit_tiny_softmax", "row=x", "resume=false"):
+        done = run_forked("scripts/reproduce.py", "table1", word, cwd=tmp_path)
+        assert_one_line_error(done, word, "leave it out")
     assert_one_line_error(run_forked("scripts/reproduce.py", "table1", "--seeds", "0", cwd=tmp_path), "--seeds 0")
     assert_one_line_error(run_forked("scripts/reproduce.py", "table1", "nope=1", "--dry-run", cwd=tmp_path), "nope")
 
 
-def test_reproduce_takes_rows_of_other_folders_and_hands_these_on_to_the_runs(tmp_path):
-    row = "# @package _global_\ndefaults:\n  - override /model: deit\n  - override /data: digits\n"
-    for name in ("conf/experiment/small/mine.yaml", "conf/experiment/theirs/one.yaml"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text(row)
-    for asked, count in (("small", 7), ("theirs", 1)):
-        command = ["scripts/reproduce.py", asked, "--config-dir", "conf", "--seeds", "1", "--dry-run"]
-        plan = run_forked(*command, cwd=tmp_path)
-        lines = plan.stdout.splitlines()[:-1]
-        assert plan.returncode == 0 and len(lines) == count, plan.stderr
-        assert all(f"neutreno train --config-dir {tmp_path / 'conf'} experiment={asked}/" in line for line in lines)
+def test_reproduce_takes_tables_of_other_folders_and_hands_these_on_to_the_runs(tmp_path):
+    (tmp_path / "conf/table").mkdir(parents=True)
+    (tmp_path / "conf/table/theirs.yaml").write_text("rows: {one: model=deit data=digits}")
+    command = ["scripts/reproduce.py", "theirs", "--config-dir", "conf", "--seeds", "1", "--dry-run"]
+    plan = run_forked(*command, cwd=tmp_path)
+    said = f"to run     neutreno train --config-dir {tmp_path / 'conf'} model=deit data=digits seed=0 row=theirs/one"
+    assert plan.returncode == 0 and plan.stdout.startswith(said), plan.stderr
     wrong = run_forked("scripts/reproduce.py", "small", "--config-dir", "no", "--dry-run", cwd=tmp_path)
     assert_one_line_error(wrong, "--config-dir no")
     assert_one_line_error(run_forked("scripts/reproduce.py", "theirs", cwd=tmp_path), "no table theirs")
-    (tmp_path / "conf/experiment/theirs/one.yaml").write_text(row.replace("digits", "digitz"))
-    assert_one_line_error(run_forked(*command, cwd=tmp_path), "digitz")
 
 
-def test_the_baseline_comes_first_and_last_what_starts_from_the_weights_of_another_row():
-    rows = [row.partition("/")[2] for row in in_order(tables_in([])["proxy"])]
-    assert rows[:2] == ["deit_small_softmax", "deit_tiny_softmax"]
-    assert rows[-2:] == ["deit_small_neutreno_adaptation", "deit_tiny_neutreno_adaptation"]
-    assert in_order(tables_in([])["table2"]) == ["table2/softmax_deit_tiny", "table2/neutreno_deit_tiny"]
+class Ends:
+    """A launcher whose runs end at once, with the codes given by their names, and what a finished run leaves."""
+
+    def __init__(self, codes=None) -> None:
+        self.codes, self.waves = codes or {}, []
+
+    def run(self, jobs, started, ended, running):
+        self.waves.append([job.name for job in jobs])
+        for job in jobs:
+            started(job)
+            code = self.codes.get(job.name, 0)
+            job.log.write_text("error: it did not\n" if code else "")
+            if not code:
+                make_run(job.run.path, *job.overrides)
+            ended(job, code)
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """``sweep(codes, table)`` launches two seeds of softmax, two of NeuTRENO that need these, one that is refused."""
+    import neutreno.launchers
+
+    def start(codes=None, table=None, *more):
+        where = [f"output_dir={tmp_path / 'outputs'}", *more]
+        jobs = {}
+        for net, seed in itertools.product(("deit", "deit_neutreno"), (0, 1)):
+            words = [f"name={net}{seed}", f"model={net}", f"seed={seed}", *where]
+            jobs[f"{net}{seed}"] = plan(compose(words))
+        for seed in (0, 1):
+            jobs[f"deit_neutreno{seed}"].needs = [jobs[f"deit{seed}"]]
+        jobs["bad"] = plan(compose(["name=bad", "attention.lam=-1", *where]))
+        ends = Ends(codes)
+        monkeypatch.setattr(neutreno.launchers, "build", lambda node: ends)
+        failed = launch([*jobs.values()], compose(where).config, *([table] if table else []))
+        (folder,) = (tmp_path / "outputs/.sweeps").iterdir()
+        return {job.name: reason for job, reason in failed}, json.loads((folder / "manifest.json").read_text()), ends
+
+    return start
+
+
+def test_a_sweep_names_what_it_skips_keeps_a_manifest_and_ends_with_its_table(sweep, tmp_path, capsys):
+    make_run(tmp_path / "outputs/deit0", "model=deit", "seed=0", f"output_dir={tmp_path / 'outputs'}")
+    failed, manifest, ends = sweep({"deit1": 1})
+    assert ends.waves == [["deit1", "deit_neutreno0"], []]
+    assert (
+        failed.keys() == {"bad", "deit1", "deit_neutreno1"} and failed["deit_neutreno1"] == "needs deit1, which failed"
+    )
+    said = capsys.readouterr()
+    assert "skipped deit0: finished\nskipped bad: attention.lam=-1 " in said.out
+    assert said.out.count("| runs ") == 1 and "digits deit-mini neutreno λ̃=0.6" in said.out
+    folders = [str(tmp_path / "outputs" / name) for name in ("deit0", "deit_neutreno0")]
+    nexts = [f"next: neutreno figures {tmp_path / 'outputs'}/deit*", f"      neutreno dashboard {tmp_path / 'outputs'}"]
+    assert said.out.splitlines()[-2:] == nexts
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert [line.split(": ")[1] for line in errors] == ["bad", "deit1", "deit_neutreno1"]
+    assert manifest["command"] and manifest["began"].endswith("+00:00")
+    states = {run["name"]: run["state"] for run in manifest["runs"]}
+    assert states == {"deit0": "skipped", "deit1": "failed", "deit_neutreno0": "finished", "deit_neutreno1": "failed",
+                      "bad": "skipped"}  # fmt: skip
+    by_name = {run["name"]: run for run in manifest["runs"]}
+    assert by_name["deit0"]["reason"] == "finished" and by_name["deit1"]["reason"] == "it did not"
+    run = by_name["deit_neutreno0"]
+    assert run["started"] <= run["ended"] and Path(run["log"]).exists() and "name=deit_neutreno0" in run["command"]
+    assert run["folder"] == folders[1] and run["reason"] is None and by_name["bad"]["log"] is None
+
+
+def test_a_bug_in_the_table_does_not_hide_what_failed(sweep, capsys):
+    with pytest.raises(ZeroDivisionError):
+        sweep({"deit0": 1}, lambda folders: 1 / 0)
+    assert "error: deit0: it did not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("codes", "more"), [(dict.fromkeys(["deit0", "deit1"], 1), []), ({}, ["preflight=true"])])
+def test_a_sweep_without_a_finished_run_or_that_only_measures_prints_no_table(codes, more, sweep, capsys):
+    sweep(codes, None, *more)
+    said = capsys.readouterr().out
+    assert "| runs " not in said and "next: " not in said
+
+
+def test_sweeps_of_one_second_have_a_manifest_each(tmp_path, monkeypatch):
+    from neutreno.launchers import Manifest
+
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    job = Job(["seed=0"], RunFolder(tmp_path, "x"), "to run")
+    folders = [Manifest([job], tmp_path).folder.name for _ in range(3)]
+    assert folders == ["now", "now-2", "now-3"] and job.log == tmp_path / ".sweeps/now-3/000-x.log"
 
 
 @pytest.mark.slow
@@ -168,35 +243,32 @@ def test_reproduce_ends_with_the_table_and_says_what_failed(street_folders, tmp_
     done = run_script("scripts/reproduce.py", "camvid", "--seeds", "1", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[2 of 2 runs done, 0 running, 0 left]" in done.stdout
-    table = [line for line in done.stdout.splitlines() if line.startswith("| camvid/")]
-    assert [line.split()[1] for line in table] == ["camvid/softmax", "camvid/neutreno"]
-    assert "trainer.max_epochs=1 (experiment: 40)" in done.stdout  # not the experiment's own settings
+    table = [line for line in done.stdout.splitlines() if line.startswith(("| softmax", "| neutreno"))]
+    assert [line.split()[1:3] for line in table] == [["softmax", "*"], ["neutreno", "*"]]
+    assert "trainer.max_epochs=1 (row: 40)" in done.stdout  # not the row's own settings
     failing = [a.replace(str(street_folders), "nowhere") for a in arguments]
     again = run_script("scripts/reproduce.py", "camvid", "--seeds", "2", *failing, cwd=tmp_path)
-    assert again.returncode == 2 and again.stdout.count("| camvid/") == 2  # the finished runs' table all the same
+    assert again.returncode == 2 and again.stdout.count("* |") == 2  # the finished runs' table all the same
     assert [line.count("nowhere") > 0 for line in again.stderr.splitlines() if line.startswith("error: ")] == [True] * 2
 
 
 def test_the_labs_table_tells_accuracy_similarity_rank_size_and_step_time(tmp_path):
-    from neutreno.benchmarks.lab import step_time
-
     small = ["model.depth=2", "model.embed_dim=16", "model.num_heads=4", f"output_dir={tmp_path}/outputs"]
     plan = run_forked("scripts/reproduce.py", "lab", "--seeds", "2", "--dry-run", *small, cwd=tmp_path).stdout
-    commands = [line.split("neutreno train ")[1].split() for line in plan.splitlines() if "neutreno train" in line]
-    assert {c[0] for c in commands} == {f"experiment=lab/{f.stem}" for f in (CONFIGS / "experiment/lab").glob("*.yaml")}
-    kept = [c for c in commands if c[0].endswith(("/softmax", "/linear_neutreno"))]
-    for command in kept:
-        make_run(tmp_path / "outputs" / default_name(compose(command)), *command)
+    assert "0 of 32 runs finished" in plan
+    lab = read_table("lab")
+    for seed in (0, 1):
+        for label in ("softmax", "linear_neutreno"):
+            words = lab.words(label, seed, small)
+            make_run(tmp_path / "outputs" / default_name(compose(words)), *words)
     again = run_forked("scripts/reproduce.py", "lab", "--seeds", "2", "--dry-run", *small, cwd=tmp_path).stdout
     assert "4 of 32 runs finished" in again, again
-    runs = [f.parent for f in (tmp_path / "outputs").glob("*/result.json")]
-    groups, _ = load_groups(runs)
-    page = render(table(groups, columns=["effective_rank", "parameters", ("step time", step_time)]))
-    header, _, softmax, linear = (line.split("|") for line in page.splitlines())
+    page = run_forked("scripts/tables.py", "lab", cwd=tmp_path).stdout
+    header, _, softmax, linear = (line.split("|") for line in page.splitlines() if line.startswith("|"))
     columns = [title.strip() for title in header]
     assert [*columns[-3:-1]] == ["parameters", "step time"] and "effective rank, trained" in columns
     assert softmax[columns.index("step time")].strip() == ""
-    assert re.fullmatch(r"\d+\.\d+ \(\d+\.\d+–\d+\.\d+\)", linear[columns.index("step time")].strip())
+    assert re.fullmatch(r"\d+\.\d+ × \(\d+\.\d+–\d+\.\d+\)", linear[columns.index("step time")].strip())
     assert softmax[columns.index("parameters")].strip() == "1,234"
     assert softmax[columns.index("effective rank, trained")].strip() == "7.00 ± 0.00"
     assert "test/top1" in columns and "similarity, trained" in columns
@@ -211,4 +283,4 @@ def test_the_time_of_a_step_is_that_of_any_model_of_images(tmp_path):
             make_run(tmp_path / data / model, f"data={data}", f"attention={model}", *small, *more)
         groups, _ = load_groups([tmp_path / data])
         said = step_time(groups[1], groups[0], repeats=3)
-        assert re.fullmatch(r"\d+\.\d+ \(\d+\.\d+–\d+\.\d+\)", said) if data == "digit_scenes" else said == ""
+        assert re.fullmatch(r"\d+\.\d+ × \(\d+\.\d+–\d+\.\d+\)", said) if data == "digit_scenes" else said == ""

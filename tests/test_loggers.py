@@ -46,7 +46,7 @@ def read(folder):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("logged")
-    arguments = [*TINY, "experiment=small/digits_neutreno", "logger=[wandb,tensorboard]", "name=x"]
+    arguments = [*TINY, "experiment=table1/deit_tiny_neutreno", "data=digits", "logger=[wandb,tensorboard]", "name=x"]
     done = run_forked("train.py", *arguments, cwd=cwd)
     assert done.returncode == 0 and "took no report" not in done.stderr, done.stderr
     return cwd / "outputs/x"
@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
 def test_wandb_gets_group_job_config_summary_curves_and_figure(trained):
     (folder,) = trained.glob("wandb/offline-run-*")
     run, config, summary = read(folder)
-    assert (run.run_group, run.job_type, run.display_name) == ("small/digits_neutreno", "train", "x")
+    assert (run.run_group, run.job_type, run.display_name) == ("table1/deit_tiny_neutreno", "train", "x")
     assert config["attention"]["lam"] == 0.6 and config["seed"] == 0 and {"task", "trainer", "data"} <= config.keys()
     metrics = json.loads((trained / "result.json").read_text())["metrics"]
     assert {name: summary[name] for name in metrics} == pytest.approx(metrics)
@@ -71,7 +71,7 @@ def test_an_evaluation_is_a_job_of_the_same_group(trained):
     assert done.returncode == 0 and "took no report" not in done.stderr, done.stderr
     (folder,) = trained.glob("wandb/offline-run-*x-eval")
     run, config, summary = read(folder)
-    assert (run.run_group, run.job_type) == ("small/digits_neutreno", "eval") and "model" in config
+    assert (run.run_group, run.job_type) == ("table1/deit_tiny_neutreno", "eval") and "model" in config
     metrics = json.loads((trained / "evaluation.json").read_text())["metrics"]
     assert {name: summary[name] for name in metrics} == pytest.approx(metrics)
 

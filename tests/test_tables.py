@@ -79,16 +79,21 @@ def test_unfinished_runs_are_listed_never_averaged(runs):
     assert "n9 is not finished (running)" in done.stdout and "93.75" in done.stdout
 
 
-def test_what_departs_from_its_experiment_is_marked_and_paths_and_seeds_are_not(tmp_path):
+def test_what_departs_from_its_experiment_or_row_is_marked_and_paths_and_seeds_are_not(tmp_path):
     experiment = "experiment=table1/deit_tiny_neutreno"
     make_run(tmp_path / "own", experiment, "data.root=x", "seed=3", "trainer=gpu", "data.num_workers=1")
     make_run(tmp_path / "short", "experiment=table1/deit_tiny_softmax", "data.root=x", "trainer.max_epochs=3")
-    make_run(tmp_path / "open", "experiment=lab/gfsa", "data=cifar10", "data.root=x")  # the data set is the user's
+    row = ["model=deit", "attention=gfsa", "row=lab/gfsa"]
+    make_run(tmp_path / "open", *row, "data=cifar10", "data.root=x")  # the data set is the user's
+    make_run(tmp_path / "fast", *row, "task.lr=1")
+    make_run(tmp_path / "lost", "model=deit", "attention=xsa", "row=mine/xsa")
     done = tables(tmp_path / "open", cwd=tmp_path).stdout
     assert "| lab/gfsa " in done and "departs" not in done
     done = tables(tmp_path / "own", tmp_path / "short", cwd=tmp_path).stdout
     assert "| table1/deit_tiny_neutreno " in done and "| table1/deit_tiny_softmax * " in done
     assert "deit_tiny_softmax departs: trainer.max_epochs=3 (experiment: 300)" in done
+    done = tables(tmp_path / "fast", tmp_path / "lost", cwd=tmp_path).stdout
+    assert "lab/gfsa departs: task.lr=1 (row: 0.002)" in done and "mine/xsa departs: no table mine" in done
 
 
 def test_the_papers_figures_stand_beside_ours_with_their_provenance(tmp_path):
@@ -122,14 +127,25 @@ def test_what_cannot_be_read_is_named_and_left_out(runs):
     ):
         file = make_run(runs / name, "seed=6") / "result.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-    other = make_run(runs.parent / "words", "data=digit_scenes")
-    done = tables(runs, runs / "no_result", other, cwd=runs)
+    done = tables(runs, runs / "no_result", cwd=runs)
     assert "Traceback" not in done.stderr and "93.75 ± 1.55" in done.stdout
     warnings = done.stderr.splitlines()
     assert all(line.startswith("warning: ") for line in warnings)
-    for name in ("no_result", "half", "text", "seedless", "list", "rank", "words"):
+    for name in ("no_result", "half", "text", "seedless", "list", "rank"):
         assert any(name in line for line in warnings), name
-    assert "words is segmentation, not classification" in done.stderr
+
+
+def test_runs_of_several_tasks_give_a_table_each(runs):
+    make_run(runs / "scene", "data=digit_scenes", value=40.0)
+    done = tables(runs, cwd=runs).stdout
+    assert done.count("| runs ") == 2 and "\nclassification\n" in done and "\nsegmentation\n" in done
+    assert "test/miou" in done and "93.75 ± 1.55" in done
+    one = tables(runs, "--metric", "test/miou", cwd=runs).stdout
+    assert one.count("| runs ") == 1 and "93.75" not in one
+    first, second = tables(runs, "--format", "csv", cwd=runs).stdout.split("\n\n")
+    assert len(pd.read_csv(io.StringIO(first))) == 1 and len(pd.read_csv(io.StringIO(second))) == 2
+    latex = tables(runs, "--format", "latex", cwd=runs).stdout
+    assert latex.count("\\begin{tabular}") == 2 and "% segmentation" in latex
 
 
 def test_no_finished_run_is_one_line(tmp_path):
@@ -193,9 +209,10 @@ def test_a_row_is_measured_against_the_baseline_that_is_nearest_in_all_else_and_
     assert other == ""
 
 
-def test_rows_that_share_an_experiment_are_told_apart(tmp_path):
-    make_run(tmp_path / "a", "experiment=lab/gfsa", "seed=0")
-    make_run(tmp_path / "b", "experiment=lab/gfsa", "data=cifar10", "data.root=/x", "seed=0")
+def test_rows_that_share_a_name_are_told_apart(tmp_path):
+    row = ["model=deit", "attention=gfsa", "row=lab/gfsa", "seed=0"]
+    make_run(tmp_path / "a", *row)
+    make_run(tmp_path / "b", *row, "data=cifar10", "data.root=/x")
     names = list(rows_of(tmp_path))
     assert any(name.startswith("lab/gfsa (digits ") for name in names)
     assert any(name.startswith("lab/gfsa (cifar10 ") for name in names)
@@ -208,6 +225,7 @@ def test_rows_that_share_an_experiment_are_told_apart(tmp_path):
         {"settings": {"data": "digits", "model": None, "seed": 0}},
         {"format": 1},
         {"labels": 3},
+        {"row": 3},
     ],
 )
 def test_an_edited_record_is_named_and_left_out(tmp_path, more):

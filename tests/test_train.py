@@ -21,6 +21,7 @@ from neutreno.config.building import check_trusted
 from neutreno.config.composing import compose as compose_run
 from neutreno.reports.layers import curve
 from neutreno.runs import default_name
+from neutreno.tablefiles import read_table, tables_in
 
 
 def composed(*overrides):
@@ -74,10 +75,7 @@ def test_every_model_composes_with_every_data_set(model, data):
     assert ("lam" in config.attention) == model.endswith("neutreno")
 
 
-EXPERIMENTS = sorted(
-    p.relative_to(ROOT / "configs/experiment").with_suffix("").as_posix()
-    for p in (ROOT / "configs/experiment").rglob("*.yaml")
-)
+ROWS = [f"{name}/{label}" for name in tables_in() for label in read_table(name).rows]
 
 
 @pytest.fixture(scope="module")
@@ -101,46 +99,47 @@ def some_text(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_and_trains_two_steps(experiment, tmp_path, request):
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_of_every_table_trains_two_steps(row, tmp_path, request):
+    name, _, label = row.partition("/")
     arguments = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "name=x"]
-    segments = experiment.startswith(("table2", "camvid"))
-    if experiment.startswith(("table3", "wikitext2")):
+    segments = name in ("table2", "camvid")
+    if name in ("table3", "wikitext2"):
         arguments = ["trainer.max_steps=2", "data.epoch_steps=2", f"data.root={request.getfixturevalue('some_text')}"]
         arguments += ["data.batch_size=2", "model.depth=1", "model.cutoffs=[5]", "name=x"]
-    elif experiment.startswith("small/text"):
+    elif row.startswith("small/text"):
         arguments = ["trainer.max_steps=2", "data.epoch_steps=2", "model.depth=1", "name=x"]
-    elif experiment.startswith("lab/"):
+    elif name == "lab":
         arguments += ["model.depth=2", "model.embed_dim=16", "model.num_heads=2", "trainer.limit_val_batches=1"]
-    elif not experiment.startswith("small/"):
+    elif name != "small":
         small = ["batch_size=2", "num_classes=4"] if segments else ["batch_size=8", "num_classes=100"]
         folder = request.getfixturevalue("street_folders" if segments else "proxy_images")
         arguments += [*(f"data.{s}" for s in [*small, "img_size=32", "num_workers=0"]), f"data.root={folder}"]
         arguments += ["model.depth=1", "model.embed_dim=16", "model.num_heads=1", "trainer.precision=32-true"]
         arguments += ["model.weights=null", "trainer.limit_val_batches=1"]
+    table = read_table(name)
     if segments:
+        protocols = composed(*table.overrides, *table.rows[label]).task.protocols
         arguments += ["model.encoder_weights=null", "data.class_names=null", "data.resize=[64,32]"]
-        arguments += [f"task.protocols.{name}=null" for name in composed(f"experiment={experiment}").task.protocols]
-    done = run_forked("train.py", f"experiment={experiment}", *arguments, cwd=tmp_path)
+        arguments += [f"task.protocols.{protocol}=null" for protocol in protocols]
+    done = run_forked("train.py", *table.words(label, 0, arguments), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "outputs/x/result.json").read_text())
-    assert result["steps"] == 2
-    row = experiment.rpartition("/")[2]
-    cure = row.removesuffix("_neutreno")
-    if experiment.startswith("lab/") and cure in ("contranorm", "featscale", "layerscale"):
-        expected = ("neutreno" if "neutreno" in row else "softmax", cure)
-    elif experiment.startswith("lab/"):
+    assert result["steps"] == 2 and result["row"] == row
+    cure = label.removesuffix("_neutreno")
+    if name == "lab" and cure in ("contranorm", "featscale", "layerscale"):
+        expected = ("neutreno" if "neutreno" in label else "softmax", cure)
+    elif name == "lab":
         expected = (cure, "plain")
     else:
-        expected = ("neutreno" if "neutreno" in row else "softmax", "featscale" if "featscale" in row else "plain")
+        expected = ("neutreno" if "neutreno" in label else "softmax", "featscale" if "featscale" in label else "plain")
     assert (result["settings"]["attention"], result["settings"]["block"]) == expected
-    assert (result["settings"]["attention.lam"] is not None) == ("neutreno" in row)
+    assert (result["settings"]["attention.lam"] is not None) == ("neutreno" in label)
     assert all(axis["baseline"] for axis in result["axes"].values()) == (expected == ("softmax", "plain"))
     families = {"table2": "segmenter", "camvid": "segmenter", "small/scenes": "segmenter"}
     families |= {"table3": "lm", "wikitext2": "lm", "small/text": "lm"}
-    family = next((f for start, f in families.items() if experiment.startswith(start)), "deit")
-    assert result["settings"]["model"] == family
-    size = "small" if experiment.startswith("table3") else next((s for s in ("tiny", "small") if s in row), "mini")
+    assert result["settings"]["model"] == next((f for start, f in families.items() if row.startswith(start)), "deit")
+    size = "small" if name == "table3" else next((s for s in ("tiny", "small") if s in label), "mini")
     assert result["settings"]["model.size"] == size
 
 
@@ -204,10 +203,9 @@ def test_adaptation_starts_from_softmax_weights():
     for size in ("tiny", "small"):
         config = composed(f"experiment=table1/deit_{size}_neutreno_adaptation")
         assert config.model.weights in timm.list_pretrained() and config.trainer.max_epochs == 100
-        proxy = f"experiment=proxy/deit_{size}_softmax"
-        config = composed(f"experiment=proxy/deit_{size}_neutreno_adaptation", "seed=3")
-        started = default_name(compose_run([proxy, "seed=3", "trainer=gpu", "data.root=x"]))
-        assert config.model.weights == f"outputs/{started}"
+    assert read_table("proxy").needs == {
+        f"deit_{size}_neutreno_adaptation": {"model.weights": f"deit_{size}_softmax"} for size in ("tiny", "small")
+    }
 
 
 def test_the_block_that_was_built_is_named(tmp_path):

@@ -20,8 +20,10 @@ def step_of(group: Group, trust: Sequence[str]):
     return training_step(build_trusted({**config["model"], "weights": None}, trust), images)
 
 
-def step_time(group: Group, baseline: Group | None, repeats: int = 21, trust: Sequence[str] = ()) -> str:
-    """Time of a step of ``group``'s model over that of its baseline's, on random images: median (quartiles) of pairs.
+def step_time(group: Group, baseline: Group | None, trust: Sequence[str] = (), repeats: int = 21) -> str:
+    """A table's column: the time of a step of ``group``'s model, on random images, in units of its baseline's.
+
+    Median × (quartiles) of pairs measured here, as ``1.100 × (1.069–1.136)``.
 
     Nothing where the data says no sizes of images (``in_chans``, ``img_size``). ``trust``: packages besides this one
     whose classes the runs may name.
@@ -29,7 +31,5 @@ def step_time(group: Group, baseline: Group | None, repeats: int = 21, trust: Se
     if baseline is None or not {"in_chans", "img_size"} <= group.runs[0].config["data"].keys():
         return ""
     timing.DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return (
-        ratio(step_of(baseline, trust), step_of(group, trust), repeats).partition(", ")[0].replace("quartiles ", "")
-        + ")"
-    )
+    median, _, quartiles = ratio(step_of(baseline, trust), step_of(group, trust), repeats).partition(" (quartiles ")
+    return f"{median} × ({quartiles.partition(', ')[0]})"

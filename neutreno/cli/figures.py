@@ -2,7 +2,7 @@
 
     neutreno figures outputs/digits-* outputs/digit_scenes-* outputs/python_docs-*
     neutreno figures outputs/digits-* --output docs/figures/digits_similarity --initial
-    neutreno figures outputs/*-lab_* --metric effective_rank
+    neutreno figures outputs/digits-* --metric effective_rank
 
 Writes PREFIX.pdf and PREFIX.png, as wide as a column or a page: means over seeds, bands of ± a standard deviation.
 """

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neutreno.config.composing import CONFIGS, Composed, compose, searchpath
-from neutreno.config.words import check_choices, explained, options_in
+from neutreno.config.words import NO_GROUPS, check_choices, explained, options_in
 from neutreno.errors import InputError, report
 
 
@@ -67,7 +67,7 @@ def help_text(name: str, words: Sequence[str], config_dirs: Sequence[str]) -> st
         raise explained(error, words, name, config_dirs) from error
     text = OmegaConf.load(CONFIGS / "hydra" / "help" / f"{name}.yaml")
     folders = {p.name for folder in (*config_dirs, CONFIGS) for p in Path(folder).iterdir() if p.is_dir()}
-    groups = [f"{group}: {', '.join(options_in(group, config_dirs))}" for group in sorted(folders - {"hydra"})]
+    groups = [f"{group}: {', '.join(options_in(group, config_dirs))}" for group in sorted(folders - {*NO_GROUPS})]
     parts = [text.header, "== Groups (group=option) ==", "\n\n".join(groups), "== Config (key=value) =="]
     return "\n\n".join([*parts, OmegaConf.to_yaml(composed.config), text.footer]).rstrip()
 

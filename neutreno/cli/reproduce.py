@@ -8,9 +8,8 @@
     neutreno reproduce table3 data.root=WIKITEXT103 trainer=gpu launcher.at_once=8      a run on each GPU
     neutreno reproduce table2 data.root=ADE20K trainer=gpu launcher=slurm launcher.parameters.slurm_partition=P
 
-Rows are the files of experiment/TABLE in the project's configs and in every --config-dir; `lab` shows effective rank,
-parameters and the time of a step as well, relative to its baseline's and measured here once the runs are done.
-Interrupted runs are continued: the same command goes on after a kill.
+A table is a file, table/NAME.yaml in the project's configs and in every --config-dir; each of its rows is a line.
+Interrupted runs are continued: the same command goes on after a kill. `neutreno tables NAME` prints the table again.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from neutreno.cli import add_config_dir, parser_of
@@ -26,119 +24,94 @@ from neutreno.cli.hydra_main import split_config_dirs
 from neutreno.errors import InputError, report
 
 if TYPE_CHECKING:
-    from neutreno.config.composing import Composed
+    from omegaconf import DictConfig
+
+    from neutreno.launchers import Job
+    from neutreno.tablefiles import Table
 
 
-def tables_in(config_dirs: Sequence[str]) -> dict[str, list[str]]:
-    """The rows of every table, ``TABLE/ROW``: files of ``experiment/TABLE``, the project's and those of a package's."""
-    from neutreno.config.words import options_in
+def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[Job], DictConfig]:
+    """The jobs in the order in which they are started, and a config that says how to launch them.
 
+    What others need comes first, seed by seed; of the free ones, rows at the baseline.
+
+    Raises:
+        InputError: a row or ``overrides`` cannot be used.
+    """
+    from neutreno.callbacks.probe import probed
+    from neutreno.launchers import plan
+    from neutreno.reports.tables import check_columns
+    from neutreno.variants import at_baseline
+
+    first = {label: table.check(label, overrides) for label in table.rows}
+    measured = {name for composed in first.values() for name in probed(composed.settings["probe"]["measures"])}
+    try:
+        check_columns(table.columns, measured.__contains__)
+    except InputError as error:
+        raise InputError(f"{table.file}: columns: {error}") from error
+    labels = sorted(table.rows, key=lambda label: (table.level(label), not at_baseline(first[label])))
+    jobs: dict[tuple[str, int], Job] = {}
+    for label, seed in sorted(((label, s) for s in range(seeds) for label in labels), key=lambda r: table.level(r[0])):
+        jobs[label, seed] = job = plan(table.compose(label, seed, overrides))
+        needed = table.needed(label, overrides).values()
+        job.needs = [jobs[row, seed] for row in needed if row in table.rows]
+    return list(jobs.values()), first[labels[0]].config
+
+
+def unfinished_elsewhere(table: Table, seeds: int, overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Other tables with rows that this one needs and that are not finished, and a line for each such row."""
     found: dict[str, list[str]] = {}
-    for name in options_in("experiment", config_dirs):
-        if "/" in name:
-            found.setdefault(name.partition("/")[0], []).append(name)
+    for label in table.rows:
+        for needed in table.needed(label, overrides).values():
+            if needed in table.rows:
+                continue
+            runs = [table.run_of(needed, seed, overrides) for seed in range(seeds)]
+            if left := [run for run in runs if run.status != "finished"]:
+                more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+                said = f"{label} needs {needed}, not finished in {left[0].path}{more}"
+                found.setdefault(needed.partition("/")[0], []).append(said)
     return found
 
 
-def composed_of(words: list[str], config_dirs: Sequence[str]) -> Composed:
-    """
-    Raises:
-        InputError: all that is wrong with the words.
-    """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from neutreno.config.composing import compose
-    from neutreno.config.words import check_choices, explained
-
-    check_choices(words, config_dirs)
-    try:
-        return compose(words, config_dirs=config_dirs)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explained(error, words, config_dirs=config_dirs) from error
-
-
-def in_order(rows: Sequence[str], config_dirs: Sequence[str] = ()) -> list[str]:
-    """Rows at the baseline first; rows that start from weights, which may be those of another row, last."""
-    from neutreno.variants import at_baseline
-
-    def place(row: str) -> tuple[bool, bool]:
-        composed = composed_of([f"experiment={row}"], config_dirs)
-        starts = any(composed.config.model.get(key) is not None for key in ("weights", "encoder_weights"))
-        return starts, not at_baseline(composed)
-
-    return sorted(rows, key=place)
-
-
-def plan_runs(rows: Sequence[str], seeds: int, overrides: list[str], config_dirs: Sequence[str]):
-    """The jobs, seed by seed; the config that says how to launch them; the packages that their models name.
-
-    Raises:
-        InputError: all that is wrong with ``overrides``.
-    """
-    from neutreno.launchers import plan
-    from neutreno.runs import flat
-
-    jobs, packages = [], set()
-    rows = in_order(rows, config_dirs)
-    for seed in range(seeds):
-        for row in rows:
-            composed = composed_of([f"experiment={row}", f"seed={seed}", *overrides], config_dirs)
-            jobs.append(job := plan(composed))
-            if job.state in ("to run", "to resume", "finished"):
-                named = {v for k, v in flat(composed.settings["model"]).items() if k.endswith("_target_")}
-                packages |= {path.partition(".")[0] for path in named}
-    return jobs, composed.config, sorted(packages)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
+    from neutreno.tablefiles import OF_RUNS, read_table, tables_in
+
     parser = parser_of("reproduce", __doc__)
-    parser.add_argument("table", metavar="TABLE", help=f"of {', '.join(tables_in([]))}, or of a package of yours")
+    parser.add_argument("table", metavar="TABLE", help=f"of {', '.join(tables_in())}, or of a package of yours")
     parser.add_argument(
         "--seeds", type=int, default=3, help="runs of each row, with seeds 0, 1, …; default %(default)s"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands and what is left to do; run nothing")
     add_config_dir(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every run, as after train.py")
-    arguments = parser.parse_intermixed_args(arguments)
+    a = parser.parse_intermixed_args(arguments)
     try:
-        _, config_dirs = split_config_dirs([f"--config-dir={folder}" for folder in arguments.config_dir])
-        tables = tables_in(config_dirs)
-        if arguments.table not in tables:
-            raise InputError(f"no table {arguments.table}; there are {', '.join(tables)}")
-        if arguments.seeds < 1:
-            raise InputError(f"--seeds {arguments.seeds}: at least one")
-        if fixed := [o for o in arguments.overrides if o.partition("=")[0] in ("seed", "name", "experiment")]:
+        _, config_dirs = split_config_dirs([f"--config-dir={folder}" for folder in a.config_dir])
+        table = read_table(a.table, config_dirs)
+        if a.seeds < 1:
+            raise InputError(f"--seeds {a.seeds}: at least one")
+        if fixed := [o for o in a.overrides if o.partition("=")[0] in (*OF_RUNS, "experiment")]:
             raise InputError(f"{' '.join(fixed)}: the table sets it for every run; leave it out")
-        jobs, config, packages = plan_runs(tables[arguments.table], arguments.seeds, arguments.overrides, config_dirs)
-        if arguments.dry_run:
+        jobs, config = plan_runs(table, a.seeds, a.overrides)
+        first = unfinished_elsewhere(table, a.seeds, a.overrides)
+        commands = {name: f"neutreno reproduce {name} --seeds {a.seeds}" for name in first}
+        if a.dry_run:
+            for name, said in first.items():
+                print(f"first      {commands[name]}    ({'; '.join(said)})")
             for job in jobs:
                 print(f"{job.state:10} neutreno {shlex.join(job.command[3:])}")
             left = sum(job.state != "finished" for job in jobs)
             print(f"{len(jobs) - left} of {len(jobs)} runs finished, {left} left")
             return 0
+        if first:
+            said = "; ".join(line for lines in first.values() for line in lines)
+            raise InputError(f"{said}; run first: {' and '.join(commands.values())}")
         from neutreno.launchers import launch
+        from neutreno.reports.tables import print_tables
 
-        failed = launch(jobs, config)
-        refused = [job for job, _ in failed]
-        finished = [job.run.path for job in jobs if job not in refused and job.run.status == "finished"]
-        if finished:
-            from neutreno.reports.reading import read_runs
-            from neutreno.reports.tables import print_tables
-
-            columns = []
-            if arguments.table == "lab":
-                from neutreno.benchmarks.lab import step_time
-
-                time = partial(step_time, trust=packages)  # these are our own runs
-                columns = ["effective_rank", "parameters", ("step time / baseline (quartiles)", time)]
-            runs, _ = read_runs(finished)
-            for task in dict.fromkeys(run.task for run in runs):
-                print(f"\n{task}\n")
-                print_tables([run.path for run in runs if run.task == task], columns=columns, config_dirs=config_dirs)
+        return 2 if launch(jobs, config, lambda runs: print_tables(runs, table, config_dirs=config_dirs)) else 0
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
-    return 2 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,41 +1,57 @@
 """Tables of results: mean ± standard deviation over seeds, difference to the baseline, the paper's figures beside ours.
 
+    neutreno tables lab                                        a table's file: its rows, from all runs in outputs
+    neutreno tables table1 outputs/imagenet-* --format latex > table1.tex
     neutreno tables outputs                                    every run of a folder
     neutreno tables outputs/digits-* --metric val/top1 --paired
-    neutreno tables outputs/imagenet-* --format latex > table1.tex
-    neutreno tables outputs/*-lab_* --column effective_rank --column parameters
+    neutreno tables outputs/digits-* --column effective_rank --column parameters
 
 Differences are to the baseline that the model declares (softmax attention, or λ̃ = 0) on the same data and model, with
-Welch's 95 % interval, or that of differences between runs of equal seed. Unfinished runs are listed, never averaged.
+Welch's 95 % interval, or that of differences between runs of equal seed. Unfinished runs are listed, never averaged;
+each task has a table of its own.
 """
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from neutreno.cli import add_config_dir, parser_of
+from neutreno.cli import add_config_dir, add_trust, parser_of
 from neutreno.cli.hydra_main import split_config_dirs
-from neutreno.errors import report
+from neutreno.errors import InputError, report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("tables", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of them")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help="run folder, or a folder of them; or first the name of a table, with folders (default: outputs)",
+    )  # fmt: skip
     parser.add_argument("--metric", action="append", metavar="NAME", help="column to show, e.g. test/top1 (repeatable)")
     parser.add_argument("--format", default="md", choices=["md", "latex", "csv"])
     parser.add_argument("--paired", action="store_true", help="pair runs of equal seed in the interval")
     parser.add_argument("--baseline", metavar="TEXT", help="part of the name of the row to measure all others against")
     parser.add_argument(
         "--column", action="append", default=[], metavar="NAME",
-        help="further column: parameters, or a metric of probe.metrics after the last layer (repeatable)",
+        help="further column: parameters, a metric of probe.metrics after the last layer, or a function's dotted path "
+        "(repeatable)",
     )  # fmt: skip
+    add_trust(parser)
     add_config_dir(parser)
-    arguments = parser.parse_args(arguments)
+    a = parser.parse_args(arguments)
     try:
+        from neutreno.config.words import close
         from neutreno.reports.tables import print_tables
+        from neutreno.tablefiles import read_table, tables_in
 
-        a = arguments
         _, config_dirs = split_config_dirs([f"--config-dir={folder}" for folder in a.config_dir])
-        print_tables(a.runs, a.metric, a.format, a.paired, a.baseline, a.column, config_dirs)
+        table, folders, first, known = None, a.runs, a.runs[0], tables_in(config_dirs)
+        if first in known:
+            table, folders = read_table(first, config_dirs), a.runs[1:] or ["outputs"]
+        elif "/" not in first and not Path(first).exists():
+            raise InputError(
+                f"{first} is no run folder and no table{close(first, known, '')}; tables: {', '.join(known)}"
+            )
+        print_tables(folders, table, a.metric, a.format, a.paired, a.baseline, a.column, config_dirs, a.trust)
     except Exception as error:
         return report(error)
     return 0

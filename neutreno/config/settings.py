@@ -116,6 +116,7 @@ class Settings:
     variants: Annotated[dict[str, str | list[str | dict[str, dict[str, Any]]]], EXECUTION] = field(default_factory=dict)
     labels: Annotated[dict[str, str], EXECUTION] = field(default_factory=dict)
     name: Annotated[Annotated[str, MinLen(1)] | None, EXECUTION] = None
+    row: Annotated[str | None, EXECUTION] = None
     output_dir: Annotated[str, EXECUTION] = "outputs"
     resume: Annotated[bool, EXECUTION] = False
     compile: Annotated[bool, EXECUTION] = False

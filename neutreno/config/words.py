@@ -18,6 +18,7 @@ from neutreno.config.composing import CONFIGS, Composed, compose
 from neutreno.config.options import SUPPLIED, options_of
 from neutreno.errors import InputError
 
+NO_GROUPS = ("hydra", "table")  # folders of config files that no word chooses from
 SYNONYMS = {  # what people call the last part of a key elsewhere
     "learning_rate": "lr",
     "epochs": "max_epochs",
@@ -113,9 +114,10 @@ def check_choices(words: Sequence[str], config_dirs: Sequence[str] = ()) -> None
 
 
 def _folders(group: str, config_dirs: Sequence[str]) -> list[Path]:
-    return [
-        p for f in (*config_dirs, CONFIGS) if "." not in group and (p := Path(f) / group.partition("@")[0]).is_dir()
-    ]
+    name = group.partition("@")[0]
+    if "." in group or name in NO_GROUPS:
+        return []
+    return [p for f in (*config_dirs, CONFIGS) if (p := Path(f) / name).is_dir()]
 
 
 def options_in(group: str, config_dirs: Sequence[str] = ()) -> list[str]:

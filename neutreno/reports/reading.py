@@ -15,7 +15,7 @@ from typing import Any
 from neutreno.errors import InputError
 from neutreno.reports.layers import ALL, curve, stacks_of
 from neutreno.results import read_result
-from neutreno.runs import RunFolder, identity
+from neutreno.runs import RunFolder, shared, whole
 from neutreno.variants import model_words, words
 
 
@@ -43,7 +43,7 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The few settings by which people tell runs apart, flat: data, model, axes, what stands in labels, seed."""
-        return {key: _whole(value) for key, value in self.result["settings"].items()}
+        return {key: whole(value) for key, value in self.result["settings"].items()}
 
     @property
     def seed(self) -> int:
@@ -74,10 +74,12 @@ class Run:
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
 
     @property
-    def experiment(self) -> str | None:
-        """The experiment file the run was started with, such as ``table1/deit_tiny_neutreno``."""
+    def origin(self) -> tuple[str, str] | None:
+        """What the run was started for: ``("row", "lab/gfsa")``, or ``("experiment", "table1/deit_tiny_neutreno")``."""
+        if row := self.result.get("row"):
+            return "row", row
         given = [o.partition("=")[2] for o in self.result["overrides"] if o.lstrip("+").startswith("experiment=")]
-        return given[-1] if given else None
+        return ("experiment", given[-1]) if given else None
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -111,16 +113,15 @@ class Run:
         return curve(self.result.get("oversmoothing", []), when, subset, metric, stack)
 
     @cached_property
-    def row(self) -> dict[str, Any]:
+    def shared(self) -> dict[str, Any]:
         """What runs of one row of a table share: flat settings without seed, places and ways of execution."""
-        found = {}
-        for key, value in identity(self.config, frozenset(self.result["execution"]).__contains__).items():
-            if key.rpartition(".")[2] != "seed" or value != self.seed:
-                own_seed = isinstance(value, str) and key.startswith("model.")  # weights of the run of its own seed
-                found[key] = re.sub(rf"seed{self.seed}(?!\d)", "seed", value) if own_seed else _whole(value)
-        for split, digest in self.result.get("digests", {}).items():  # data.root may hold anything
-            found[f"{split} data"] = digest[:8]
-        return found
+        return shared(self.config, frozenset(self.result["execution"]).__contains__)
+
+    @cached_property
+    def row(self) -> dict[str, Any]:
+        """The same, and what the data was: ``data.root`` may hold anything."""
+        digests = self.result.get("digests", {})
+        return {**self.shared, **{f"{split} data": digest[:8] for split, digest in digests.items()}}
 
 
 def read_run(folder: str | Path) -> Run:
@@ -171,6 +172,7 @@ def _check(result: dict[str, Any], path: Path) -> None:
         and isinstance(result.get("digests", {}), dict)
         and all(isinstance(digest, str) for digest in result.get("digests", {}).values())
         and isinstance(result["settings"]["model"], str)
+        and isinstance(result.get("row"), str | None)
         and isinstance(measured, list)
         and all(isinstance(row, dict) and all(_is_number(row.get(k)) for k in ("layer", "mean")) for row in measured)
         and all(isinstance(row.get(k), str) for row in measured for k in ("stack", "subset", "metric"))
@@ -178,11 +180,6 @@ def _check(result: dict[str, Any], path: Path) -> None:
     )
     if not sound or not isinstance(result["settings"]["seed"], int):
         raise InputError(f"{path} is not what a run writes; was it edited?")
-
-
-def _whole(value: Any) -> Any:
-    """1.0 as 1: the same number, however it was typed."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _are_words(value: Any) -> bool:

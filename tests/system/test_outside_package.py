@@ -196,6 +196,10 @@ PACKAGE = {
                 table = Table(["points seen", "mean absolute error"], [[str(n), f"{e:.3f}"] for n, e in errors.items()])
                 return Findings({f"val_first{n}/mae": e for n, e in errors.items()}, tables=[table], record=errors)
         """,
+    "report.py": """
+        def elements(group, baseline, trust):
+            return str(group.runs[0].config["data"]["points"])
+        """,
     "__init__.py": "",
 }
 CONFIGS = {
@@ -244,20 +248,15 @@ CONFIGS = {
           metrics: [cosine, mine.metrics.target_correlation]
         recipe: {}
         """,
-    "experiment/sets/none.yaml": """
-        # @package _global_
-        defaults:
-          - override /model: setnet
-          - override /data: sets
+    "table/sets.yaml": """
+        title: Sets
+        overrides: model=setnet data=sets
+        columns: [mine.report.elements]
+        rows:
+          none: norm=none
+          centre: norm=centre
         paper:
-          val/mae: {value: 0.5, provenance: recalled}
-        """,
-    "experiment/sets/centre.yaml": """
-        # @package _global_
-        defaults:
-          - override /model: setnet
-          - override /norm: centre
-          - override /data: sets
+          none: {val/mae: {value: 0.5, provenance: recalled}}
         """,
 }
 TRAIN = ["model=setnet", "data=sets"]
@@ -405,13 +404,16 @@ def test_it_is_drawn_and_shown_in_the_dashboard(package, swept, tmp_path):
     assert "sets setnet-depth=2 centre s=0.5" in page and "test/mae" in page and "4 runs" in done.stdout
 
 
-def test_its_table_is_reproduced_and_its_rows_named(package, tmp_path):
+def test_its_table_is_reproduced_with_a_column_of_its_own(package, tmp_path):
     conf = ["--config-dir", str(package / "conf")]
     done = call("scripts/reproduce.py", "sets", *conf, "--seeds", "1", package=package, cwd=tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "sets/none" in done.stdout and "sets/centre" in done.stdout and "departs" not in done.stdout
-    tabled = call("scripts/tables.py", "outputs", *conf, package=package, cwd=tmp_path)
-    assert "| sets/none " in tabled.stdout and "0.50 (recalled)" in tabled.stdout
+    assert "| none " in done.stdout and "| centre " in done.stdout and "departs" not in done.stdout
+    tabled = call("scripts/tables.py", "sets", *conf, package=package, cwd=tmp_path)
+    header, _, first, _ = (line.split("|") for line in tabled.stdout.splitlines() if line.startswith("|"))
+    assert first[1].strip() == "none" and "0.50 (recalled)" in tabled.stdout
+    assert header[-2].strip() == "elements" and first[-2].strip() == "8"
+    assert "| sets/none " in call("scripts/tables.py", "outputs", *conf, package=package, cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(

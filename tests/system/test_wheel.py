@@ -75,5 +75,4 @@ def test_a_wheel_runs_the_default_job_from_another_folder(installed, tmp_path):
     assert "digits deit-mini neutreno λ̃=0.6" in neutreno("tables", "outputs")
     neutreno("train", "-m", "attention.lam=0.2", *TINY, "trainer.max_epochs=1")  # a process of its own
     assert neutreno("dashboard", "outputs").startswith("dashboard.html: 2 runs")
-    rows = len(list((ROOT / "configs/experiment/small").glob("*.yaml")))
-    assert f"0 of {rows} runs finished" in neutreno("reproduce", "small", "--seeds", "1", "--dry-run")
+    assert "0 of 6 runs finished" in neutreno("reproduce", "small", "--seeds", "1", "--dry-run")

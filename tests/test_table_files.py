@@ -1,0 +1,295 @@
+"""A table is one file: its rows are lines, its runs are found again, and what is wrong with it is said in a line."""
+
+import json
+
+import pytest
+from conftest import ROOT, TINY, assert_one_line_error, make_run, run_forked, run_script
+
+from neutreno.cli.reproduce import plan_runs
+from neutreno.config.composing import compose
+from neutreno.errors import InputError
+from neutreno.launchers import plan
+from neutreno.reports.tables import print_tables
+from neutreno.runs import default_name
+from neutreno.tablefiles import read_table, tables_in
+
+TWO_ROWS = """
+title: Mine against theirs
+rows:
+  theirs: model=deit
+  mine + λ̃=0.2: model=deit_neutreno attention.lam=0.2
+"""
+
+
+def write(folder, text, name="mine"):
+    file = folder / "conf/table" / f"{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def run_of(table, label, output, seed=0, more=(), **kwargs):
+    """A run folder as ``reproduce`` would leave it for a row."""
+    words = table.words(label, seed, [*more, f"output_dir={output}"])
+    return make_run(output / default_name(compose(words, config_dirs=table.config_dirs)), *words,
+                    config_dirs=table.config_dirs, **kwargs)  # fmt: skip
+
+
+def rows_in(page):
+    """``[(row, seeds), …]`` of the tables printed."""
+    lines = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")]
+    return [(line[0].strip(), line[1].strip()) for line in lines if line[0].strip() != "runs"]
+
+
+@pytest.mark.slow
+def test_a_row_is_a_line_and_one_that_is_added_is_all_that_runs(tmp_path):
+    file = write(tmp_path, TWO_ROWS)
+    command = ["scripts/reproduce.py", "mine", "--config-dir", "conf", "--seeds", "1", *TINY, "trainer.max_epochs=1"]
+    done = run_script(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "Mine against theirs\n" in done.stdout and done.stdout.count("| theirs") == 1
+    assert [row for row, _ in rows_in(done.stdout)] == ["theirs *", "mine + λ̃=0.2 *"]
+    assert "theirs departs: " in done.stdout and "trainer.max_epochs=1 (row: 20)" in done.stdout
+    file.write_text(f"{TWO_ROWS}  third: model=deit attention=xsa\n")
+    again = run_script(*command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    skipped = [line for line in again.stdout.splitlines() if line.startswith("skipped ")]
+    assert len(skipped) == 2 and all(line.endswith(": finished") for line in skipped)
+    assert again.stdout.count(": starts") == 1 and "digits-deit_mini-xsa-seed0" in again.stdout
+    assert [row for row, _ in rows_in(again.stdout)] == ["theirs *", "mine + λ̃=0.2 *", "third *"]
+    printed = run_forked("scripts/tables.py", "mine", "--config-dir", "conf", cwd=tmp_path)
+    assert rows_in(printed.stdout) == rows_in(again.stdout)
+
+
+def test_rows_stand_in_the_files_order_under_its_labels_and_their_runs_are_found_by_their_settings(tmp_path, capsys):
+    write(tmp_path, TWO_ROWS + "  later: model=deit block=featscale\n  never: model=deit attention=xsa\n")
+    table = read_table("mine", [str(tmp_path / "conf")])
+    for seed in (0, 1):
+        run_of(table, "later", tmp_path / "runs", seed)
+        run_of(table, "mine + λ̃=0.2", tmp_path / "runs", seed)
+    make_run(tmp_path / "runs/typed", "model=deit", "seed=3", "trainer=gpu", "data.num_workers=1")  # no row was said
+    make_run(tmp_path / "runs/other", "model=deit", "task.lr=0.1")  # of no row
+    run_of(table, "theirs", tmp_path / "runs", 4, ["task.lr=0.2"])
+    print_tables([tmp_path / "runs"], table, config_dirs=table.config_dirs)
+    page = capsys.readouterr().out
+    assert rows_in(page) == [("theirs", "1"), ("theirs *", "1"), ("mine + λ̃=0.2", "2"), ("later", "2")]
+    assert "departs: task.lr=0.2 (row: 0.002)" in page and "task.lr=0.1" not in page
+    assert "not in the table: never: no finished run" in page
+
+
+def test_a_table_that_leaves_the_data_set_open_holds_the_rows_of_each(tmp_path, capsys):
+    write(tmp_path, "rows: {a: model=deit, b: model=deit_neutreno}")
+    table = read_table("mine", [str(tmp_path / "conf")])
+    for data in ("digits", "cifar10"):
+        for label in table.rows:
+            run_of(table, label, tmp_path / "runs", 0, [f"data={data}"])
+    print_tables([tmp_path / "runs"], table, config_dirs=table.config_dirs)
+    names = [row for row, _ in rows_in(capsys.readouterr().out)]
+    assert [name.split(" deit-mini")[0] for name in names] == ["a (cifar10", "b (cifar10", "a (digits", "b (digits"]
+    write(tmp_path, "overrides: data=digits\nrows: {a: model=deit, b: model=deit_neutreno}")
+    table = read_table("mine", [str(tmp_path / "conf")])
+    print_tables([tmp_path / "runs"], table, config_dirs=table.config_dirs)
+    names = [row for row, _ in rows_in(capsys.readouterr().out)]
+    assert names == ["a", "a *", "b", "b *"]
+
+
+def test_two_tables_with_the_same_row_share_its_run(tmp_path, capsys):
+    write(tmp_path, "rows: {a: model=deit attention=xsa task.lr=0.1}", "one")
+    write(tmp_path, "overrides: task.lr=0.1 model=deit\nrows: {b: attention=xsa}", "two")
+    one, two = (read_table(name, [str(tmp_path / "conf")]) for name in ("one", "two"))
+    run_of(one, "a", tmp_path / "runs")
+    assert plan(two.compose("b", 0, [f"output_dir={tmp_path / 'runs'}"])).state == "finished"
+    print_tables([tmp_path / "runs"], two, config_dirs=two.config_dirs)
+    assert rows_in(capsys.readouterr().out) == [("b", "1")]
+
+
+def test_the_papers_figures_metrics_and_columns_are_the_files(tmp_path, capsys):
+    (tmp_path / "mycolumns.py").write_text(
+        "def runs_of_a_row(group, baseline, trust):\n    return f'{len(group.runs)}!'\n"
+    )
+    write(
+        tmp_path,
+        TWO_ROWS + "metric: val/loss\nmetrics: [test/top1, test/none]\n"
+        "columns: [effective_rank, parameters, mycolumns.runs_of_a_row]\n"
+        "paper: {theirs: {test/top1: {value: 71, provenance: recalled}}}\n",
+    )
+    table = read_table("mine", [str(tmp_path / "conf")])
+    for label in table.rows:
+        run_of(table, label, tmp_path / "runs")
+    command = ["scripts/tables.py", "mine", "runs", "--config-dir", "conf"]
+
+    def importable():
+        import sys
+
+        sys.path.insert(0, str(tmp_path))
+
+    done = run_forked(*command, cwd=tmp_path, setup=importable)
+    assert done.returncode == 0, done.stderr
+    header, _, first, _ = (line.split("|") for line in done.stdout.splitlines() if line.startswith("|"))
+    titles = [title.strip() for title in header[1:-1]]
+    assert titles[2] == "val/loss" and titles.index("test/top1") > 2
+    assert titles[-3:] == ["effective rank, trained", "parameters", "runs of a row"]
+    assert "71.00 (recalled)" in done.stdout and first[-2].strip() == "1!"
+    assert "test/none: no run has this metric" in done.stdout
+    assert_one_line_error(run_forked(*command, cwd=tmp_path), "mycolumns.runs_of_a_row", "no module mycolumns")
+
+
+def test_the_paper_figures_of_an_experiment_stand_in_its_file(tmp_path, capsys):
+    table = read_table("table3")
+    run = run_of(table, "softmax", tmp_path, more=["data.root=x"])
+    result = json.loads((run / "result.json").read_text())
+    result["metrics"] |= {"test/ppl": 35.0}
+    (run / "result.json").write_text(json.dumps(result))
+    print_tables([tmp_path], table)
+    page = capsys.readouterr().out
+    assert "34.29 (recalled)" in page and "departs" not in page and "neutreno: no finished run" in page
+
+
+def test_what_is_needed_is_made_first_and_its_folder_handed_on():
+    table = read_table("proxy")
+    jobs, _ = plan_runs(table, 2, ["trainer=gpu", "data.root=x"])
+    rows = [word.removeprefix("row=proxy/") for job in jobs for word in job.overrides if word.startswith("row=")]
+    assert len(jobs) == 20 and rows[:2] == ["deit_tiny_softmax", "deit_small_softmax"]
+    assert all(row.endswith("adaptation") for row in rows[-4:])
+    for job in jobs[-4:]:
+        (needed,) = job.needs
+        assert needed in jobs[:16] and f"model.weights={needed.run.path}" in job.overrides
+        assert needed.name.endswith(job.name.partition("-seed")[2].partition("-")[0]) and "outputs" not in job.name
+    given, _ = plan_runs(table, 1, ["model.weights=null"])
+    assert not any(job.needs for job in given)
+
+
+def test_rows_that_others_need_share_a_row_over_their_seeds(tmp_path, capsys):
+    more = "rows: {a: model=deit, b: model=deit task.lr=0.1}\nneeds: {b: {model.weights: a}}\n"
+    write(tmp_path, f"overrides: {' '.join(TINY)}\n{more}")  # long names, of which a digest stands
+    table = read_table("mine", [str(tmp_path / "conf")])
+    for label in table.rows:
+        for seed in (0, 1):
+            run_of(table, label, tmp_path / "runs", seed)
+    print_tables([tmp_path / "runs"], table, config_dirs=table.config_dirs)
+    assert rows_in(capsys.readouterr().out) == [("a", "2"), ("b", "2")]
+
+
+def test_what_another_table_has_to_make_first_is_named(tmp_path):
+    command = ["scripts/reproduce.py", "table2", "--seeds", "2", "data.root=x"]
+    done = run_forked(*command, cwd=tmp_path)
+    said = ["softmax_deit_tiny needs table1/deit_tiny_softmax", "run first: neutreno reproduce table1 --seeds 2"]
+    assert_one_line_error(done, *said)
+    dry = run_forked(*command, "--dry-run", cwd=tmp_path)
+    assert dry.returncode == 0 and dry.stdout.startswith("first      neutreno reproduce table1 --seeds 2 ")
+    for label in ("deit_tiny_softmax", "deit_tiny_neutreno"):
+        for seed in (0, 1):
+            run_of(read_table("table1"), label, tmp_path / "outputs", seed)
+    dry = run_forked(*command, "--dry-run", f"output_dir={tmp_path}/outputs", cwd=tmp_path)
+    assert "first" not in dry.stdout and dry.stdout.count("to run") == 4
+    given = run_forked(*command, "--dry-run", "model.encoder_weights=x.pt", cwd=tmp_path / "outputs")
+    assert "first" not in given.stdout
+
+
+def test_a_finished_run_of_text_is_not_made_again(tmp_path):
+    """Its epochs are counted from its steps when it starts."""
+    table = read_table("small")
+    run = run_of(table, "text_softmax", tmp_path)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("max_epochs: null", "max_epochs: 6"))
+    assert plan(table.compose("text_softmax", 0, [f"output_dir={tmp_path}"])).state == "finished"
+
+
+def test_every_row_of_every_table_passes_the_gate():
+    for name in tables_in():
+        table = read_table(name)
+        for label in table.rows:
+            table.check(label)
+
+
+def test_every_row_of_the_paper_stands_in_its_table():
+    for name in ("table1", "table2", "table3"):
+        files = (ROOT / f"configs/experiment/{name}").glob("*.yaml")
+        words = {f"experiment={name}/{file.stem}" for file in files}
+        assert {" ".join(row) for row in read_table(name).rows.values()} == words
+
+
+def test_a_data_set_of_ones_own_names_the_recipe_of_another(tmp_path):
+    (tmp_path / "conf/data").mkdir(parents=True)
+    lines = ["defaults: [cifar10, override /recipe@_global_.recipe: cifar10, _self_]", "num_classes: 7"]
+    (tmp_path / "conf/data/mine.yaml").write_text("\n".join(lines))
+    found = compose(["data=mine"], config_dirs=[str(tmp_path / "conf")])
+    assert found.choices["recipe"] == "cifar10" and found.settings["model"]["num_classes"] == 7
+    other = compose(["data=mine", "recipe=imagenet"], config_dirs=[str(tmp_path / "conf")])
+    assert other.settings["data"]["repeats"] == 3
+
+
+ROWS = "rows: {a: model=deit, b: model=deit_neutreno}\n"
+WRONG = {
+    "no mapping": ("- a\n- b\n", ["is no table"]),
+    "nothing": ("", ["is no table"]),
+    "no YAML": ("rows: {a: [}\n", ["not readable YAML", "line 1"]),
+    "an unknown key": (ROWS + "metirc: val/top1\n", ["no key metirc; did you mean metric?", "title, overrides"]),
+    "no rows": ("title: none\n", ["rows: there is none"]),
+    "empty rows": ("rows: {}\n", ["rows: there is none"]),
+    "a title that is none": (ROWS + "title: 3\n", ["title=3", "string"]),
+    "metrics that are no list": (ROWS + "metrics: val/top1\n", ["metrics=val/top1 is no list"]),
+    "a label twice": ("rows:\n  a: model=deit\n  a: model=vit\n", ["line 3: a stands there twice"]),
+    "a label that cannot be a row": ("rows: {a/b: model=deit}\n", ["rows.a/b", "label"]),
+    "a label that is a number": ("rows: {0.6: model=deit}\n", ["rows.0.6", "quote"]),
+    "a row that is no text": ("rows: {a: {model: deit}}\n", ["rows.a", "words"]),
+    "a quote left open": ("rows: {a: \"model='deit\"}\n", ["rows.a", "no closing quotation"]),
+    "a seed": ("rows: {a: model=deit seed=3}\n", ["rows.a: seed=3", "leave it out"]),
+    "a name": (ROWS + "overrides: name=x resume=true\n", ["overrides: name=x resume=true", "leave it out"]),
+    "a row of its own": ("rows: {a: +row=x}\n", ["rows.a: +row=x"]),
+    "an unknown option": (ROWS + "overrides: attention=sofmax\n", ["rows.a: no option attention=sofmax; did you mean"]),
+    "an unknown key of a row": ("rows: {b: model=deit lr=1}\n", ["rows.b: no key lr; did you mean task.lr?"]),
+    "a value out of bounds": ("rows: {b: attention.lam=-1}\n", ["rows.b: attention.lam=-1"]),
+    "a sweep in a row": ("rows: {b: 'attention.lam=0,0.2'}\n", ["rows.b: ", "attention.lam=0,0.2"]),
+    "a word that is none": ("rows: {b: deit}\n", ["rows.b: deit is no KEY=VALUE"]),
+    "figures of no row": (
+        ROWS + "paper: {c: {val/top1: {value: 1, provenance: x}}}\n", ["paper.c: there is no such row"]),
+    "figures without provenance": (ROWS + "paper: {a: {val/top1: {value: 1}}}\n", ["paper.a.val/top1", "provenance"]),
+    "figures that are numbers": (ROWS + "paper: {a: {val/top1: 71}}\n", ["paper.a.val/top1", "value"]),
+    "figures that are text": (
+        ROWS + "paper: {a: {val/top1: {value: good, provenance: x}}}\n", ["paper.a.val/top1.value=good"]),
+    "needs of no row": (ROWS + "needs: {c: {model.weights: a}}\n", ["needs.c: there is no such row"]),
+    "needs that are a row": (ROWS + "needs: {b: a}\n", ["needs.b=a is no mapping"]),
+    "a needed row that is none": (ROWS + "needs: {b: {model.weights: c}}\n", ["needs.b.model.weights", "no row c"]),
+    "a needed table that is none": (
+        ROWS + "needs: {b: {model.weights: tabel1/x}}\n", ["needs.b.model.weights: no table tabel1; did you mean"]),
+    "a needed row of another table": (
+        ROWS + "needs: {b: {model.weights: table1/deit_tiny}}\n", ["table table1 has no row deit_tiny; did you mean"]),
+    "needs in a circle": (
+        ROWS + "needs: {a: {model.weights: b}, b: {model.weights: a}}\n", ["circle: mine/a → mine/b → mine/a"]),
+    "needs of itself": (ROWS + "needs: {a: {model.weights: mine/a}}\n", ["circle: mine/a → mine/a"]),
+    "a needing key that is none": (ROWS + "needs: {b: {model.weight: a}}\n", ["rows.b: no key model.weight"]),
+    "an unknown column": (ROWS + "columns: [step_tiem]\n", ["columns", "step_tiem", "probe.measures"]),
+    "a column not measured": (ROWS + "columns: [attention_entropy]\n", ["columns", "attention_entropy"]),
+    "a column of no module": (ROWS + "columns: [their.column]\n", ["columns: column=their.column", "no module their"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_with_a_file_is_one_line_that_names_it(what, tmp_path):
+    text, said = WRONG[what]
+    write(tmp_path, text)
+    done = run_forked("scripts/reproduce.py", "mine", "--config-dir", "conf", cwd=tmp_path)
+    assert done.returncode == 2
+    assert_one_line_error(done, "conf/table/mine.yaml", *said)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_words_of_the_users_that_are_wrong_do_not_blame_the_file(tmp_path):
+    write(tmp_path, TWO_ROWS)
+    done = run_forked("scripts/reproduce.py", "mine", "--config-dir", "conf", "task.lr=abc", cwd=tmp_path)
+    assert_one_line_error(done, "task.lr=abc")
+    assert "mine.yaml" not in done.stderr
+
+
+def test_tables_that_cannot_be_told_are_named(tmp_path):
+    assert_one_line_error(run_forked("scripts/reproduce.py", "labb", cwd=tmp_path), "no table labb; did you mean lab?")
+    done = run_forked("scripts/tables.py", "labb", cwd=tmp_path)
+    assert_one_line_error(done, "labb is no run folder and no table; did you mean lab?")
+    make_run(tmp_path / "outputs/a", "model=deit", "task.lr=0.1")
+    assert_one_line_error(
+        run_forked("scripts/tables.py", "lab", cwd=tmp_path), "none of the 1 runs belongs to table lab"
+    )
+    write(tmp_path, TWO_ROWS, "lab")
+    with pytest.raises(InputError, match="table lab has several files"):
+        read_table("lab", [str(tmp_path / "conf")])

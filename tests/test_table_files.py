@@ -259,7 +259,7 @@ WRONG = {
         ROWS + "needs: {a: {model.weights: b}, b: {model.weights: a}}\n", ["circle: mine/a → mine/b → mine/a"]),
     "needs of itself": (ROWS + "needs: {a: {model.weights: mine/a}}\n", ["circle: mine/a → mine/a"]),
     "a needing key that is none": (ROWS + "needs: {b: {model.weight: a}}\n", ["rows.b: no key model.weight"]),
-    "an unknown column": (ROWS + "columns: [step_tiem]\n", ["columns", "step_tiem", "probe.measures"]),
+    "an unknown column": (ROWS + "columns: [step_tiem]\n", ["columns", "step_tiem", "probe.metrics"]),
     "a column not measured": (ROWS + "columns: [attention_entropy]\n", ["columns", "attention_entropy"]),
     "a column of no module": (ROWS + "columns: [their.column]\n", ["columns: column=their.column", "no module their"]),
 }  # fmt: skip

@@ -38,13 +38,14 @@ def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[
     Raises:
         InputError: a row or ``overrides`` cannot be used.
     """
-    from neutreno.callbacks.probe import probed
     from neutreno.launchers import plan
+    from neutreno.oversmoothing.metrics import named_metrics
     from neutreno.reports.tables import check_columns
     from neutreno.variants import at_baseline
 
     first = {label: table.check(label, overrides) for label in table.rows}
-    measured = {name for composed in first.values() for name in probed(composed.settings["probe"]["measures"])}
+    probed = {name for composed in first.values() for name in ["cosine", *composed.settings["probe"]["metrics"]]}
+    measured = {metric.name for metric in named_metrics(sorted(probed))}
     try:
         check_columns(table.columns, measured.__contains__)
     except InputError as error:

@@ -182,6 +182,9 @@ def test_the_encoder_starts_from_a_run_folder(finished, street_folders, tmp_path
     run = finished / "outputs/x"
     done = train(street_folders, tmp_path, f"model.encoder_weights={run}", "trainer.limit_train_batches=1")
     assert done.returncode == 0, done.stderr
+    started = result(tmp_path)["initial_weights"]["model.encoder_weights"]
+    assert started["source"] == str(run) and len(started["sha256"]) == 64
+    assert started["axes"] == result(finished)["axes"]
     wide = train(street_folders, tmp_path, f"model.encoder_weights={run}", "model.embed_dim=32", "name=wide")
     assert_one_line_error(wide, "model.encoder_weights", "a width of 16, the model of 32")
 

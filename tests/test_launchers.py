@@ -15,7 +15,8 @@ from conftest import ROOT, TINY, assert_one_line_error, make_run, run_forked, ru
 
 from neutreno.config.composing import compose
 from neutreno.launchers import Job, Local, Slurm, launch, plan
-from neutreno.reports.tables import load_groups
+from neutreno.reports.comparison import group_runs
+from neutreno.reports.reading import read_runs
 from neutreno.runs import RunFolder, default_name
 from neutreno.tablefiles import read_table
 
@@ -282,6 +283,6 @@ def test_the_time_of_a_step_is_that_of_any_model_of_images(tmp_path):
     for data, more in (("digit_scenes", ["model.decoder_depth=1"]), ("python_docs", [])):
         for model in ("softmax", "neutreno"):
             make_run(tmp_path / data / model, f"data={data}", f"attention={model}", *small, *more)
-        groups, _ = load_groups([tmp_path / data])
+        groups, _ = group_runs(read_runs([tmp_path / data])[0])
         said = step_time(groups[1], groups[0], repeats=3)
         assert re.fullmatch(r"\d+\.\d+ × \(\d+\.\d+–\d+\.\d+\)", said) if data == "digit_scenes" else said == ""

@@ -22,8 +22,9 @@ from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
 from neutreno.evaluation.perplexity import Perplexity, protocols, score
 from neutreno.models.language_model import LanguageModel
+from neutreno.reports.comparison import group_runs
 from neutreno.reports.layers import curve
-from neutreno.reports.tables import load_groups
+from neutreno.reports.reading import read_runs
 from neutreno.tasks.language_modeling import LanguageModeling
 
 # A run of a second: two blocks, twelve steps, a validation after every fourth.
@@ -409,7 +410,7 @@ def test_runs_on_different_texts_are_no_seeds_of_each_other(tmp_path):
         arguments = [*small, f"data.root={root}", "data.batch_size=2", "data.segment=4", f"seed={seed}"]
         done = run_forked("train.py", *TEXT, *arguments, f"name=run{seed}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    groups, _ = load_groups([tmp_path / "outputs/run0", tmp_path / "outputs/run1"])
+    groups, _ = group_runs(read_runs([tmp_path / "outputs/run0", tmp_path / "outputs/run1"])[0])
     assert [len(group.runs) for group in groups] == [1, 1]
 
 

@@ -15,8 +15,9 @@ from neutreno.data.segmentation import IGNORE
 from neutreno.errors import InputError
 from neutreno.models.segmenter import segmenter
 from neutreno.models.vit import vit
+from neutreno.reports.comparison import group_runs
 from neutreno.reports.layers import curve
-from neutreno.reports.tables import load_groups
+from neutreno.reports.reading import read_runs
 from neutreno.tasks.segmentation import Segmentation, scores
 
 CLASSES = 4
@@ -213,7 +214,7 @@ def test_a_run_is_evaluated_without_the_run_its_encoder_came_from(two_seeds):
 
 
 def test_runs_from_encoders_of_their_own_seeds_are_one_group_with_both_parts(two_seeds):
-    groups, _ = load_groups([two_seeds / "outputs/run0", two_seeds / "outputs/run1"])
+    groups, _ = group_runs(read_runs([two_seeds / "outputs/run0", two_seeds / "outputs/run1"])[0])
     assert len(groups) == 1 and len(groups[0].runs) == 2
     assert groups[0].curves().shape == groups[0].curves(stack="decoder.blocks").shape == (2, 3)
 
@@ -221,7 +222,7 @@ def test_runs_from_encoders_of_their_own_seeds_are_one_group_with_both_parts(two
 def test_a_comparison_shows_what_an_evaluation_added(finished):
     done = run_forked("evaluate.py", "outputs/x", NO_COST, cwd=finished)
     assert done.returncode == 0, done.stderr
-    (group,), _ = load_groups([finished / "outputs/x"])
+    (group,), _ = group_runs(read_runs([finished / "outputs/x"])[0])
     assert group.values("val_multi_scale/miou") > 0
 
 

@@ -285,7 +285,7 @@ def test_words_of_the_users_that_are_wrong_do_not_blame_the_file(tmp_path):
 def test_tables_that_cannot_be_told_are_named(tmp_path):
     assert_one_line_error(run_forked("scripts/reproduce.py", "labb", cwd=tmp_path), "no table labb; did you mean lab?")
     done = run_forked("scripts/tables.py", "labb", cwd=tmp_path)
-    assert_one_line_error(done, "labb is no run folder and no table; did you mean lab?")
+    assert_one_line_error(done, "labb: there is no such folder and no such table; did you mean lab?")
     make_run(tmp_path / "outputs/a", "model=deit", "task.lr=0.1")
     assert_one_line_error(
         run_forked("scripts/tables.py", "lab", cwd=tmp_path), "none of the 1 runs belongs to table lab"

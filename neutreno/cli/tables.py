@@ -48,9 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if first in known:
             table, folders = read_table(first, config_dirs), a.runs[1:] or ["outputs"]
         elif "/" not in first and not Path(first).exists():
-            raise InputError(
-                f"{first} is no run folder and no table{close(first, known, '')}; tables: {', '.join(known)}"
-            )
+            near, there = close(first, known, ""), ", ".join(known)
+            raise InputError(f"{first}: there is no such folder and no such table{near}; tables: {there}")
         print_tables(folders, table, a.metric, a.format, a.paired, a.baseline, a.column, config_dirs, a.trust)
     except Exception as error:
         return report(error)

@@ -96,19 +96,6 @@ def print_tables(
         print(f"not in the table: {note}", file=sys.stderr if style == "csv" else sys.stdout)
 
 
-def load_groups(folders: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
-    """The finished runs among ``folders``, grouped over seeds; and what was left out, and why.
-
-    Raises:
-        InputError: no run is left.
-    """
-    runs, problems = read_runs(folders)
-    groups, left_out = group_runs(runs)
-    if not groups:
-        raise InputError(f"none of the runs is finished: {'; '.join(left_out)}")
-    return groups, [*problems, *left_out]
-
-
 def rows_of(runs: Sequence[Run], origins: Origins) -> tuple[list[Row], list[str]]:
     """A row for each group of runs, called after the row or experiment that all of it was started for (``*``: it
     departs from that), else by the settings that tell it apart; and what was left out, and why."""

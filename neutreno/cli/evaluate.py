@@ -223,14 +223,14 @@ def write(
 
 
 def group_of(run: RunFolder | None, choices: dict[str, str]) -> str:
-    """Under which a web service files the evaluation: as its run, by experiment or else data set."""
+    """Under which a web service files the evaluation: as its run, by a table's row, experiment or data set."""
     from neutreno.results import read_result
 
     if run is None:
         return choices.get("experiment") or choices["data"]
     result = read_result(run.path)
     given = [o.partition("=")[2] for o in result["overrides"] if o.startswith("experiment=")]
-    return given[-1] if given else result["settings"]["data"]
+    return result["row"] or (given[-1] if given else result["settings"]["data"])
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def make_loggers(composed: Composed, run: RunFolder) -> list[Logger]:
     from neutreno.callbacks.metrics_csv import MetricsCSV
 
     choices = composed.choices
-    group = choices.get("experiment") or choices["data"]
+    group = composed.config.row or choices.get("experiment") or choices["data"]
     more = loggers.make_loggers(composed.settings["logger"] or {}, run.path, group, "train")
     return [MetricsCSV(run.path / "metrics.csv"), *more]
 

@@ -167,7 +167,10 @@ def checked(function: Callable) -> Callable:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         own = _own_options(wrapper)
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:  # which says what, and not of whom
+            raise TypeError(f"{function.__qualname__.removesuffix('.__init__')} {error}") from None
         problems = [own[name].problem(value, name) for name, value in given.items() if name in own]
         if found := [problem for problem in problems if problem]:
             raise InputError("\n".join(found))

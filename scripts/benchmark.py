@@ -9,9 +9,10 @@ A ratio above 1 says that the first of the two is faster.
 
 import argparse
 
+import benchmarks
 import torch
+from benchmarks import attention, runs, text
 
-from neutreno.benchmarks import attention, runs, text, timing
 from neutreno.results import environment
 
 PARTS = {
@@ -40,7 +41,7 @@ def main() -> None:
         parser.error("--device cuda: no GPU is to be seen here")
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    timing.DEVICE = torch.device(arguments.device)
+    benchmarks.DEVICE = torch.device(arguments.device)
     torch.manual_seed(0)
     if arguments.peak:
         kind, tokens = arguments.peak

@@ -8,8 +8,9 @@ Prints a line per quantity with the largest difference; exits with 1 if one exce
 import argparse
 import sys
 
+from golden import check
+
 from neutreno.errors import InputError, report
-from neutreno.golden import check
 
 
 def main() -> int:

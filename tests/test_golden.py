@@ -3,8 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, run_script
-
-from neutreno.golden import check
+from golden import check
 
 OF_VIT = {"hidden", "logits", "loss", "grad_norms"}
 QUANTITIES = {

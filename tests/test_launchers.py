@@ -277,7 +277,7 @@ def test_the_labs_table_tells_accuracy_similarity_rank_size_and_step_time(tmp_pa
 
 
 def test_the_time_of_a_step_is_that_of_any_model_of_images(tmp_path):
-    from neutreno.benchmarks.lab import step_time
+    from neutreno.evaluation.step_time import step_time
 
     small = ["model.depth=1", "model.embed_dim=16", "model.num_heads=2", "data.batch_size=2"]
     for data, more in (("digit_scenes", ["model.decoder_depth=1"]), ("python_docs", [])):

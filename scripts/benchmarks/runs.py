@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from neutreno.benchmarks import timing
-from neutreno.benchmarks.timing import ratio, seconds, training_step
+import benchmarks
+from neutreno.evaluation.step_time import ratio, seconds, training_step
 from neutreno.models.vit import vit
 
 
@@ -31,7 +31,7 @@ def bench_probe(repeats: int) -> list[tuple[str, str]]:
         ),
     }  # fmt: skip
     for name, (model, shape, batch, steps) in cases.items():
-        step = training_step(model, torch.randn(batch, *shape))
+        step = training_step(model, torch.randn(batch, *shape, device=benchmarks.DEVICE))
         inputs = torch.randn(128, *shape)
         step(), measure(model, inputs, metrics)
         shares = [
@@ -72,7 +72,7 @@ def bench_loop(repeats: int) -> list[tuple[str, str]]:
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
                 max_epochs=2,
-                accelerator=timing.DEVICE.type,
+                accelerator=benchmarks.DEVICE.type,
                 devices=1,
                 limit_val_batches=0,
                 logger=MetricsCSV(Path(folder) / "metrics.csv"),
@@ -88,18 +88,20 @@ def bench_loop(repeats: int) -> list[tuple[str, str]]:
 
     def bare() -> float:
         data, task = parts()
-        data.trainer = Trainer(accelerator=timing.DEVICE.type, devices=1, logger=False, enable_checkpointing=False)
+        data.trainer = Trainer(accelerator=benchmarks.DEVICE.type, devices=1, logger=False, enable_checkpointing=False)
         task.trainer, data.trainer.datamodule = data.trainer, data
         data.trainer.fit_loop.max_epochs = 2
         setup = task.configure_optimizers()
         optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
-        model, loader, done = task.model.to(timing.DEVICE).train(), data.train_dataloader(), 0
+        model, loader, done = task.model.to(benchmarks.DEVICE).train(), data.train_dataloader(), 0
         for epoch in range(2):
             loader.batch_sampler.set_epoch(epoch)
             start = time.perf_counter()
             for images, labels in loader:
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(model(images.to(timing.DEVICE)), labels.to(timing.DEVICE)).backward()
+                nn.functional.cross_entropy(
+                    model(images.to(benchmarks.DEVICE)), labels.to(benchmarks.DEVICE)
+                ).backward()
                 optimizer.step()
                 done += 1
                 schedule.step_update(done)
@@ -140,13 +142,13 @@ def bench_loading(repeats: int) -> list[tuple[str, str]]:
                 accumulate_grad_batches=1,
                 world_size=1,
                 global_rank=0,
-                strategy=SimpleNamespace(root_device=timing.DEVICE),
+                strategy=SimpleNamespace(root_device=benchmarks.DEVICE),
             )
             loader = data.train_dataloader()
 
             def once() -> None:
                 for images, _ in loader:
-                    images.to(timing.DEVICE)
+                    images.to(benchmarks.DEVICE)
 
             return once
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import timm
 import torch
 
+import benchmarks
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
-from neutreno.benchmarks import timing
-from neutreno.benchmarks.timing import ratio, training_step
+from neutreno.evaluation.step_time import ratio, training_step
 from neutreno.models.vit import vit
 
 
@@ -32,7 +32,7 @@ KINDS = {"fused": NeutrenoAttention, "explicit": ExplicitNeutreno}
 
 
 def bench_step(repeats: int) -> list[tuple[str, str]]:
-    images = torch.randn(8 if timing.DEVICE.type == "cpu" else 128, 3, 224, 224)
+    images = torch.randn(8 if benchmarks.DEVICE.type == "cpu" else 128, 3, 224, 224, device=benchmarks.DEVICE)
     reference = training_step(timm.create_model("deit_tiny_patch16_224"), images)
     softmax = training_step(vit("tiny", attention=SoftmaxAttention), images)
     neutreno = training_step(vit("tiny", attention=partial(NeutrenoAttention, lam=0.6)), images)
@@ -46,22 +46,22 @@ def bench_step(repeats: int) -> list[tuple[str, str]]:
 
 
 def attention_pass(kind: type[NeutrenoAttention], tokens: int) -> Callable[[], None]:
-    layer = kind(192, num_heads=3, lam=0.6).to(timing.DEVICE)
-    x = torch.randn(1, tokens, 192, device=timing.DEVICE, requires_grad=True)
-    v0 = torch.randn(1, 3, tokens, 64, device=timing.DEVICE)
+    layer = kind(192, num_heads=3, lam=0.6).to(benchmarks.DEVICE)
+    x = torch.randn(1, tokens, 192, device=benchmarks.DEVICE, requires_grad=True)
+    v0 = torch.randn(1, 3, tokens, 64, device=benchmarks.DEVICE)
     return lambda: layer(x, v0)[0].sum().backward()
 
 
 def peak_mib(kind: str, tokens: int) -> float:
     """Memory of one forward and backward pass beyond what stood before it, in a process of its own."""
-    words = [sys.executable, sys.argv[0], "--peak", kind, str(tokens), "--device", timing.DEVICE.type]
+    words = [sys.executable, sys.argv[0], "--peak", kind, str(tokens), "--device", benchmarks.DEVICE.type]
     return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
 def measure_peak(kind: type[NeutrenoAttention], tokens: int) -> float:
     attention_pass(kind, 8)()  # load the libraries
     call = attention_pass(kind, tokens)
-    if timing.DEVICE.type == "cuda":
+    if benchmarks.DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()

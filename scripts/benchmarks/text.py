@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import benchmarks
 from neutreno.attention import NeutrenoAttention
-from neutreno.benchmarks import timing
-from neutreno.benchmarks.timing import ratio, seconds
+from neutreno.evaluation.step_time import ratio, seconds
 
 
 class ReleasedAttention(NeutrenoAttention):
@@ -37,13 +37,13 @@ class ReleasedAttention(NeutrenoAttention):
 def bench_lm(repeats: int) -> list[tuple[str, str]]:
     from neutreno.models.language_model import SIZES, LanguageModel
 
-    rows, words = 4 if timing.DEVICE.type == "cpu" else 96, 267_735
+    rows, words = 4 if benchmarks.DEVICE.type == "cpu" else 96, 267_735
     draw = np.random.default_rng(0)
-    ids = torch.from_numpy(zipf(draw, words, (rows, 257))).to(timing.DEVICE)
+    ids = torch.from_numpy(zipf(draw, words, (rows, 257))).to(benchmarks.DEVICE)
 
     def step(attention: type[NeutrenoAttention]) -> Callable[[], None]:
         small = {**SIZES["small"], "cutoffs": [20_000, 40_000, 200_000]}
-        model = LanguageModel(words, **small, attention=partial(attention, lam=0.4)).to(timing.DEVICE).train()
+        model = LanguageModel(words, **small, attention=partial(attention, lam=0.4)).to(benchmarks.DEVICE).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
 
         def once() -> None:

@@ -1,0 +1,74 @@
+"""Time of a training step as a ratio of two things in one alternating run: of a run's model and its baseline's."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from neutreno.config.building import build_trusted
+from neutreno.reports.comparison import Group
+
+
+def seconds(call: Callable[[], None]) -> float:
+    """What a call takes, on a GPU with all that it has started there."""
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
+
+
+def ratio(first: Callable[[], None], second: Callable[[], None], repeats: int) -> str:
+    """Speed of ``first`` relative to ``second``: median and quartiles of the paired ratios."""
+    first(), second()
+    pairs = []
+    for i in range(repeats):
+        calls = [first, second] if i % 2 == 0 else [second, first]
+        times = [seconds(call) for call in calls]
+        a, b = times if i % 2 == 0 else times[::-1]
+        pairs.append(b / a)
+    low, _, high = statistics.quantiles(pairs, n=4)
+    return f"{statistics.median(pairs):.3f} (quartiles {low:.3f}–{high:.3f}, {repeats} pairs)"
+
+
+def training_step(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    """A step under cross-entropy, where the images lie; the model scores classes, of a whole image or of its pixels."""
+    model = model.to(images.device).train()
+    with torch.no_grad():
+        scores = model(images[:2])
+    labels = torch.zeros(len(images), *scores.shape[2:], dtype=torch.long, device=images.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def step_of(group: Group, trust: Sequence[str]) -> Callable[[], None]:
+    """A training step of a row's model on random images."""
+    config = group.runs[0].config
+    data = config["data"]
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = torch.randn(data["batch_size"], data["in_chans"], data["img_size"], data["img_size"], device=device)
+    return training_step(build_trusted({**config["model"], "weights": None}, trust), images)
+
+
+def step_time(group: Group, baseline: Group | None, trust: Sequence[str] = (), repeats: int = 21) -> str:
+    """A table's column: the time of a step of ``group``'s model, on random images, in units of its baseline's.
+
+    Median × (quartiles) of pairs measured here, as ``1.100 × (1.069–1.136)``. Nothing where the data says no sizes of
+    images (``in_chans``, ``img_size``). ``trust``: packages besides this one whose classes the runs may name.
+    """
+    if baseline is None or not {"in_chans", "img_size"} <= group.runs[0].config["data"].keys():
+        return ""
+    median, _, quartiles = ratio(step_of(baseline, trust), step_of(group, trust), repeats).partition(" (quartiles ")
+    return f"{median} × ({quartiles.partition(', ')[0]})"

@@ -1,0 +1,5 @@
+"""Parts of ``scripts/benchmark.py``."""
+
+import torch
+
+DEVICE = torch.device("cpu")  # set by the script

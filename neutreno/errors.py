@@ -46,6 +46,9 @@ def report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted; resume=true continues the run", file=sys.stderr)
         return 130
+    if isinstance(error, BrokenPipeError):  # who read along, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     said = explain(error)
     if said is None and re.search(r"Connection (closed|reset) by peer", str(error)):
         said = "another process of this run ended; what it said tells why"

@@ -132,21 +132,24 @@ def launch(
     progress.close()
     try:
         if done and not config.preflight:
-            folders = [job.run.path for job in jobs if job in done]
-            print()
-            if table is None:
-                from neutreno.reports.tables import print_tables
-
-                print_tables(folders, config_dirs=jobs[0].config_dirs)
-            else:
-                table(folders)
-            print(
-                f"\nnext: neutreno figures {_typed(folders)}\n      neutreno dashboard {shlex.quote(config.output_dir)}"
-            )
+            _conclude([job for job in jobs if job in done], config.output_dir, table)
     finally:  # whatever became of the table
         for job, reason in failed:
             print(f"error: {job.name}: {reason}", file=sys.stderr)
     return failed
+
+
+def _conclude(done: Sequence[Job], output_dir: str, table: Callable[[Sequence[Path]], None] | None) -> None:
+    """The table of a sweep's finished runs, and what is typed next."""
+    folders = [job.run.path for job in done]
+    print()
+    if table is None:
+        from neutreno.reports.tables import print_tables
+
+        print_tables(folders, config_dirs=done[0].config_dirs)
+    else:
+        table(folders)
+    print(f"\nnext: neutreno figures {_typed(folders)}\n      neutreno dashboard {shlex.quote(output_dir)}")
 
 
 def _typed(folders: Sequence[Path]) -> str:

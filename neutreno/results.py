@@ -16,13 +16,11 @@ from typing import Any
 from neutreno.config.composing import Composed
 from neutreno.config.gate import mark_of
 from neutreno.config.options import START
-from neutreno.errors import InputError
 from neutreno.files import replacing
 from neutreno.reports.layers import curve
-from neutreno.runs import execution_keys, flat
+from neutreno.runs import FORMAT, execution_keys, flat, read_result
 from neutreno.variants import describe
 
-FORMAT = 3  # of result.json; a folder of another one is named and left out
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
 
 
@@ -35,30 +33,6 @@ def write_text(path: Path, content: str) -> None:
     """Replace ``path`` as a whole."""
     with replacing(path) as file:
         file.write(content)
-
-
-def read_result(run: str | Path) -> dict[str, Any]:
-    """``result.json`` of a run folder.
-
-    Raises:
-        InputError: not a run folder.
-    """
-    path = Path(run) / "result.json"
-    try:
-        result = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{run} is not a run folder: it holds no result.json") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable JSON") from error
-    if not isinstance(result, dict) or "status" not in result:
-        raise InputError(f"{path} is not the result of a run")
-    if result.get("format") != FORMAT:
-        was = result.get("format", "an older one")
-        raise InputError(f"{path} has the format {was}, not {FORMAT} as this version writes and reads; run it anew")
-    needed = {"name", "settings", "metrics", "oversmoothing"} if result["status"] == "finished" else set()
-    if not needed <= result.keys():
-        raise InputError(f"{path} is not the result of a run")
-    return result
 
 
 def describe_run(composed: Composed, task: type) -> dict[str, Any]:

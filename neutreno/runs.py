@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from neutreno.config.words import key_of
 from neutreno.errors import InputError
 from neutreno.files import UNFINISHED, replacing
 from neutreno.variants import describe, joined, model_words, words
+
+FORMAT = 3  # of result.json; a folder of another one is named and left out
 
 
 def default_name(composed: Composed) -> str:
@@ -66,8 +69,6 @@ class RunFolder:
 
     @property
     def status(self) -> str | None:
-        from neutreno.results import read_result
-
         return read_result(self.path).get("status") if self.result_file.exists() else None
 
     def check(self, composed: Composed, resume: bool) -> None:
@@ -141,6 +142,30 @@ class RunFolder:
         if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in sections):
             raise InputError(f"{self.config_file} is not the config of a run")
         return content
+
+
+def read_result(run: str | Path) -> dict[str, Any]:
+    """``result.json`` of a run folder.
+
+    Raises:
+        InputError: not a run folder.
+    """
+    path = Path(run) / "result.json"
+    try:
+        result = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{run} is not a run folder: it holds no result.json") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable JSON") from error
+    if not isinstance(result, dict) or "status" not in result:
+        raise InputError(f"{path} is not the result of a run")
+    if result.get("format") != FORMAT:
+        was = result.get("format", "an older one")
+        raise InputError(f"{path} has the format {was}, not {FORMAT} as this version writes and reads; run it anew")
+    needed = {"name", "settings", "metrics", "oversmoothing"} if result["status"] == "finished" else set()
+    if not needed <= result.keys():
+        raise InputError(f"{path} is not the result of a run")
+    return result
 
 
 def identity(settings: dict[str, Any], is_execution: Callable[[str], bool]) -> dict[str, Any]:

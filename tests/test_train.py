@@ -17,8 +17,8 @@ from conftest import ROOT, TINY, Forked, assert_one_line_error, encode, make_ima
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from neutreno.config.building import check_trusted
 from neutreno.config.composing import compose as compose_run
+from neutreno.config.trust import check_trusted
 from neutreno.reports.layers import curve
 from neutreno.runs import default_name
 from neutreno.tablefiles import read_table, tables_in
@@ -265,7 +265,7 @@ def test_probe_measures_at_initialisation_every_epoch_and_at_the_end(finished):
 
 
 def test_probe_equals_a_plain_computation_on_the_checkpoint(finished):
-    from neutreno.config.building import build_trusted as build
+    from neutreno.config.trust import build_trusted as build
     from neutreno.runs import RunFolder
 
     run = RunFolder(finished[0])

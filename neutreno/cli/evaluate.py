@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from neutreno.cli import write_report
 from neutreno.cli.hydra_main import guarded, run
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def write(
         logger.log_hyperparams(evaluation["settings"])
     rows = [row for one in found.values() for row in one.layers]
     log_report(loggers, evaluation["metrics"], rows, next(iter(files), None))
-    files += subject.task.write_report(folder, "evaluation_")
+    files += write_report(subject.task, folder, "evaluation_")
     print(f"{page}\nrecord  {folder / 'evaluation.json'}, .md")
     if files:
         print(f"files   {', '.join(map(str, files))}")
@@ -224,7 +225,7 @@ def write(
 
 def group_of(run: RunFolder | None, choices: dict[str, str]) -> str:
     """Under which a web service files the evaluation: as its run, by a table's row, experiment or data set."""
-    from neutreno.results import read_result
+    from neutreno.runs import read_result
 
     if run is None:
         return choices.get("experiment") or choices["data"]

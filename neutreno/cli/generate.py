@@ -17,7 +17,7 @@ from neutreno.errors import InputError, check_number, report
 def load(folder: str, which: str, trust: Sequence[str] = ()):
     """(model, vocabulary, words it was trained to see at once) of a run."""
     from neutreno.checkpoints import load_strictly, read_checkpoint, state_dict_of
-    from neutreno.config.building import build_trusted
+    from neutreno.config.trust import build_trusted
     from neutreno.data.text import Vocabulary
     from neutreno.runs import RunFolder
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from neutreno.cli import write_report
 from neutreno.cli.hydra_main import guarded, run
 from neutreno.errors import InputError
 
@@ -163,7 +164,7 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
     record(status="finished", metrics=metrics, **outcome(trainer, data, probe, timer))
     if leader:
         probe.write()
-        task.write_report(run.path)
+        write_report(task, run.path)
         log_report(loggers[1:], metrics, probe.first_and_last(), run.path / "oversmoothing.png")
         print(results.summary(run.path))
 
@@ -185,7 +186,8 @@ def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
 
 def started_from(composed: Composed, run: RunFolder, resume_from: Path | None) -> dict[str, Any]:
     """The run's initial weights; of one that resumes what it said when it began, for the files may have changed."""
-    from neutreno.results import initial_weights, read_result
+    from neutreno.results import initial_weights
+    from neutreno.runs import read_result
 
     if resume_from is not None and run.result_file.exists():
         before = read_result(run.path)

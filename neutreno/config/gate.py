@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from neutreno.config.building import locate
 from neutreno.config.composing import Composed
 from neutreno.config.options import EXECUTION, IDENTITY, SUPPLIED, Mark, Option, options_of
-from neutreno.config.settings import SCHEMAS, Part, Parts
+from neutreno.config.settings import SCHEMAS, CheckedBy, Part, Parts
 from neutreno.config.words import close, first_line, full_key, key_of, near
 from neutreno.errors import InputError
 
@@ -99,16 +99,20 @@ def _setting_problems(option: Option, value: Any, key: str) -> Iterator[str]:
             if not isinstance(part, dict) or "_target_" not in part:
                 yield f"{key}.{name} names no class by _target_"
     else:
-        own = options_of(kind)
-        if "_target_" in value and not hasattr(kind, "built"):
-            yield f"{key}._target_ is not to be set: {key} is no class"
-        for name, inner in value.items():
-            if name == "_target_":
-                continue
-            if name in own:
-                yield from _setting_problems(own[name], inner, f"{key}.{name}")
-            elif not hasattr(kind, "built"):  # else the class that is named may take it
-                yield f"no key {key}.{name}: nothing takes it{close(name, own, f'{key}.')}"
+        yield from _section_problems(kind, value, key)
+
+
+def _section_problems(kind: type, value: dict[str, Any], key: str) -> Iterator[str]:
+    own = options_of(kind)
+    if "_target_" in value and not hasattr(kind, "built"):
+        yield f"{key}._target_ is not to be set: {key} is no class"
+    for name, inner in value.items():
+        if name == "_target_":
+            continue
+        if name in own:
+            yield from _setting_problems(own[name], inner, f"{key}.{name}")
+        elif not hasattr(kind, "built"):  # else the class that is named may take it
+            yield f"no key {key}.{name}: nothing takes it{close(name, own, f'{key}.')}"
 
 
 def _section(annotation: Any) -> tuple[type | None, bool]:
@@ -162,7 +166,7 @@ def constructor_problems(composed: Composed, schema: str = "train", only: Sequen
     if only is None:
         for axis in settings["variants"]:
             yield from part_problems(settings[axis], axis, in_parent=True)
-    yield from _named_metrics(settings)
+    yield from _judged(SCHEMAS[schema], settings)
 
 
 def part_problems(
@@ -235,13 +239,18 @@ def _library_problems(node: dict[str, Any], key: str, kind: type) -> Iterator[st
                 yield from part_problems(part, where)
 
 
-def _named_metrics(settings: dict[str, Any]) -> Iterator[str]:
-    from neutreno.oversmoothing.probe import probed
-
-    try:
-        probed(settings["probe"].get("metrics", []))
-    except InputError as error:
-        yield str(error)
+def _judged(schema: type, settings: dict[str, Any], start: str = "") -> Iterator[str]:
+    """What the functions say that judge settings beyond their types."""
+    for name, option in options_of(schema).items():
+        kind, _ = _section(option.annotation)
+        if hasattr(kind, "__dataclass_fields__") and isinstance(settings.get(name), dict):
+            yield from _judged(kind, settings[name], f"{start}{name}.")
+        for judge in getattr(option.annotation, "__metadata__", ()):
+            if isinstance(judge, CheckedBy) and name in settings:
+                try:
+                    locate(judge.path)(settings[name], f"{start}{name}")
+                except InputError as error:
+                    yield str(error)
 
 
 # What a key is to a run

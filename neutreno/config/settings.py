@@ -23,11 +23,20 @@ class Parts:
     """Type of a key that holds several of them by name."""
 
 
+@dataclass(frozen=True)
+class CheckedBy:
+    """Marks a setting that a function judges beyond its type, named by its path: it raises an InputError."""
+
+    path: str
+
+
 @dataclass
 class Probe:
     """``probe``: layer-wise metrics of over-smoothing while training."""
 
-    metrics: Annotated[list[str], EXECUTION] = field(default_factory=list)
+    metrics: Annotated[list[str], EXECUTION, CheckedBy("neutreno.oversmoothing.metrics.named_metrics")] = field(
+        default_factory=list
+    )
     every_n_epochs: Count = 1
     num_samples: Annotated[Count, FREE] = 128
 

@@ -16,6 +16,7 @@ from neutreno.config.gate import part_problems
 from neutreno.config.words import close, key_of
 from neutreno.data.base import SplitData
 from neutreno.errors import InputError
+from neutreno.reports.evaluation import Table
 from neutreno.tasks.base import Task
 
 
@@ -44,14 +45,6 @@ class Subject:
     last: Path | None = None
     best: Path | None = None
     other_variants: Sequence[str] = ()
-
-
-@dataclass
-class Table:
-    """A table of the page, its cells as they are shown; the first column's name says what the table is."""
-
-    columns: list[str]
-    rows: list[list[str]]
 
 
 @dataclass

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from neutreno.errors import InputError
-from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject, Table
+from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
 from neutreno.oversmoothing.probe import probed
 from neutreno.oversmoothing.recorder import find_layers, measure
+from neutreno.reports.evaluation import Table
 from neutreno.reports.figures import plot_similarity
 from neutreno.reports.layers import ALL, LAYERS, part_of, said_of, stacks_of, title_of
 

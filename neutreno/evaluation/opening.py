@@ -13,19 +13,29 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from neutreno.checkpoints import load_strictly, read_checkpoint, trained_with
-from neutreno.config.building import build_trusted, check_package, check_trusted
 from neutreno.config.composing import Composed, compose
 from neutreno.config.gate import mark_of
 from neutreno.config.options import EXECUTION, FREE, START, options_of
 from neutreno.config.settings import EvaluationSettings, Probe
 from neutreno.config.settings import Trainer as TrainerSettings
+from neutreno.config.trust import build_trusted, check_package, check_trusted
 from neutreno.config.words import close, key_of
 from neutreno.errors import InputError
 from neutreno.runs import RunFolder
 from neutreno.tasks.base import Task
-from neutreno.variants import axes_of, check_trained, describe, joined, model_words, recorded_axes, words
+from neutreno.variants import (
+    axes_of,
+    check_trained,
+    describe,
+    joined,
+    model_words,
+    recorded_axes,
+    value_at,
+    words,
+)
 
 ALLOWED = "other_variants=[{axes}] evaluates them nevertheless"
+OF_TRAINER = ("precision", "limit_val_batches")  # of a run's trainer, what its evaluation does alike
 OVER_A_RUN = ("data", "task", "trainer", "probe", "logger", "name", "output_dir")  # what may be set beside a run folder
 
 
@@ -39,44 +49,57 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
         InputError: a key that the run does not have, or one that is not free to change; a class that is not trusted.
     """
     settings, config = run.config(), composed.config
-    for part in ("data", "model", "task"):
-        check_trusted(settings[part], trust, part)
-    if problem := options_of(EvaluationSettings)["variants"].problem(settings["variants"], "variants"):
-        raise InputError(f"{run.config_file}: {problem}")
+    _check_recorded(run, settings, trust)
     typed = [key_of(word) for word in composed.overrides]
     for key in typed:
-        section, _, name = key.partition(".")
-        *path, last = name.split(".")
-        place = settings[section] if section in ("data", "probe", "task") and name else None
-        if place is not None:
-            for part in path:
-                place = place.get(part) if isinstance(place, dict) else None
-            if not isinstance(place, dict) or (last not in place and not path):
-                raise InputError(f"no key {key} in {run.config_file}")
-        ours = section in OVER_A_RUN or section in EvaluationSettings.__annotations__
-        if not ours or mark_of(key, settings, "evaluate") not in (FREE, EXECUTION):
-            raise InputError(f"{key}=… is settled by {run.path}, the run that is evaluated; leave it out")
-        if place is not None:
-            place[last] = _plain(OmegaConf.select(config, key))
-    as_trained = {k: settings["trainer"].get(k) for k in ("precision", "limit_val_batches")}
-    for key, value in as_trained.items():  # the one part of a run's config that reaches the trainer
-        if problem := options_of(TrainerSettings)[key].problem(value, f"trainer.{key}"):
-            raise InputError(f"{run.config_file}: {problem}; refused")
-    for metric in settings["probe"].get("metrics") or []:
-        if "." in str(metric):
-            check_package(metric, trust)
-    for name, option in options_of(Probe).items():
-        if problem := option.problem(settings["probe"].get(name), f"probe.{name}"):
-            raise InputError(f"{run.config_file}: {problem}")
+        _set_over(run, settings, key, config)
     for key in ("num_classes", "in_chans"):
         made_for, now = settings["model"].get(key), settings["data"].get(key)
         if made_for is not None and now != made_for:
             raise InputError(f"data.{key}={now} does not fit the model of {run.path}, which was made for {made_for}")
     model = {k: v for k, v in settings["model"].items() if mark_of(f"model.{k}", settings) is not START}
-    return settings | {
-        "model": model,  # a checkpoint follows
-        "trainer": _plain(config.trainer) | {k: v for k, v in as_trained.items() if f"trainer.{k}" not in typed},
-    }
+    recorded = {k: settings["trainer"].get(k) for k in OF_TRAINER if f"trainer.{k}" not in typed}
+    return settings | {"model": model, "trainer": _plain(config.trainer) | recorded}  # a checkpoint follows
+
+
+def _check_recorded(run: RunFolder, settings: dict[str, Any], trust: Sequence[str]) -> None:
+    """Refuse what a run's config may not say: it is data of anybody's.
+
+    Raises:
+        InputError: it names a class that is not trusted, or holds a value that a run does not write.
+    """
+    for part in ("data", "model", "task"):
+        check_trusted(settings[part], trust, part)
+    for metric in settings["probe"].get("metrics") or []:
+        if "." in str(metric):
+            check_package(metric, trust)
+    judged = {("variants",): options_of(EvaluationSettings)["variants"]}
+    judged |= {("trainer", name): options_of(TrainerSettings)[name] for name in OF_TRAINER}
+    judged |= {("probe", name): option for name, option in options_of(Probe).items()}
+    for key, option in judged.items():
+        if problem := option.problem(value_at(settings, ".".join(key)), ".".join(key)):
+            raise InputError(f"{run.config_file}: {problem}; refused")
+
+
+def _set_over(run: RunFolder, settings: dict[str, Any], key: str, config: DictConfig) -> None:
+    """Let a key that was typed win over the run's own value.
+
+    Raises:
+        InputError: the run has no such key, or it is not free to change.
+    """
+    section, _, name = key.partition(".")
+    *path, last = name.split(".")
+    place = settings[section] if section in ("data", "probe", "task") and name else None
+    if place is not None:
+        for part in path:
+            place = place.get(part) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or (last not in place and not path):
+            raise InputError(f"no key {key} in {run.config_file}")
+    ours = section in OVER_A_RUN or section in EvaluationSettings.__annotations__
+    if not ours or mark_of(key, settings, "evaluate") not in (FREE, EXECUTION):
+        raise InputError(f"{key}=… is settled by {run.path}, the run that is evaluated; leave it out")
+    if place is not None:
+        place[last] = _plain(OmegaConf.select(config, key))
 
 
 def trusted(config: DictConfig) -> list[str]:

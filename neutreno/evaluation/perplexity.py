@@ -12,7 +12,8 @@ from torch import nn
 
 from neutreno.config.options import Count, checked
 from neutreno.errors import InputError, check_number
-from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject, Table
+from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
+from neutreno.reports.evaluation import Table
 
 
 def windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:

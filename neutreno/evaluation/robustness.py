@@ -26,8 +26,9 @@ from neutreno.data.classification import ClassificationData
 from neutreno.data.images import FolderImages
 from neutreno.data.loading import AugmentedDataset, OnImage, collate_readable
 from neutreno.errors import InputError
-from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject, Table
+from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
 from neutreno.evaluation.crops import cropping
+from neutreno.reports.evaluation import Table
 from neutreno.tasks.classification import Classification
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from neutreno.config.building import build_trusted
+from neutreno.config.trust import build_trusted
 from neutreno.reports.comparison import Group
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject, Table
+from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
 from neutreno.evaluation.metrics import validate
+from neutreno.reports.evaluation import Table
 
 
 class Windows(Evaluator):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -164,38 +164,19 @@ def segmenter(
         InputError: no such size; the weights cannot be read or do not fit.
     """
     variant = {"attention": attention, "block": block, "norm_eps": norm_eps}
-    own = {
-        "embed_dim": embed_dim,
-        "depth": depth,
-        "num_heads": num_heads,
-        "mlp_ratio": mlp_ratio,
-        "init_std": init_std,
-        "pos_std": pos_std,
-        "drop_path_rate": drop_path_rate,
-    }
+    of_encoder = ("embed_dim", "depth", "num_heads", "mlp_ratio", "init_std", "pos_std", "drop_path_rate")
+    own = {name: value for name, value in locals().items() if name in of_encoder and value is not None}
     encoder = VisionTransformer(
-        img_size,
-        patch_size,
-        in_chans,
+        *(img_size, patch_size, in_chans),
         num_classes=0,
         distilled=distilled,
         dynamic_img_size=True,
         dynamic_img_pad=True,
         bilinear_positions=True,
         **variant,
-        **{**of_size(size, SIZES), **{k: v for k, v in own.items() if v is not None}},
+        **{**of_size(size, SIZES), **own},
     )
-    first = encoder.blocks[0]
-    decoder = MaskTransformer(
-        num_classes,
-        encoder.embed_dim,
-        decoder_depth,
-        first.attn.num_heads,
-        mlp_ratio=first.mlp.fc1.out_features / encoder.embed_dim,
-        drop_rate=decoder_drop_rate,
-        init_std=encoder.init_std,
-        **variant,
-    )
+    decoder = _decoder_of(encoder, num_classes, decoder_depth, decoder_drop_rate, **variant)
     if encoder_weights is not None:
         load_encoder(encoder, encoder_weights)
     model = Segmenter(encoder, decoder)
@@ -203,6 +184,23 @@ def segmenter(
         of_classes = ("decoder.cls_emb", "decoder.mask_norm.")
         load_weights(model, weights, new_head, of_classes, unused=("encoder.head.", "encoder.head_dist."))
     return model
+
+
+def _decoder_of(
+    encoder: VisionTransformer, num_classes: int, depth: int, drop_rate: float, **variant: Any
+) -> MaskTransformer:
+    """A decoder as wide as the encoder, with as many heads and as wide an MLP."""
+    first = encoder.blocks[0]
+    return MaskTransformer(
+        num_classes,
+        encoder.embed_dim,
+        depth,
+        first.attn.num_heads,
+        mlp_ratio=first.mlp.fc1.out_features / encoder.embed_dim,
+        drop_rate=drop_rate,
+        init_std=encoder.init_std,
+        **variant,
+    )
 
 
 def load_encoder(encoder: VisionTransformer, source: str | Path) -> None:

@@ -17,6 +17,22 @@ from neutreno.config.options import Depth, DropRate, Size, Weights, builds, chec
 from neutreno.errors import InputError
 
 
+def _layers_of(net: nn.Module) -> dict[str, list[str | tuple[str, int]]]:
+    """A timm model's blocks, where ``feature_info`` has them all of one width and resolution; else its stages.
+
+    Raises:
+        InputError: it tells of neither.
+    """
+    info, named = list(getattr(net, "feature_info", [])), dict(net.named_modules())
+    alike = len({(stage["num_chs"], stage["reduction"]) for stage in info}) <= 1
+    if isinstance(blocks := getattr(net, "blocks", None), nn.Sequential | nn.ModuleList) and alike:
+        return {"net.blocks": [f"net.blocks.{name}" for name, _ in blocks.named_children()]}
+    stages = [(f"net.{stage['module']}", stage["num_chs"]) for stage in info if stage["module"] in named]
+    if not stages:
+        raise InputError(f"{type(net).__name__} of timm tells of no blocks and no stages, so it has no tokens by layer")
+    return {"stages": stages}
+
+
 class TimmModel(nn.Module):
     """A timm model whose tokens can be measured: images (B, in_chans, H, W) → logits (B, num_classes).
 
@@ -38,35 +54,16 @@ class TimmModel(nn.Module):
         super().__init__()
         self.net = net
         self.num_classes = net.num_classes
-        blocks = getattr(net, "blocks", None)
-        self._layers: dict[str, list[str | tuple[str, int]]] = {}
-        if isinstance(blocks, nn.Sequential | nn.ModuleList):
-            self._layers = {"net.blocks": [f"net.blocks.{name}" for name, _ in blocks.named_children()]}
+        self._layers = _layers_of(net)
+        was_training = net.training
+        net.eval()
         try:
-            if not self._layers or not self._alike(input_shape):
-                stages = [(f"net.{info['module']}", info["num_chs"]) for info in getattr(net, "feature_info", [])]
-                self._layers = {"stages": stages}
-                self._shapes(input_shape)
-        except (RuntimeError, AssertionError, ValueError, AttributeError, KeyError) as error:
-            what = f"{type(net).__name__} of timm gives no logits and tokens of images of shape {tuple(input_shape)}"
+            with torch.no_grad():
+                net(torch.zeros(1, *input_shape))
+        except (RuntimeError, AssertionError, ValueError, AttributeError) as error:
+            what = f"{type(net).__name__} of timm takes no images of shape {tuple(input_shape)}"
             raise InputError(f"{what}: {' '.join(str(error).split())}") from error
-
-    def _shapes(self, input_shape: Sequence[int]) -> list[torch.Size]:
-        """The shapes of what is seen of one image, layer by layer.
-
-        Raises:
-            AttributeError: no layers are known.
-        """
-        from neutreno.oversmoothing.recorder import tokens_of  # which knows the project's trunk
-
-        if not any(self._layers.values()):
-            raise AttributeError("it says of no blocks and no stages")
-        return [tokens.features.shape for _, tokens in tokens_of(self, torch.zeros(1, *input_shape))]
-
-    def _alike(self, input_shape: Sequence[int]) -> bool:
-        """Whether all blocks, each of which runs once, take and give tokens of one shape."""
-        seen = self._shapes(input_shape)
-        return len(seen) == len(self._layers["net.blocks"]) + 1 and len(set(seen)) == 1
+        net.train(was_training)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -35,6 +35,14 @@ SIZES = {
 }
 
 
+_TIMMS = (  # options of ours that are timm's
+    *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads"),
+    *("mlp_ratio", "qkv_bias", "class_token", "reg_tokens", "no_embed_class", "pool_include_prefix", "drop_rate"),
+    *("pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+    *("dynamic_img_size", "dynamic_img_pad"),
+)
+
+
 class VisionTransformer(timm.models.VisionTransformer):
     """timm's ViT whose attention and block are exchangeable: its blocks are a trunk that carries V_0.
 
@@ -95,45 +103,15 @@ class VisionTransformer(timm.models.VisionTransformer):
         init_std: NonNegative = 0.02,
         pos_std: NonNegative = 0.02,
     ) -> None:
-        for side, patch in zip(_pair(img_size), _pair(patch_size), strict=True):
-            if side % patch and not dynamic_img_pad:
-                raise InputError(f"patch_size={patch} does not divide img_size={side}; change one of them")
-        if global_pool == "token" and not class_token:
-            raise InputError("class_token=false leaves no token for global_pool=token; set global_pool=avg")
-        if distilled and (global_pool != "token" or reg_tokens or not class_token):
-            raise InputError("distilled=true reads class and distillation token; leave the other options of tokens out")
+        timms = {name: value for name, value in locals().items() if name in _TIMMS}
+        self._check_options(timms, distilled)
 
-        def our_block(**timms: Any) -> nn.Module:  # the rest of what timm says to a block is at its default
+        def our_block(**given: Any) -> nn.Module:  # the rest of what timm says to a block is at its default
             shared = ("dim", "num_heads", "mlp_ratio", "qkv_bias", "proj_drop", "attn_drop", "drop_path")
-            return block(**{name: timms[name] for name in shared}, attention=attention, norm_eps=norm_eps)
+            return block(**{name: given[name] for name in shared}, attention=attention, norm_eps=norm_eps)
 
-        super().__init__(
-            img_size=img_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            num_classes=num_classes,
-            global_pool=global_pool,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            class_token=class_token,
-            reg_tokens=reg_tokens,
-            no_embed_class=no_embed_class,
-            pool_include_prefix=pool_include_prefix,
-            drop_rate=drop_rate,
-            pos_drop_rate=pos_drop_rate,
-            patch_drop_rate=patch_drop_rate,
-            proj_drop_rate=proj_drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-            dynamic_img_size=dynamic_img_size,
-            dynamic_img_pad=dynamic_img_pad,
-            norm_layer=partial(nn.LayerNorm, eps=norm_eps),
-            block_fn=our_block,
-            weight_init="skip",
-        )
+        norm = partial(nn.LayerNorm, eps=norm_eps)
+        super().__init__(**timms, norm_layer=norm, block_fn=our_block, weight_init="skip")
         self.blocks = Trunk(self.blocks)
         self.distilled_training = False
         self.bilinear_positions, self.init_std, self.pos_std = bilinear_positions, init_std, pos_std
@@ -145,6 +123,16 @@ class VisionTransformer(timm.models.VisionTransformer):
             self.pos_embed = nn.Parameter(torch.zeros(1, places, embed_dim))
             self.head_dist = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
         self.init_weights()
+
+    @staticmethod
+    def _check_options(given: dict[str, Any], distilled: bool) -> None:
+        for side, patch in zip(_pair(given["img_size"]), _pair(given["patch_size"]), strict=True):
+            if side % patch and not given["dynamic_img_pad"]:
+                raise InputError(f"patch_size={patch} does not divide img_size={side}; change one of them")
+        if given["global_pool"] == "token" and not given["class_token"]:
+            raise InputError("class_token=false leaves no token for global_pool=token; set global_pool=avg")
+        if distilled and (given["global_pool"] != "token" or given["reg_tokens"] or not given["class_token"]):
+            raise InputError("distilled=true reads class and distillation token; leave the other options of tokens out")
 
     def init_weights(self, mode: str = "", needs_reset: bool = False) -> None:
         """Weights as they are before training, as DeiT's release has them: class token truncated N(0, 0.02), where timm

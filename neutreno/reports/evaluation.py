@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tabulate import tabulate
 
-from neutreno.evaluation.base import Table
+
+@dataclass
+class Table:
+    """A table of the page, its cells as they are shown; the first column's name says what the table is."""
+
+    columns: list[str]
+    rows: list[list[str]]
 
 
 def first_table(metrics: dict[str, float], further: Sequence[tuple[str, str]], percent: tuple[str, ...]) -> Table:

@@ -14,8 +14,7 @@ from typing import Any
 
 from neutreno.errors import InputError
 from neutreno.reports.layers import ALL, curve, stacks_of
-from neutreno.results import read_result
-from neutreno.runs import RunFolder, shared, whole
+from neutreno.runs import RunFolder, read_result, shared, whole
 from neutreno.variants import model_words, words
 
 

@@ -6,13 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import colors
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
-from torch import Tensor
 
 from neutreno.files import replacing
 from neutreno.reports.figures import COLOURS, GREY, STYLE, heading, plain, save
@@ -21,7 +21,25 @@ IN_A_COLUMN = 50  # bars
 IN_THE_LEGEND = 24
 
 
-def class_table(by_class: Mapping[str, Mapping[str, Tensor]], names: Sequence[str]) -> pd.DataFrame:
+def write(left: dict[str, Any], folder: Path, prefix: str = "") -> list[Path]:
+    """IoU by class (CSV and bars) and a panel of validation images, of what a task's last evaluation left.
+
+    Args:
+        left: ``names`` of the classes, ``by_class`` as :func:`class_table` and ``shown`` as :func:`plot_panel` take it.
+    """
+    names, title, files = left["names"], f"{folder.name}: validation", []
+    if "val" in left["by_class"]:  # no batch of it may have been asked for
+        table = class_table(left["by_class"], names)
+        files = [folder / f"{prefix}class_iou.csv", folder / f"{prefix}class_iou.png"]
+        write_class_table(table, files[0])
+        plot_class_iou(table[table.split == "val"], files[1], title)
+    if left["shown"]:  # none where the images that were to be shown could not be read
+        files.append(folder / f"{prefix}predictions.png")
+        plot_panel(left["shown"], names, files[-1], title)
+    return files
+
+
+def class_table(by_class: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
     """One row per split (with its protocol) and class: IoU and accuracy in percent, empty where undefined; pixels."""
     return pd.concat(
         [
@@ -30,9 +48,9 @@ def class_table(by_class: Mapping[str, Mapping[str, Tensor]], names: Sequence[st
                     "split": where,
                     "index": range(len(names)),
                     "name": list(names),
-                    "iou": (100 * found["iou"].numpy()).round(4),
-                    "acc": (100 * found["acc"].numpy()).round(4),
-                    "pixels": found["pixels"].numpy(),
+                    "iou": (100 * np.asarray(found["iou"])).round(4),
+                    "acc": (100 * np.asarray(found["acc"])).round(4),
+                    "pixels": np.asarray(found["pixels"]),
                 }
             )
             for where, found in by_class.items()
@@ -79,9 +97,7 @@ def _palette(num_classes: int) -> np.ndarray:
     return np.concatenate([colors.hsv_to_rgb(np.column_stack([hues, tones])), np.zeros((1, 3))])
 
 
-def plot_panel(
-    shown: Sequence[tuple[Tensor, Tensor, Tensor]], names: Sequence[str], path: str | Path, title: str = ""
-) -> None:
+def plot_panel(shown: Sequence[tuple[Any, Any, Any]], names: Sequence[str], path: str | Path, title: str = "") -> None:
     """A row per sample: image, ground truth, prediction; ignored pixels are black in both masks.
 
     Args:
@@ -96,10 +112,10 @@ def plot_panel(
         figure, axes = plt.subplots(len(shown), 3, figsize=size, squeeze=False, layout="constrained")
         heading(figure, title)
         for row, (image, mask, predicted) in zip(axes, shown, strict=True):
-            image = image.float()
-            image = ((image - image.min()) / (image.max() - image.min()).clamp(min=1e-6)).permute(1, 2, 0).numpy()
-            truth = np.where(mask.numpy() < count, mask.numpy(), count)
-            guess = np.where(truth == count, count, predicted.numpy())
+            image, mask = np.asarray(image, dtype=np.float32), np.asarray(mask)
+            image = ((image - image.min()) / max(image.max() - image.min(), 1e-6)).transpose(1, 2, 0)
+            truth = np.where(mask < count, mask, count)
+            guess = np.where(truth == count, count, np.asarray(predicted))
             for labels in (truth, guess):
                 present.update(dict(zip(*np.unique(labels, return_counts=True), strict=True)))
             height, width = truth.shape

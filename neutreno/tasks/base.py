@@ -52,6 +52,7 @@ class Task(LightningModule):
     evaluators: tuple[str, ...] = ("metrics", "curves")  # of evaluate.py, by name; one of your own by its class' path
     percent: tuple[str, ...] = ()  # how the names of those metrics end that are given in percent
 
+    writer: str | None = None  # path of a function that writes what left() gives: (left, folder, prefix) -> files
     accepts: str | None = None  # what a model's ``output`` has to be, where it says one; None: anything
 
     @checked
@@ -162,9 +163,8 @@ class Task(LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log_now(metrics)
 
-    def write_report(self, folder: Path, prefix: str = "") -> list[Path]:
-        """Write what the last evaluation leaves to look at beside its metrics; the files."""
-        return []
+    def left(self) -> Any:
+        """What the last evaluation leaves to look at beside its metrics, plain data for ``writer``; None: nothing."""
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ShardedStrategy):

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from neutreno.config.options import FREE, SUPPLIED, checked
 from neutreno.data.segmentation import IGNORE
 from neutreno.errors import InputError
-from neutreno.reports import segmentation as reports
 from neutreno.sliding_window import SlidingWindow, segment
 from neutreno.tasks.base import Task
 
@@ -65,6 +63,7 @@ class Segmentation(Task):
     percent = ("miou", "pixel_acc", "mean_acc")
 
     accepts = "masks"
+    writer = "neutreno.reports.segmentation.write"
 
     @checked
     def __init__(
@@ -157,18 +156,7 @@ class Segmentation(Task):
         self._to_show = not self.protocol and batch_idx % every == 0 and len(self._shown) < SHOWN
         super().validation_step(batch, batch_idx)
 
-    def write_report(self, folder: Path, prefix: str = "") -> list[Path]:
-        """IoU by class (CSV and bars) and a panel of validation images; what the last evaluation gave."""
+    def left(self) -> dict[str, Any] | None:
         if not self.by_class:  # nothing was evaluated
-            return []
-        names, title = self.trainer.datamodule.class_names, f"{folder.name}: validation"
-        files = []
-        if "val" in self.by_class:  # no batch of it may have been asked for
-            table = reports.class_table(self.by_class, names)
-            files = [folder / f"{prefix}class_iou.csv", folder / f"{prefix}class_iou.png"]
-            reports.write_class_table(table, files[0])
-            reports.plot_class_iou(table[table.split == "val"], files[1], title)
-        if self._shown:  # none where the images that were to be shown could not be read
-            files.append(folder / f"{prefix}predictions.png")
-            reports.plot_panel(self._shown, names, files[-1], title)
-        return files
+            return None
+        return {"names": self.trainer.datamodule.class_names, "by_class": self.by_class, "shown": self._shown}

@@ -18,19 +18,15 @@ from neutreno.errors import InputError
 
 
 def _layers_of(net: nn.Module) -> dict[str, list[str | tuple[str, int]]]:
-    """A timm model's blocks, where ``feature_info`` has them all of one width and resolution; else its stages.
-
-    Raises:
-        InputError: it tells of neither.
-    """
+    """A timm model's blocks, where ``feature_info`` has them all of one width and resolution; else its stages; nothing
+    where it tells of neither."""
     info, named = list(getattr(net, "feature_info", [])), dict(net.named_modules())
     alike = len({(stage["num_chs"], stage["reduction"]) for stage in info}) <= 1
     if isinstance(blocks := getattr(net, "blocks", None), nn.Sequential | nn.ModuleList) and alike:
         return {"net.blocks": [f"net.blocks.{name}" for name, _ in blocks.named_children()]}
-    stages = [(f"net.{stage['module']}", stage["num_chs"]) for stage in info if stage["module"] in named]
-    if not stages:
-        raise InputError(f"{type(net).__name__} of timm tells of no blocks and no stages, so it has no tokens by layer")
-    return {"stages": stages}
+    stages = [(f"net.{stage['module']}", stage["num_chs"]) for stage in info]
+    known = all(not isinstance(named.get(s["module"]), nn.ModuleList | None) for s in info)  # a list is never called
+    return {"stages": stages} if stages and known else {}
 
 
 class TimmModel(nn.Module):
@@ -81,7 +77,8 @@ class TimmModel(nn.Module):
         return self.net.forward_features(images)
 
     def token_layers(self) -> dict[str, list[str | tuple[str, int]]]:
-        """The modules that are layers, by stack, for layer-wise metrics; stages with their channels."""
+        """The modules that are layers, by stack, for layer-wise metrics; stages with their channels; none
+        where they are to be searched for."""
         return self._layers
 
     def token_subsets(self, stack: str, tokens: int) -> dict[str, Tensor]:

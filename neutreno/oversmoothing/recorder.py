@@ -153,7 +153,7 @@ def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
     named = dict(model.named_modules())
     if layers is not None:
         return _named_layers(model, named, [layers] if isinstance(layers, str) else list(layers))
-    if hasattr(model, "token_layers"):
+    if hasattr(model, "token_layers") and model.token_layers():
         given = [(stack, layer) for stack, layers in model.token_layers().items() for layer in layers]
         given = [(stack, *(layer if isinstance(layer, tuple) else (layer, None))) for stack, layer in given]
         return [Layer(stack, name, named[name], channels) for stack, name, channels in given]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
@@ -199,9 +199,3 @@ def builds(result: type) -> Callable[[Callable], Callable]:
         return function
 
     return register
-
-
-def is_number(annotation: Any) -> bool:
-    """Whether an option is a number and nothing else."""
-    inner = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-    return inner in (int, float)

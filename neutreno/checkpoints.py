@@ -182,19 +182,33 @@ def resampled(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]
 
 def _advice(shapes: dict[str, tuple[torch.Size, torch.Size]], one_sided: set[str]) -> str:
     """Which option chooses what the weights are not made for."""
-    other = {name.rpartition("blocks.")[2].lstrip("0123456789."): pair for name, pair in shapes.items()}
-    differ = {name: pair for name, pair in other.items() if pair[0] != pair[1]}
-    if "norm1.weight" in differ:
-        return "; model.size (or model.embed_dim) chooses the width"
-    if one_sided and all(re.search(r"(^|\.)blocks\.\d+\.", name) for name in one_sided):
-        return "; model.size (or model.depth) chooses the number of blocks, block=… what they hold"
-    if any(name.endswith("pos_embed") for name in differ):
-        return "; recipe.patch_size and data.img_size choose the grid of patches"
-    if any(name.endswith("patch_embed.proj.weight") for name in differ):
-        return "; data.in_chans chooses the channels"
-    if any(name.startswith("mlp.") for name in differ):
-        return "; model.mlp_ratio chooses the width of the MLP"
-    return ""
+    inner = {name.rpartition("blocks.")[2].lstrip("0123456789."): pair for name, pair in shapes.items()}
+    differ = {name.rpartition("encoder.")[2]: pair for name, pair in inner.items() if pair[0] != pair[1]}
+    ends = {name.rpartition("encoder.")[2].partition(".")[0] for name in one_sided}
+    rules = [
+        ("norm1.weight" in differ, "model.size (or model.embed_dim) chooses the width"),
+        (
+            bool(ends & {"cls_token", "dist_token", "reg_token", "head_dist"}),
+            "model.distilled, model.reg_tokens and model.class_token choose the tokens beside the patches",
+        ),
+        (bool(ends & {"fc_norm", "attn_pool"}), "model.global_pool chooses how tokens are pooled"),
+        (
+            bool(one_sided) and all(name.endswith("qkv.bias") for name in one_sided),
+            "model.qkv_bias chooses whether there is a bias",
+        ),
+        (
+            bool(one_sided) and all("decoder.blocks." in name for name in one_sided),
+            "model.decoder_depth chooses the decoder's blocks",
+        ),
+        (
+            bool(one_sided) and all(re.search(r"(^|\.)blocks\.\d+\.", name) for name in one_sided),
+            "model.size (or model.depth) chooses the number of blocks, block=… what they hold",
+        ),
+        ("pos_embed" in differ, "recipe.patch_size and data.img_size choose the grid of patches"),
+        ("patch_embed.proj.weight" in differ, "data.in_chans chooses the channels"),
+        (any(name.startswith("mlp.") for name in differ), "model.mlp_ratio chooses the width of the MLP"),
+    ]
+    return next((f"; {said}" for holds, said in rules if holds), "")
 
 
 def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import neutreno.models  # noqa: F401  (registers them with timm)
-from neutreno.attention import NeutrenoAttention, SoftmaxAttention
+from neutreno.attention import NeutrenoAttention, ReAttention, SoftmaxAttention
 from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel
 from neutreno.models.segmenter import segmenter
@@ -215,6 +215,29 @@ def test_activation_checkpointing_changes_no_output_and_no_gradient(kind, attent
         torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_a_batch_norm_counts_a_batch_once_under_activation_checkpointing():
+    def state(checkpointing):
+        torch.manual_seed(0)
+        model = VisionTransformer(**SMALL, attention=ReAttention)
+        model.set_grad_checkpointing(checkpointing)
+        model(torch.randn(3, 3, 16, 16)).square().mean().backward()
+        return model.state_dict()
+
+    plain, again = state(False), state(True)
+    assert any("running_var" in name for name in plain)
+    for name, value in plain.items():
+        torch.testing.assert_close(again[name], value, msg=name)
+
+
+def test_patch_dropout_keeps_class_and_distillation_token():
+    torch.manual_seed(0)
+    model = VisionTransformer(**SMALL, distilled=True, patch_drop_rate=0.75).train()
+    tokens = model._embed(torch.randn(5, 3, 16, 16))
+    assert tokens.shape == (5, 2 + 4, 24)
+    prefix = torch.cat([model.cls_token, model.dist_token], 1) + model.pos_embed[:, :2]
+    torch.testing.assert_close(tokens[:, :2], prefix.expand(5, -1, -1))
+
+
 @pytest.mark.parametrize("option", ["init_values", "qk_norm", "block_fn", "pre_norm", "fix_init"])
 def test_an_option_of_timms_that_no_block_would_heed_is_refused(option):
     with pytest.raises(TypeError, match=option):
@@ -229,6 +252,7 @@ def test_an_option_of_timms_that_no_block_would_heed_is_refused(option):
         ({"class_token": False}, "class_token=false leaves no token for global_pool=token"),
         ({"distilled": True, "reg_tokens": 1}, "distilled=true reads class and distillation token"),
         ({"global_pool": "some"}, "global_pool=some"),
+        ({"dynamic_img_pad": True}, "it needs dynamic_img_size=true"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(options, words):

@@ -1,6 +1,7 @@
 import copy
 import math
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
@@ -11,6 +12,7 @@ from neutreno.attention import NeutrenoAttention
 from neutreno.errors import InputError
 from neutreno.models.timm import timm_model
 from neutreno.models.vit import vit
+from neutreno.oversmoothing.convert import convert
 from neutreno.oversmoothing.energies import measure_energies
 from neutreno.oversmoothing.metrics import (
     LayerTokens,
@@ -23,11 +25,13 @@ from neutreno.oversmoothing.metrics import (
     mean_cosine_similarity,
     metric_named,
     named_metrics,
+    probed,
     rank_collapse_residual,
 )
 from neutreno.oversmoothing.probe import OversmoothingProbe
 from neutreno.oversmoothing.profile import profile
 from neutreno.oversmoothing.recorder import measure
+from neutreno.reports.layers import curve
 
 
 def plain_cosine(x):
@@ -237,7 +241,10 @@ def test_the_metrics_of_a_network_are_those_of_its_tokens_and_weights():
 
 def test_what_a_metric_needs_and_is_not_there_leaves_it_out_and_is_said():
     model = timm_model("vit_tiny_patch16_224", img_size=32, num_classes=3)
-    with pytest.warns(UserWarning, match="attention_entropy needs attention weights, which are not there; left out"):
+    with pytest.warns(
+        UserWarning,
+        match=r"attention_entropy needs attention weights, which are not there \(in net.blocks.0\); left out",
+    ):
         rows = measure(model, torch.randn(2, 3, 32, 32), ["cosine", "attention_entropy"])
     assert {row["metric"] for row in rows} == {"cosine"}
     with pytest.warns(UserWarning, match="of_labels needs labels"):
@@ -277,6 +284,74 @@ def test_a_metric_may_need_labels_and_inputs_or_the_whole_probe_set():
     assert row["mean"] == pytest.approx(expected, rel=1e-5) and row["sd"] is None and row["samples"] == 7
 
 
+class InPlace(torch.nn.Module):
+    """Layers that write over the tokens of the layer before."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+
+    def token_layers(self):
+        return {"layers": [f"layers.{i}" for i in range(3)]}
+
+    def forward(self, x):
+        x = x.clone()
+        for layer in self.layers:
+            x += layer(x)
+        return x
+
+
+@layerwise_metric(whole_set=True)
+def mean_of_all(tokens):
+    return tokens.features.mean()
+
+
+def test_tokens_of_the_whole_set_are_kept_as_they_were():
+    torch.manual_seed(0)
+    model, x = InPlace(), torch.randn(6, 5, 4)
+    rows = measure(model, x, [f"{__name__}.mean_of_all"], batch_size=4)
+    assert rows[0]["mean"] == pytest.approx(x.double().mean().item(), abs=1e-6)
+    assert len({row["mean"] for row in rows}) == 4
+
+
+def test_a_metric_that_gives_no_number_leaves_a_gap():
+    model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5)
+    rows = measure(model, torch.randn(3, 1, 8, 8), [f"{__name__}.nothing"])
+    assert {(row["mean"], row["sd"]) for row in rows} == {(None, None)}
+    assert all(map(math.isnan, curve(rows, metric="nothing"))) and len(curve(rows, metric="nothing")) == 3
+
+
+@layerwise_metric()
+def nothing(tokens):
+    return torch.full((len(tokens.features),), math.nan)
+
+
+def test_attention_is_measured_where_hooks_watch_its_projections():
+    torch.manual_seed(0)
+    model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5)
+    images, metrics = torch.randn(3, 1, 8, 8), ["attention_entropy", "J", "G"]
+    expected = measure(vit_with_term(model, 0.3), images, metrics)
+    found = measure(convert(model, 0.3), images, metrics)
+    for row, plain in zip(found, expected, strict=True):
+        assert row["mean"] == pytest.approx(plain["mean"], rel=1e-5), row
+
+
+def vit_with_term(model, lam):
+    attention = partial(NeutrenoAttention, lam=lam)
+    other = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5, attention=attention)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def test_a_sample_of_padding_alone_counts_nowhere():
+    x, mask = torch.randn(3, 4, 6), torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]]).bool()
+    weights = torch.rand(3, 2, 4, 4).softmax(-1)
+    tokens = LayerTokens(x, mask, weights=lambda: weights, values=lambda: (x, x)).of(mask.any(1))
+    assert torch.equal(tokens.weights(), weights[[0, 2]]) and torch.equal(tokens.values()[0], x[[0, 2]])
+    found = metric_named("cosine").function(tokens)
+    assert found.tolist() == pytest.approx([plain_cosine(x[0].double()), plain_cosine(x[2, :2].double())])
+
+
 def test_two_metrics_of_one_name_and_functions_that_are_none_are_refused():
     with pytest.raises(InputError, match="is no layer-wise metric; is it decorated"):
         named_metrics(["math.sqrt"])
@@ -284,8 +359,12 @@ def test_two_metrics_of_one_name_and_functions_that_are_none_are_refused():
         named_metrics(["nowhere.metric"])
     with pytest.raises(InputError, match="two layer-wise metrics are called cosine"):
         named_metrics(["cosine", f"{__name__}.another"])
+    with pytest.raises(InputError, match="two layer-wise metrics are called cosine"):
+        probed([f"{__name__}.another"])
     with pytest.raises(ValueError, match="may need labels, inputs, weights, values, not colour"):
         layerwise_metric(needs=["colour"])
+    with pytest.raises(ValueError, match="is no name"):
+        layerwise_metric(name="mine.metric")
 
 
 @layerwise_metric(name="cosine")

@@ -79,8 +79,9 @@ def test_class_and_distillation_tokens_are_told_from_patches(model, prefix, patc
         ({"name": "test_convnext", "img_size": 64}, 4),
         (SWIN, 4),
         ({"name": "test_resnet", "img_size": 64}, 5),
+        ({"name": "resnet10t", "img_size": 128}, 5),  # its first map has as many channels as rows
     ],
-    ids=["convnext", "swin", "resnet"],
+    ids=["convnext", "swin", "resnet", "square"],
 )
 def test_stages_of_a_hierarchical_model_have_a_curve(model, stages):
     model = timm_model(**model, num_classes=2)

@@ -34,7 +34,7 @@ class CheckedBy:
 class Probe:
     """``probe``: layer-wise metrics of over-smoothing while training."""
 
-    metrics: Annotated[list[str], EXECUTION, CheckedBy("neutreno.oversmoothing.metrics.named_metrics")] = field(
+    metrics: Annotated[list[str], EXECUTION, CheckedBy("neutreno.oversmoothing.metrics.probed")] = field(
         default_factory=list
     )
     every_n_epochs: Count = 1

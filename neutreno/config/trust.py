@@ -67,7 +67,7 @@ def check_package(path: Any, trust: Sequence[str]) -> None:
     if not isinstance(path, str) or not any(path.startswith(f"{name}.") for name in ("neutreno", *trust)):
         raise InputError(
             f"the run's config names {path!r}, which is not a part of neutreno; refused. If that package is yours "
-            f"or you have read it: trust={package}"
+            f"or you have read it: trust={package} (of evaluate; elsewhere --trust {package})"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from neutreno.errors import InputError
 from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
-from neutreno.oversmoothing.probe import probed
+from neutreno.oversmoothing.metrics import probed
 from neutreno.oversmoothing.recorder import find_layers, measure
 from neutreno.reports.evaluation import Table
 from neutreno.reports.figures import plot_similarity
@@ -47,4 +47,5 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
 
 
 def _mean(row: dict[str, Any]) -> str:
-    return f"{row['mean']:.4g}" + ("" if row["sd"] is None else f" ± {row['sd']:.2g}")
+    shown = "–" if row["mean"] is None else f"{row['mean']:.4g}"
+    return shown + ("" if row["sd"] is None else f" ± {row['sd']:.2g}")

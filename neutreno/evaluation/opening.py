@@ -49,10 +49,12 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
         InputError: a key that the run does not have, or one that is not free to change; a class that is not trusted.
     """
     settings, config = run.config(), composed.config
-    _check_recorded(run, settings, trust)
+    for part in ("data", "model", "task"):
+        check_trusted(settings[part], trust, part)
     typed = [key_of(word) for word in composed.overrides]
     for key in typed:
         _set_over(run, settings, key, config)
+    _check_values(run, settings, trust)
     for key in ("num_classes", "in_chans"):
         made_for, now = settings["model"].get(key), settings["data"].get(key)
         if made_for is not None and now != made_for:
@@ -62,14 +64,12 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
     return settings | {"model": model, "trainer": _plain(config.trainer) | recorded}  # a checkpoint follows
 
 
-def _check_recorded(run: RunFolder, settings: dict[str, Any], trust: Sequence[str]) -> None:
-    """Refuse what a run's config may not say: it is data of anybody's.
+def _check_values(run: RunFolder, settings: dict[str, Any], trust: Sequence[str]) -> None:
+    """Refuse values of a run's config that a run does not write: it is data of anybody's.
 
     Raises:
-        InputError: it names a class that is not trusted, or holds a value that a run does not write.
+        InputError: names the first of them.
     """
-    for part in ("data", "model", "task"):
-        check_trusted(settings[part], trust, part)
     for metric in settings["probe"].get("metrics") or []:
         if "." in str(metric):
             check_package(metric, trust)

@@ -51,6 +51,7 @@ class TimmModel(nn.Module):
         self.net = net
         self.num_classes = net.num_classes
         self._layers = _layers_of(net)
+        self.channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"  # of its maps
         was_training = net.training
         net.eval()
         try:

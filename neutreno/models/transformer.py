@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any
 
 import torch
@@ -181,6 +182,23 @@ def init_linears(network: nn.Module, std: float) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def _recomputed(block: nn.Module) -> dict[str, Any]:
+    """What checkpointing needs to know of a block whose batch norms must not see a batch a second time."""
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        counted = [buffer for norm in norms for buffer in norm.buffers()]
+        before = [buffer.clone() for buffer in counted]
+        try:
+            yield
+        finally:
+            for buffer, was in zip(counted, before, strict=True):
+                buffer.copy_(was)
+
+    return {"context_fn": lambda: (nullcontext(), again())} if norms else {}
+
+
 class Trunk(nn.ModuleList):
     """A stack of blocks that hands the first block's values V_0 to all later ones.
 
@@ -198,15 +216,15 @@ class Trunk(nn.ModuleList):
     def forward(self, x: Tensor, hidden: list[Tensor] | None = None, checkpointing: bool = False) -> Tensor:
         """Tokens (B, N, C) → tokens after the last block; appends x and every block's output to ``hidden`` if given.
 
-        With ``checkpointing`` a block's activations are computed again in the backward pass instead of kept: a block is
-        a function of its tokens and V_0, so nothing else has to be remembered.
+        With ``checkpointing`` a block's activations are computed again in the backward pass instead of kept. A block is
+        a function of its tokens and V_0; batch norms, which also count, do not count twice.
         """
         v0 = None
         if hidden is not None:
             hidden.append(x)
         for block in self:
             if checkpointing and torch.is_grad_enabled():
-                x, v = checkpoint(block, x, v0, use_reentrant=False)
+                x, v = checkpoint(block, x, v0, use_reentrant=False, **_recomputed(block))
             else:
                 x, v = block(x, v0)
             if v0 is None:

@@ -1,6 +1,6 @@
 """ViT and DeiT on the project's trunk, with timm's parameter names, registered with timm.
 
-``timm.create_model("deit_tiny_neutreno_patch16_224")`` works wherever ``neutreno`` is imported.
+``timm.create_model("deit_tiny_neutreno_patch16_224")`` works wherever ``neutreno.models`` is imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import timm
 import torch
 from annotated_types import Ge, Le
-from timm.layers import resample_abs_pos_embed, trunc_normal_
+from timm.layers import PatchDropout, resample_abs_pos_embed, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import checkpoint_filter_fn
@@ -118,6 +118,8 @@ class VisionTransformer(timm.models.VisionTransformer):
         self.dist_token = self.head_dist = None
         if distilled:
             self.num_prefix_tokens = 2
+            if isinstance(self.patch_drop, PatchDropout):
+                self.patch_drop.num_prefix_tokens = 2
             self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
             places = self.patch_embed.num_patches + (0 if no_embed_class else self.num_prefix_tokens)
             self.pos_embed = nn.Parameter(torch.zeros(1, places, embed_dim))
@@ -133,6 +135,8 @@ class VisionTransformer(timm.models.VisionTransformer):
             raise InputError("class_token=false leaves no token for global_pool=token; set global_pool=avg")
         if distilled and (given["global_pool"] != "token" or given["reg_tokens"] or not given["class_token"]):
             raise InputError("distilled=true reads class and distillation token; leave the other options of tokens out")
+        if given["dynamic_img_pad"] and not given["dynamic_img_size"]:
+            raise InputError("dynamic_img_pad=true is for images of any size: it needs dynamic_img_size=true")
 
     def init_weights(self, mode: str = "", needs_reset: bool = False) -> None:
         """Weights as they are before training, as DeiT's release has them: class token truncated N(0, 0.02), where timm
@@ -145,10 +149,16 @@ class VisionTransformer(timm.models.VisionTransformer):
                 trunc_normal_(token, std=0.02)
         init_linears(self, self.init_std)
 
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Return the pair of logits in training, as timm's distilled models do."""
+        self.distilled_training = enable
+
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if self.head_dist is not None and global_pool not in (None, "", "token"):
+            raise InputError(f"global_pool={global_pool}: a distilled model reads class and distillation token")
         super().reset_classifier(num_classes, global_pool)
         if self.head_dist is not None:
             self.head_dist = copy.deepcopy(self.head)
@@ -318,6 +328,8 @@ def _register(name: str, distilled: bool, size: str, attention: type[SoftmaxAtte
     def entrypoint(pretrained: bool = False, **kwargs) -> VisionTransformer:
         defaults = {**SIZES[size], "patch_size": 16, "distilled": distilled, "attention": attention}
         if "lam" in kwargs:
+            if "attention" in kwargs:
+                raise InputError("lam goes with the model's own attention; say attention=partial(…, lam=…) instead")
             defaults["attention"] = partial(attention, lam=kwargs.pop("lam"))
         features = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}  # of features_only=True
         return build_model_with_cfg(

@@ -61,9 +61,14 @@ class LayerTokens:
         return torch.cat([formula(x[None, mask]) for x, mask in zip(self.features, self.mask, strict=True)])
 
     def of(self, samples: Tensor) -> LayerTokens:
-        """The same of some samples alone, (B,) of booleans; attention is left out."""
+        """The same of some samples alone, (B,) of booleans."""
+        weights, values = self.weights, self.values
         rest = {k: v[samples] for k in ("mask", "labels", "inputs") if (v := getattr(self, k)) is not None}
-        return replace(self, features=self.features[samples], weights=None, values=None, **rest)
+        if weights is not None:
+            rest["weights"] = lambda: weights()[samples]
+        if values is not None:
+            rest["values"] = lambda: tuple(v[samples] for v in values())
+        return replace(self, features=self.features[samples], **rest)
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,11 @@ def layerwise_metric(
         whole_set: it is given all samples of the probe set at once and returns a single number, ().
 
     Raises:
-        ValueError: there is nothing of that kind to need, or attention is asked for over the whole set.
+        ValueError: the name is no word, there is nothing of that kind to need, or attention is asked for over the
+            whole set.
     """
+    if name is not None and not name.isidentifier():
+        raise ValueError(f"{name!r} is no name of a layer-wise metric; write letters, digits and _")
     if unknown := set(needs) - {*NEEDS}:
         raise ValueError(f"a layer-wise metric may need {', '.join(NEEDS)}, not {', '.join(sorted(unknown))}")
     if whole_set and {"weights", "values"} & {*needs}:
@@ -342,3 +350,15 @@ def named_metrics(metrics: Any, key: str = "probe.metrics") -> list[Metric]:
     if not found:
         raise InputError(f"{key}=[] names no layer-wise metric; there are: {', '.join(known_metrics())}")
     return list(found.values())
+
+
+def probed(metrics: Any, key: str = "probe.metrics") -> list[str]:
+    """``probe.metrics``, and the cosine similarity before them, which tables and figures always show.
+
+    Raises:
+        InputError: they are no list of known names.
+    """
+    named_metrics(metrics, key)
+    found = list(dict.fromkeys(["cosine", *metrics]))
+    named_metrics(found, key)
+    return found

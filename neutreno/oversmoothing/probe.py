@@ -11,23 +11,13 @@ from lightning import Callback, LightningModule, Trainer
 
 from neutreno.errors import check_number
 from neutreno.files import replacing
-from neutreno.oversmoothing.metrics import named_metrics
+from neutreno.oversmoothing.metrics import probed
 from neutreno.oversmoothing.recorder import COLUMNS, measure
 from neutreno.parallel import gathered
 from neutreno.reports.figures import plot_similarity
 from neutreno.reports.layers import logged_name
 
 WHEN = ("step", "epoch", "when")
-
-
-def probed(metrics: Any) -> list[str]:
-    """``probe.metrics``, and the cosine similarity before them, which tables and figures always show.
-
-    Raises:
-        InputError: they are no list of known names.
-    """
-    named_metrics(metrics)
-    return list(dict.fromkeys(["cosine", *metrics]))
 
 
 class OversmoothingProbe(Callback):
@@ -40,7 +30,7 @@ class OversmoothingProbe(Callback):
     resumed run ends with the same files.
 
     Args:
-        metrics: layer-wise metrics, see :func:`probed`.
+        metrics: layer-wise metrics, see :func:`~neutreno.oversmoothing.metrics.probed`.
     """
 
     def __init__(
@@ -87,7 +77,7 @@ class OversmoothingProbe(Callback):
             fixed = {"step": trainer.global_step, "epoch": done, "when": when}
             rows = measure(task.model, self._samples, self.metrics, **fixed)
         self.rows += rows
-        task.log_now({logged_name(row, rows[0]["stack"]): row["mean"] for row in rows})
+        task.log_now({logged_name(r, rows[0]["stack"]): r["mean"] for r in rows if r["mean"] is not None})
         self.write()
 
     def write(self) -> None:

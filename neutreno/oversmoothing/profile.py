@@ -20,4 +20,5 @@ def profile(
 ) -> pd.DataFrame:
     """Layer-wise metrics of a model's tokens as a table: :func:`neutreno.oversmoothing.recorder.measure`, which says
     what the arguments and the columns are."""
-    return pd.DataFrame(measure(model, batches, [metrics] if isinstance(metrics, str) else metrics, layers, batch_size))
+    rows = measure(model, batches, [metrics] if isinstance(metrics, str) else metrics, layers, batch_size)
+    return pd.DataFrame(rows).astype({"mean": float, "sd": float})

@@ -25,6 +25,7 @@ from neutreno.oversmoothing.metrics import LayerTokens, Metric, named_metrics
 # A row of every table of layer-wise metrics: where, what, of which tokens, and over how many samples.
 COLUMNS = ("stack", "name", "layer", "subset", "metric", "mean", "sd", "samples", "tokens", "dim")
 ALL = "all"  # the subset of all tokens
+ATTENTION = {"weights", "values"}  # what a metric may need of a layer's attention
 
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _CROSS = re.compile(r"cross|enc_?dec|encoder_attn|multihead_attn", re.IGNORECASE)
@@ -33,12 +34,13 @@ _HALF = (torch.float16, torch.bfloat16)
 
 class Layer(NamedTuple):
     """A layer: the name of the container that is its stack, its own name, itself; for a stage of maps how many channels
-    it gives."""
+    it gives, and whether they stand last where the shape does not tell."""
 
     stack: str
     name: str
     module: nn.Module
     channels: int | None = None
+    channels_last: bool = False
 
 
 class Place(NamedTuple):
@@ -78,8 +80,9 @@ def measure(
     Returns:
         A row for every stack, metric, subset and layer, with :data:`COLUMNS`: ``stack`` (name of the container),
         ``name`` (of the module), ``layer`` (0: what enters the stack; k: the output of its k-th call), ``subset``
-        (``all``, or one of the network's), ``metric``, ``mean`` and ``sd`` over samples (None where there is but one
-        number), ``samples``, ``tokens`` (their mean number in a sample) and ``dim``.
+        (``all``, or one of the network's), ``metric``, ``mean`` and ``sd`` over samples (None where it is no finite
+        number; the sd also of a metric over the whole set), ``samples``, ``tokens`` (their mean number in a sample) and
+        ``dim``.
 
     Raises:
         InputError: no layers were found, none of them ran or all saw a single token, tokens are not finite, there is no
@@ -92,14 +95,14 @@ def measure(
     if any(p.dtype in _HALF for p in model.parameters()):
         model, first = copy.deepcopy(model).float(), torch.empty(0, device=first.device)
     found = _Measured(named, getattr(model, "token_subsets", lambda stack, tokens: {}))
-    recorder = Recorder(find_layers(model, layers), found.take)
+    recorder = Recorder(find_layers(model, layers), found.take, any({*m.needs} & ATTENTION for m in named))
     with recorder.attached(), _untouched(model), torch.autocast(first.device.type, enabled=False):
         for batch in _each(batches, batch_size):
             args, kwargs, labels = _arguments(batch, first)
             recorder.begin(args, kwargs, labels)
             _forward(model, kwargs, layers)(*args, **kwargs)
     rows = found.rows([layer.stack for layer in recorder.layers])
-    for name, reason in found.left_out.items():
+    for name, reason in found.reasons():
         warnings.warn(f"the layer-wise metric {name} {reason}; left out", stacklevel=2)
     if not rows:
         names = ", ".join(layer.name for layer in recorder.layers[:3])
@@ -156,7 +159,8 @@ def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
     if hasattr(model, "token_layers") and model.token_layers():
         given = [(stack, layer) for stack, layers in model.token_layers().items() for layer in layers]
         given = [(stack, *(layer if isinstance(layer, tuple) else (layer, None))) for stack, layer in given]
-        return [Layer(stack, name, named[name], channels) for stack, name, channels in given]
+        last = getattr(model, "channels_last", False)
+        return [Layer(stack, name, named[name], channels, last) for stack, name, channels in given]
     trunks = {name: module for name, module in named.items() if isinstance(module, Trunk)}
     if trunks:
         return [
@@ -218,17 +222,20 @@ class Recorder:
     Args:
         layers: of :func:`find_layers`.
         take: called for what enters a stack (layer 0) and for what leaves each of its layers.
+        attention: hand on weights and values, too, which costs a projection per layer.
     """
 
-    def __init__(self, layers: Sequence[Layer], take: Callable[[Place, LayerTokens], None]) -> None:
-        self.layers, self.take = list(layers), take
+    def __init__(
+        self, layers: Sequence[Layer], take: Callable[[Place, LayerTokens], None], attention: bool = True
+    ) -> None:
+        self.layers, self.take, self.attention = list(layers), take, attention
         decoders = {layer.stack for layer in layers if "decoder" in layer.stack}
         self._decoders = decoders if len(decoders) < len({layer.stack for layer in layers}) else set()
         self._calls: dict[str, int] = defaultdict(int)
         self._masks: tuple[Tensor | None, Tensor | None] = (None, None)
         self._labels: Tensor | None = None
         self._inputs: Any = None
-        self._attended: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}  # what entered an attention: x, V_0
+        self._attended: dict[nn.Module, tuple[Tensor, ...]] = {}  # of an attention: q, k, v, V_0
 
     def begin(self, args: tuple = (), kwargs: Mapping[str, Any] | None = None, labels: Tensor | None = None) -> None:
         """A batch is about to run, with these arguments and labels."""
@@ -241,6 +248,7 @@ class Recorder:
             return (~mask if mask.dtype == torch.bool else mask == 0) if isinstance(mask, Tensor) else None
 
         self._calls.clear()
+        self._attended.clear()
         self._labels = labels
         self._inputs = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
         own = real("attention_mask", "src_key_padding_mask")
@@ -253,7 +261,8 @@ class Recorder:
         handles: list[Any] = []
         try:
             for layer in self.layers:
-                attention = next((m for m in layer.module.modules() if isinstance(m, SoftmaxAttention)), None)
+                own = [m for m in layer.module.modules() if self.attention and isinstance(m, SoftmaxAttention)]
+                attention = own[0] if own else None
                 if attention is not None:
                     handles.append(attention.register_forward_pre_hook(self._attend, with_kwargs=True))
                 if layer.channels is None:  # what enters a stage has no shape that could be told
@@ -268,7 +277,8 @@ class Recorder:
 
     def _attend(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         x, v0, *_ = *args, kwargs.get("v0"), None
-        self._attended[attention] = (x, v0)
+        q, k, v = attention.project(x)
+        self._attended[attention] = (q, k, v, v if v0 is None else v0)
 
     def _enter(self, layer: Layer, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._calls[layer.stack] == 0:
@@ -291,21 +301,13 @@ class Recorder:
             mask = None
         mask = None if mask is None else mask.to(x.device)
         inputs, labels = (
-            None if y is None or len(y) != len(x) else y.to(x.device) for y in (self._inputs, self._labels)
+            None if y is None or y.ndim == 0 or len(y) != len(x) else y.to(x.device)
+            for y in (self._inputs, self._labels)
         )
         weights = values = None
         if attention in self._attended:
-            entered, v0 = self._attended.pop(attention)
-
-            @cache
-            def weights() -> Tensor:
-                return attention.weights(*attention.project(entered)[:2])
-
-            @cache
-            def values() -> tuple[Tensor, Tensor]:
-                v = attention.project(entered)[2]
-                return v, v if v0 is None else v0
-
+            q, k, v, v0 = self._attended[attention]
+            weights, values = cache(lambda: attention.weights(q, k)), lambda: (v, v0)
         tokens = LayerTokens(x, mask, labels, inputs, weights, values)
         if mask is not None and not mask.any(1).all():
             tokens = tokens.of(mask.any(1))  # samples of padding alone
@@ -321,7 +323,7 @@ class _Measured:
         self.whole: dict[tuple[str, Place, str], list[LayerTokens]] = defaultdict(list)
         self.sizes: dict[tuple[Place, str], list[Tensor]] = defaultdict(list)  # how many tokens the samples have
         self.dims: dict[Place, int] = {}
-        self.left_out: dict[str, str] = {}
+        self.missing: dict[tuple[str, Place, str], list[str]] = {}  # what was not there, if only for one batch
 
     def take(self, place: Place, tokens: LayerTokens) -> None:
         self.dims[place] = tokens.features.shape[-1]
@@ -329,14 +331,14 @@ class _Measured:
             mask = part.mask
             count = torch.full((len(part.features),), part.features.shape[1]) if mask is None else mask.sum(1).cpu()
             self.sizes[place, subset].append(count.double())
-            for metric in self.metrics:
-                missing = [name for name in metric.needs if getattr(part, name) is None]
-                if missing:
-                    self._missing(metric, missing, place, subset)
+            for metric in self.metrics if len(count) else ():
+                key = (metric.name, place, subset)
+                if missing := [name for name in metric.needs if getattr(part, name) is None]:
+                    self.missing[key] = missing
                 elif metric.whole_set:
-                    self.whole[metric.name, place, subset].append(_on_cpu(part))
+                    self.whole[key].append(_on_cpu(part))
                 else:
-                    self.values[metric.name, place, subset].append(self._applied(metric, part, place, (len(count),)))
+                    self.values[key].append(self._applied(metric, part, place, (len(count),)))
 
     def _parts(self, place: Place, tokens: LayerTokens) -> Iterator[tuple[str, LayerTokens]]:
         """All tokens, and the network's subsets of them, whose attention is that of all."""
@@ -344,15 +346,19 @@ class _Measured:
         for name, chosen in self.subsets(place.stack, tokens.features.shape[1]).items():
             mask = chosen.to(tokens.features.device).expand(tokens.features.shape[:2])
             mask = mask if tokens.mask is None else mask & tokens.mask
-            labels, inputs = tokens.labels, tokens.inputs
-            part = LayerTokens(tokens.features, mask, labels, inputs)
+            part = LayerTokens(tokens.features, mask, tokens.labels, tokens.inputs)
             yield name, part if mask.any(1).all() else part.of(mask.any(1))
 
-    def _missing(self, metric: Metric, missing: list[str], place: Place, subset: str) -> None:
-        if subset == ALL and (place.layer or not {"weights", "values"} & {*missing}):  # layer 0 has no attention
-            what = {"weights": "attention weights", "values": "the values of attention"}
-            which = " and ".join(what.get(name, name) for name in missing)
-            self.left_out[metric.name] = f"needs {which}, which are not there"
+    def reasons(self) -> Iterator[tuple[str, str]]:
+        """The metrics that were left out, and why; layer 0 and subsets have no attention, which is no reason."""
+        said = {"weights": "attention weights", "values": "the values of attention"}
+        found: dict[str, str] = {}
+        for (name, place, subset), missing in self.missing.items():
+            if {*missing} <= ATTENTION and (place.layer == 0 or subset != ALL):
+                continue
+            what = " and ".join(said.get(need, need) for need in missing)
+            found.setdefault(name, f"needs {what}, which are not there (in {place.name})")
+        yield from found.items()
 
     @staticmethod
     def _applied(metric: Metric, tokens: LayerTokens, place: Place, shape: tuple[int, ...]) -> Tensor:
@@ -365,32 +371,43 @@ class _Measured:
             raise TypeError(f"the layer-wise metric {metric.name} gave {given}, not a tensor of shape {shape}")
         return found.detach().double().cpu()
 
+    def _finish(self) -> None:
+        """The metrics over the whole set, now that it is there."""
+        for metric in self.metrics:
+            for key in [key for key in self.whole if key[0] == metric.name]:
+                tokens = _joined(self.whole.pop(key))
+                if missing := [name for name in metric.needs if getattr(tokens, name) is None]:
+                    self.missing[key] = missing  # its shape differs between batches
+                else:
+                    self.values[key] = [self._applied(metric, tokens, key[1], ())]
+
     def rows(self, stacks: Sequence[str]) -> list[dict[str, Any]]:
         """The table; of stacks none of whose layers ran, nothing."""
-        for (name, place, subset), parts in self.whole.items():
-            metric = next(m for m in self.metrics if m.name == name)
-            self.values[name, place, subset] = [self._applied(metric, _joined(parts), place, ())]
+        self._finish()
         ran = {place.stack for place in self.dims if place.layer}
         subsets = list(dict.fromkeys(subset for _, subset in self.sizes))
         order = {metric.name: number for number, metric in enumerate(self.metrics)}
         stacks = list(dict.fromkeys(stacks))
         rows = []
         for (name, place, subset), parts in self.values.items():
-            sizes = torch.cat(self.sizes[place, subset])
-            if place.stack not in ran or not len(sizes):
+            if place.stack not in ran or (name, place, subset) in self.missing:
                 continue
-            found = torch.cat([part.reshape(-1) for part in parts])
-            sd = found.std(correction=min(1, len(found) - 1)).item() if parts[0].ndim else None
+            found, sizes = torch.cat([part.reshape(-1) for part in parts]), torch.cat(self.sizes[place, subset])
+            sd = found.std(correction=min(1, len(found) - 1)) if parts[0].ndim else None
             row = {"stack": place.stack, "name": place.name, "layer": place.layer, "subset": subset, "metric": name}
-            row |= {"mean": found.mean().item(), "sd": sd, "samples": len(sizes)}
+            row |= {"mean": _finite(found.mean()), "sd": _finite(sd), "samples": len(sizes)}
             rows.append({**row, "tokens": sizes.mean().item(), "dim": self.dims[place]})
         rows.sort(key=lambda r: (stacks.index(r["stack"]), order[r["metric"]], subsets.index(r["subset"]), r["layer"]))
         return rows
 
 
+def _finite(value: Tensor | None) -> float | None:
+    return value.item() if value is not None and value.isfinite() else None
+
+
 def _on_cpu(tokens: LayerTokens) -> LayerTokens:
     parts = (tokens.features, tokens.mask, tokens.labels, tokens.inputs)
-    return LayerTokens(*(None if x is None else x.detach().cpu() for x in parts))
+    return LayerTokens(*(None if x is None else x.detach().to("cpu", copy=True) for x in parts))
 
 
 def _joined(parts: Sequence[LayerTokens]) -> LayerTokens:
@@ -441,10 +458,11 @@ def first_tensor(value: Any) -> Tensor | None:
 def _tokens(x: Tensor, layer: Layer) -> Tensor | None:
     """(B, N, C) of what a layer gives: of tokens, of torch's (N, B, C), of maps (B, H, W, C) or (B, C, H, W)."""
     modules = list(layer.module.modules())
-    if x.ndim == 4:  # where a layer convolves, channels stand first, unless the shape says otherwise
+    if x.ndim == 4:  # channels stand first where a layer convolves; of a stage, the shape tells, or its model
         first = any(isinstance(m, nn.Conv2d) for m in modules)
-        if layer.channels is not None and (x.shape[1] == layer.channels) != (x.shape[-1] == layer.channels):
-            first = x.shape[1] == layer.channels
+        if layer.channels is not None:
+            told = (x.shape[1] == layer.channels) != (x.shape[-1] == layer.channels)
+            first = x.shape[1] == layer.channels if told else not layer.channels_last
         return x.flatten(2).mT if first else x.flatten(1, 2)
     if x.ndim != 3:
         return None
@@ -458,7 +476,7 @@ def _tokens(x: Tensor, layer: Layer) -> Tensor | None:
 def _each(batches: Any, batch_size: int) -> Iterable[Any]:
     if isinstance(batches, Tensor):
         return batches.split(batch_size)
-    if isinstance(batches, Mapping):
+    if isinstance(batches, Mapping) or (isinstance(batches, tuple) and batches and isinstance(batches[0], Mapping)):
         return [batches]
     if isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[0], Tensor):
         inputs, labels = batches
@@ -484,6 +502,7 @@ def _arguments(batch: Any, like: Tensor) -> tuple[tuple[Any, ...], dict[str, Any
         labels = batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
         batch = batch[0]
     if isinstance(batch, Mapping):
+        labels = batch.get("labels") if labels is None and isinstance(batch.get("labels"), Tensor) else labels
         return (), {name: moved(value) for name, value in batch.items()}, labels
     if isinstance(batch, Tensor):
         return (moved(batch),), {}, labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def curve(
     metric: str = "cosine",
     stack: str | None = None,
 ) -> list[float]:
-    """Means by layer, of the first stack where none is named.
+    """Means by layer, of the first stack where none is named; NaN where a metric gave no finite number.
 
     Args:
         when: ``initial`` (before training) or ``last`` (of the latest measurement), where rows are of several steps.
@@ -60,4 +61,5 @@ def curve(
     wanted = [r for r in rows if (r["stack"], r["subset"], r["metric"]) == (stack, subset, metric)]
     steps = [row.get("step", 0) for row in wanted]
     at = (min if when == "initial" else max)(steps, default=0)
-    return [r["mean"] for r in sorted(wanted, key=lambda r: r["layer"]) if r.get("step", 0) == at]
+    now = sorted((r for r in wanted if r.get("step", 0) == at), key=lambda r: r["layer"])
+    return [math.nan if r["mean"] is None else r["mean"] for r in now]

@@ -172,7 +172,7 @@ PACKAGE = {
         from neutreno.config.options import Size, checked
         from neutreno.errors import InputError
         from neutreno.evaluation.base import Evaluator, Findings
-from neutreno.reports.evaluation import Table
+        from neutreno.reports.evaluation import Table
 
 
         class ErrorBySize(Evaluator):

@@ -159,8 +159,8 @@ class AttnScale(Variant):
         return (1 + omega) * self.average(q, k, v) - omega * self.token_mean(v)
 
 
-class CentredAttention(Variant):
-    """Centred attention: ``U = (A − D) V = A V − D V``; no parameter, fused. (Ali, Galanti, Wolf, "Centered
+class CenteredAttention(Variant):
+    """Centered attention: ``U = (A − D) V = A V − D V``; no parameter, fused. (Ali, Galanti, Wolf, "Centered
     Self-Attention Layers", 2023.)"""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:

@@ -181,12 +181,12 @@ def slurm_environment() -> SLURMEnvironment:
 
 
 def describe(trainer: Trainer, data: LightningDataModule) -> dict[str, int | str]:
-    """How a run's global batch was shared out, for its record."""
-    parts = trainer.accumulate_grad_batches
+    """How a run's global batch was split across ranks, for its record."""
+    micro_batches = trainer.accumulate_grad_batches
     return {
         "processes": trainer.world_size,
         "machines": trainer.num_nodes,
         "strategy": type(trainer.strategy).__name__,
-        "accumulate_grad_batches": parts,
-        "device_batch": data.batch_size // (trainer.world_size * parts),
+        "accumulate_grad_batches": micro_batches,
+        "micro_batch_size": data.batch_size // (trainer.world_size * micro_batches),
     }

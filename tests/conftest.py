@@ -199,11 +199,11 @@ def street_folders(tmp_path_factory):
 
 
 def run_ranks(
-    processes: int, *arguments: str, cwd: Path, slurm: bool = False, leader: Callable[[], None] = lambda: None
+    processes: int, *arguments: str, cwd: Path, slurm: bool = False, on_rank_zero: Callable[[], None] = lambda: None
 ) -> list[subprocess.CompletedProcess[str]]:
     """``train.py`` on several processes as torchrun, or SLURM's srun, starts them; forked, so without their imports.
 
-    ``leader`` is called in the first of them before it starts.
+    ``on_rank_zero`` is called in rank 0 before it starts.
     """
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -224,7 +224,7 @@ def run_ranks(
             rank_zero_only.rank = rank  # Lightning reads the environment on import
             signal.alarm(150)  # processes that wait for each other must not hold the tests forever
             if rank == 0:
-                leader()
+                on_rank_zero()
 
         return Forked("train.py", *arguments, cwd=cwd, setup=setup)
 

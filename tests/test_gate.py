@@ -210,7 +210,15 @@ def test_a_strength_that_nothing_takes_says_what_would(tmp_path):
 def test_what_a_key_is_to_a_run_stands_beside_the_key():
     settings = compose(["data=cifar10", "data.root=x"]).settings
     for mark, keys in {
-        EXECUTION: ["data.root", "data.num_workers", "trainer", "trainer.devices", "launcher.at_once", "name", "paper"],
+        EXECUTION: [
+            "data.root",
+            "data.num_workers",
+            "trainer",
+            "trainer.devices",
+            "launcher.max_parallel",
+            "name",
+            "paper",
+        ],
         FREE: ["data.crop_pct", "data.mean", "trainer.precision", "probe.num_samples"],
         IDENTITY: [
             "data.batch_size",
@@ -227,7 +235,14 @@ def test_what_a_key_is_to_a_run_stands_beside_the_key():
 
 
 def test_names_hold_what_a_run_is_and_not_how_it_is_executed():
-    words = ["data=cifar10", "data.root=x", "trainer=gpu", "data.num_workers=1", "logger=wandb", "launcher.at_once=2"]
+    words = [
+        "data=cifar10",
+        "data.root=x",
+        "trainer=gpu",
+        "data.num_workers=1",
+        "logger=wandb",
+        "launcher.max_parallel=2",
+    ]
     assert default_name(compose(words)) == "cifar10-deit_mini-neutreno-lam0.6-seed0"
     assert default_name(compose(["attention.lam=0", "seed=3"])) == "digits-deit_mini-neutreno-lam0-seed3"
     assert default_name(compose(["model=deit", "task.lr=0.1"])) == "digits-deit_mini-softmax-seed0-task.lr-0.1"
@@ -281,7 +296,7 @@ def test_no_general_code_names_an_axis():
             assert not re.search(rf"[\"'.]{word}[\"'.]", code), (file.name, word)
 
 
-@pytest.mark.parametrize("words", [["launcher.at_once=1,2"], ["output_dir=a,b"], ["seed=range(0,0)"]])
+@pytest.mark.parametrize("words", [["launcher.max_parallel=1,2"], ["output_dir=a,b"], ["seed=range(0,0)"]])
 def test_a_sweep_that_cannot_be_what_it_says_is_refused(words, tmp_path):
     done = run_forked("train.py", "-m", *words, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -111,7 +111,7 @@ def test_the_papers_figures_metrics_and_columns_are_the_files(tmp_path, capsys):
         tmp_path,
         TWO_ROWS + "metric: val/loss\nmetrics: [test/top1, test/none]\n"
         "columns: [effective_rank, parameters, mycolumns.runs_of_a_row]\n"
-        "paper: {theirs: {test/top1: {value: 71, provenance: recalled}}}\n",
+        "paper: {theirs: {test/top1: {value: 71, provenance: 'from memory, unverified'}}}\n",
     )
     table = read_table("mine", [str(tmp_path / "conf")])
     for label in table.rows:
@@ -129,7 +129,7 @@ def test_the_papers_figures_metrics_and_columns_are_the_files(tmp_path, capsys):
     titles = [title.strip() for title in header[1:-1]]
     assert titles[2] == "val/loss" and titles.index("test/top1") > 2
     assert titles[-3:] == ["effective rank, trained", "parameters", "runs of a row"]
-    assert "71.00 (recalled)" in done.stdout and first[-2].strip() == "1!"
+    assert "71.00 (from memory, unverified)" in done.stdout and first[-2].strip() == "1!"
     assert "test/none: no run has this metric" in done.stdout
     assert_one_line_error(run_forked(*command, cwd=tmp_path), "mycolumns.runs_of_a_row", "no module mycolumns")
 
@@ -142,7 +142,7 @@ def test_the_paper_figures_of_an_experiment_stand_in_its_file(tmp_path, capsys):
     (run / "result.json").write_text(json.dumps(result))
     print_tables([tmp_path], table)
     page = capsys.readouterr().out
-    assert "34.29 (recalled)" in page and "departs" not in page and "neutreno: no finished run" in page
+    assert "34.29 (from memory, unverified)" in page and "departs" not in page and "neutreno: no finished run" in page
 
 
 def test_what_is_needed_is_made_first_and_its_folder_handed_on():

@@ -23,7 +23,13 @@ from neutreno.reports.layers import curve, part_of, stacks_of
 RUNS = {
     "digits": [],
     "scenes": ["data=digit_scenes", "data.batch_size=100"],
-    "docs": ["data=python_docs", "data.epoch_steps=4", "data.segment=16", "trainer.max_steps=8", "data.batch_size=12"],
+    "docs": [
+        "data=python_docs",
+        "data.val_every_n_steps=4",
+        "data.sequence_length=16",
+        "trainer.max_steps=8",
+        "data.batch_size=12",
+    ],
 }
 
 

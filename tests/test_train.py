@@ -105,10 +105,14 @@ def test_every_row_of_every_table_trains_two_steps(row, tmp_path, request):
     arguments = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "name=x"]
     segments = name in ("table2", "camvid")
     if name in ("table3", "wikitext2"):
-        arguments = ["trainer.max_steps=2", "data.epoch_steps=2", f"data.root={request.getfixturevalue('some_text')}"]
+        arguments = [
+            "trainer.max_steps=2",
+            "data.val_every_n_steps=2",
+            f"data.root={request.getfixturevalue('some_text')}",
+        ]
         arguments += ["data.batch_size=2", "model.depth=1", "model.cutoffs=[5]", "name=x"]
     elif row.startswith("small/text"):
-        arguments = ["trainer.max_steps=2", "data.epoch_steps=2", "model.depth=1", "name=x"]
+        arguments = ["trainer.max_steps=2", "data.val_every_n_steps=2", "model.depth=1", "name=x"]
     elif name == "lab":
         arguments += ["model.depth=2", "model.embed_dim=16", "model.num_heads=2", "trainer.limit_val_batches=1"]
     elif name != "small":
@@ -126,11 +130,11 @@ def test_every_row_of_every_table_trains_two_steps(row, tmp_path, request):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "outputs/x/result.json").read_text())
     assert result["steps"] == 2 and result["row"] == row
-    cure = label.removesuffix("_neutreno")
-    if name == "lab" and cure in ("contranorm", "featscale", "layerscale"):
-        expected = ("neutreno" if "neutreno" in label else "softmax", cure)
+    method = label.removesuffix("_neutreno")
+    if name == "lab" and method in ("contranorm", "featscale", "layerscale"):
+        expected = ("neutreno" if "neutreno" in label else "softmax", method)
     elif name == "lab":
-        expected = (cure, "plain")
+        expected = (method, "plain")
     else:
         expected = ("neutreno" if "neutreno" in label else "softmax", "featscale" if "featscale" in label else "plain")
     assert (result["settings"]["attention"], result["settings"]["block"]) == expected
@@ -145,7 +149,7 @@ def test_every_row_of_every_table_trains_two_steps(row, tmp_path, request):
 
 def test_table_3_is_the_released_codes_recipe():
     softmax, neutreno = (composed(f"experiment=table3/{row}", "data.root=x") for row in ("softmax", "neutreno"))
-    assert neutreno.attention.lam == 0.4 and (neutreno.data.batch_size, neutreno.data.segment) == (96, 256)
+    assert neutreno.attention.lam == 0.4 and (neutreno.data.batch_size, neutreno.data.sequence_length) == (96, 256)
     assert (neutreno.task.opt, neutreno.task.lr, neutreno.task.warmup_steps) == ("adam", 2.5e-4, 2000)
     assert (neutreno.trainer.max_steps, neutreno.trainer.gradient_clip_val) == (500_000, 0.25)
     assert neutreno.model.size == "small" and neutreno.model.drop_rate == 0.1 and neutreno.model.attn_drop_rate == 0

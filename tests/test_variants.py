@@ -1,4 +1,4 @@
-"""Every cure of over-smoothing against a plain transcription of its formula, and what all of them must keep."""
+"""Every mitigation method against a plain transcription of its formula, and what all of them must keep."""
 
 import math
 from functools import partial
@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from neutreno.attention import (
     GFSA,
     AttnScale,
-    CentredAttention,
+    CenteredAttention,
     ExclusiveAttention,
     LaplacianHeads,
     LinearAttention,
@@ -70,7 +70,7 @@ def exclusive(layer, a, d, v, v0):
 
 RULES = {  # attention: (arguments, what it gives from A, D, V and V_0)
     AttnScale: ({}, attnscale),
-    CentredAttention: ({}, lambda layer, a, d, v, v0: (a - d) @ v),
+    CenteredAttention: ({}, lambda layer, a, d, v, v0: (a - d) @ v),
     LaplacianHeads: ({"fraction": 0.6}, laplacian),
     GFSA: ({}, gfsa),
     ExclusiveAttention: ({}, exclusive),
@@ -207,7 +207,7 @@ def test_every_combination_trains_all_its_parameters(attention, block):
         "mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5, **built(attention, block, *overrides)
     )
     model(torch.randn(4, 1, 8, 8)).square().sum().backward()
-    # softmax does not feel the keys' biases, and so on; but no parameter of a cure may be left out of the graph
+    # softmax does not feel the keys' biases, and so on; but no parameter of a method may be left out of the graph
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 

@@ -23,7 +23,7 @@ from neutreno.reports.layers import ALL, said_of
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 
 
-def timm_model(name: str, arguments: argparse.Namespace):
+def open_timm(name: str, arguments: argparse.Namespace):
     """(model, batches, what they are) of a timm model."""
     import timm
     import torch
@@ -63,7 +63,7 @@ def images(arguments: argparse.Namespace) -> list:
     return [decode(files[i], files[i], "RGB") for i in chosen]
 
 
-def hugging_face_model(name: str, arguments: argparse.Namespace):
+def open_hugging_face(name: str, arguments: argparse.Namespace):
     """The same of a Hugging Face model, by its name on the hub or its local folder."""
     try:
         import transformers
@@ -138,7 +138,7 @@ def token_ids(model, fetched, arguments: argparse.Namespace):
     return batch, what
 
 
-def run_folder(folder: str, arguments: argparse.Namespace):
+def open_run_folder(folder: str, arguments: argparse.Namespace):
     """The same of a run folder: its last weights, and the validation samples that its probe takes."""
     from neutreno.evaluation.opening import open_run
 
@@ -196,8 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named_metrics(metrics, "--metrics")
         torch.manual_seed(seed)
         library, _, name = arguments.model.partition(":")
-        load = {"timm": timm_model, "hf": hugging_face_model}.get(library) if name else None
-        model, batches, what = load(name, arguments) if load else run_folder(arguments.model, arguments)
+        load = {"timm": open_timm, "hf": open_hugging_face}.get(library) if name else None
+        model, batches, what = load(name, arguments) if load else open_run_folder(arguments.model, arguments)
         try:
             model.to(arguments.device)
         except (RuntimeError, AssertionError) as error:

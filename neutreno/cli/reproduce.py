@@ -2,10 +2,10 @@
 
     neutreno reproduce small                                        three tasks on embedded data, no download
     neutreno reproduce small --dry-run                              what there is to do
-    neutreno reproduce lab launcher.at_once=2                       every cure of over-smoothing, on digits
+    neutreno reproduce lab launcher.max_parallel=2                       every mitigation method, on digits
     neutreno reproduce lab data=cifar10 data.root=CIFAR10 trainer=gpu
     neutreno reproduce table1 --seeds 3 data.root=IMAGENET trainer=ddp
-    neutreno reproduce table3 data.root=WIKITEXT103 trainer=gpu launcher.at_once=8      a run on each GPU
+    neutreno reproduce table3 data.root=WIKITEXT103 trainer=gpu launcher.max_parallel=8      a run on each GPU
     neutreno reproduce table2 data.root=ADE20K trainer=gpu launcher=slurm launcher.parameters.slurm_partition=P
 
 A table is a file, table/NAME.yaml in the project's configs and in every --config-dir; each of its rows is a line.

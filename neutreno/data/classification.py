@@ -205,10 +205,10 @@ class ImageClassification(ClassificationData):
 
     def train_dataloader(self):
         if self.streams:
-            parts = self.trainer.accumulate_grad_batches
-            share = self.batch_size // (parts * self.trainer.world_size)
+            micro_batches = self.trainer.accumulate_grad_batches
+            share = self.batch_size // (micro_batches * self.trainer.world_size)
             stream = self._stream("train", self.train_transform(), batch_size=share)
-            batches = len(self.splits["train"]) // self.batch_size * parts
+            batches = len(self.splits["train"]) // self.batch_size * micro_batches
             return StreamLoader(stream, batches, share, num_workers=self.num_workers)
         if self.on_device:
             return DeviceLoader(*self._images("train"), self._normalize(), self._train_sampler(), self.crop_padding)

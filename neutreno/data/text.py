@@ -1,4 +1,4 @@
-"""Text → word ids: the vocabulary's rule, where text is read from, and the memory-mapped arrays it is kept in."""
+"""Text → token ids: the vocabulary's rule, where text is read from, and the memory-mapped arrays it is kept in."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class Vocabulary:
             return
         theirs = words.split("\n")
         differ = next((i for i, (a, b) in enumerate(zip(theirs, self.words, strict=False)) if a != b), None)
-        what = f"{len(theirs):,} words, the data {len(self):,}"
+        what = f"{len(theirs):,} tokens, the data {len(self):,}"
         if differ is not None:
-            what += f"; the first difference is word {differ}, {theirs[differ]!r} there and {self.words[differ]!r} here"
+            what += f"; they first differ at token {differ}, {theirs[differ]!r} there and {self.words[differ]!r} here"
         raise InputError(f"{source} was trained with another vocabulary than the data's: it has {what}")
 
 

@@ -28,7 +28,7 @@ class ExplicitNeutreno(NeutrenoAttention):
         return a @ v if v0 is None else a @ v + self.lam * (v0 - v)
 
 
-KINDS = {"fused": NeutrenoAttention, "explicit": ExplicitNeutreno}
+ATTENTIONS = {"fused": NeutrenoAttention, "explicit": ExplicitNeutreno}
 
 
 def bench_step(repeats: int) -> list[tuple[str, str]]:

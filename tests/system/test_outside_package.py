@@ -257,7 +257,7 @@ CONFIGS = {
           none: norm=none
           centre: norm=centre
         paper:
-          none: {val/mae: {value: 0.5, provenance: recalled}}
+          none: {val/mae: {value: 0.5, provenance: "from memory, unverified"}}
         """,
 }
 TRAIN = ["model=setnet", "data=sets"]
@@ -296,7 +296,7 @@ def swept(package, tmp_path_factory):
     cwd = tmp_path_factory.mktemp("swept")
     done = call(
         *("train.py", "-m", "model=setnet", "--config-dir", str(package / "conf"), "data=sets"),
-        *("norm=none,centre", "seed=0,1", "launcher.at_once=2"),
+        *("norm=none,centre", "seed=0,1", "launcher.max_parallel=2"),
         package=package,
         cwd=cwd,
     )
@@ -412,7 +412,7 @@ def test_its_table_is_reproduced_with_a_column_of_its_own(package, tmp_path):
     assert "| none " in done.stdout and "| centre " in done.stdout and "departs" not in done.stdout
     tabled = call("scripts/tables.py", "sets", *conf, package=package, cwd=tmp_path)
     header, _, first, _ = (line.split("|") for line in tabled.stdout.splitlines() if line.startswith("|"))
-    assert first[1].strip() == "none" and "0.50 (recalled)" in tabled.stdout
+    assert first[1].strip() == "none" and "0.50 (from memory, unverified)" in tabled.stdout
     assert header[-2].strip() == "elements" and first[-2].strip() == "8"
     assert "| sets/none " in call("scripts/tables.py", "outputs", *conf, package=package, cwd=tmp_path).stdout
 
@@ -420,7 +420,7 @@ def test_its_table_is_reproduced_with_a_column_of_its_own(package, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["norm=centred"], ["norm=centred", "did you mean centre"]),
+        (["norm=centered"], ["norm=centered", "did you mean centre"]),
         (["attention=xsa"], ["attention=xsa", "no axis attention; its axes are norm"]),
         (["norm=centre", "norm.scale=-1"], ["norm.scale=-1"]),
         (["norm=centre", "+norm.power=1"], ["norm.power", "Centre takes no such option"]),

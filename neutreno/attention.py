@@ -68,7 +68,7 @@ class SoftmaxAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """A (B, H, N, N), which fused attention never holds: for measures, and for rules that need it."""
+        """A (B, H, N, N), which fused attention never holds: for layer-wise metrics, and for rules that need it."""
         scores = q @ k.mT / math.sqrt(q.shape[-1])
         if self.causal:
             future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
@@ -247,7 +247,7 @@ class ReAttention(Variant):
     """Re-attention: ``U = Norm_h(Θ A) V``; Θ (H, H) mixes the heads' maps, and batch normalisation follows per head.
 
     Needs A itself, so it holds an N × N matrix; Θ starts at the identity. Normalisation takes the mean over all tokens
-    and samples of a batch, so it is no attention for causal models, and processes that share a batch out differ by
+    and samples of a batch, so it is no attention for causal models, and ranks that split a batch differ by
     their parts' statistics. (Zhou et al., "DeepViT: Towards Deeper Vision Transformer", 2021.)
 
     Raises:

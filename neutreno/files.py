@@ -25,7 +25,7 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     unfinished = path.with_name(path.name + UNFINISHED)
     if not path.parent.is_dir():
-        raise InputError(f"could not write {path}: there is no folder {path.parent}")
+        raise InputError(f"could not write {path}: no folder {path.parent}")
     try:
         with open(unfinished, mode, **({} if "b" in mode else {"newline": "", "encoding": "utf-8"})) as file:
             yield file

@@ -161,7 +161,7 @@ def read_result(run: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is not the result of a run")
     if result.get("format") != FORMAT:
         was = result.get("format", "an older one")
-        raise InputError(f"{path} has the format {was}, not {FORMAT} as this version writes and reads; run it anew")
+        raise InputError(f"{path} has the format {was}, not {FORMAT} as this version writes and reads; run it again")
     needed = {"name", "settings", "metrics", "oversmoothing"} if result["status"] == "finished" else set()
     if not needed <= result.keys():
         raise InputError(f"{path} is not the result of a run")

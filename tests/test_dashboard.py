@@ -152,8 +152,8 @@ def test_the_slider_shows_the_curves_over_training(browser, page):
 
 
 @pytest.mark.slow
-def test_another_measure_is_a_choice_away(browser, page):
-    browser.get(page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0", "measure": "effective_rank"}))
+def test_another_layer_metric_is_a_choice_away(browser, page):
+    browser.get(page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0", "layerMetric": "effective_rank"}))
     browser.refresh()
     plot = "const p = document.getElementById('layers'); return [p.data[0].y, p.layout.yaxis.title.text]"
     assert browser.execute_script(plot) == [[9, 8, 7, 6, 5], "effective rank"]

@@ -228,7 +228,7 @@ def test_evaluate_gives_both_protocols_with_token_counts(finished):
     sequences = next(r for r in found["records"]["perplexity"] if r["split"] == "test" and r["stride"] == 16)
     assert sequences["ppl"] == pytest.approx(found["metrics"]["test/ppl"], rel=1e-5)
     assert f"{tokens['test'] - 1:,}" in (finished / "evaluation.md").read_text()
-    assert curve(found["records"]["curves"]) == curve(result(finished)["oversmoothing"])
+    assert curve(found["records"]["per_layer"]) == curve(result(finished)["oversmoothing"])
 
 
 def test_evaluate_refuses_a_stride_beyond_the_window(finished):

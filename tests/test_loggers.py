@@ -66,7 +66,7 @@ def test_wandb_gets_group_job_config_summary_curves_and_figure(trained):
 
 @pytest.mark.slow
 def test_an_evaluation_is_a_job_of_the_same_group(trained):
-    arguments = ["evaluators=[metrics,curves]", "logger=wandb", "trainer.accelerator=cpu"]
+    arguments = ["evaluators=[metrics,per_layer]", "logger=wandb", "trainer.accelerator=cpu"]
     done = run_forked("evaluate.py", "outputs/x", *arguments, cwd=trained.parents[1])
     assert done.returncode == 0 and "took no report" not in done.stderr, done.stderr
     (folder,) = trained.glob("wandb/offline-run-*x-eval")

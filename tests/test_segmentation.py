@@ -41,7 +41,7 @@ SMALL = [
     "trainer.accelerator=cpu",
     "name=x",
 ]
-NO_COST = "evaluators=[metrics,windows,curves]"
+NO_COST = "evaluators=[metrics,windows,per_layer]"
 
 
 def result(folder):

@@ -162,7 +162,7 @@ def test_a_cached_array_that_does_not_match_is_noticed(tmp_path, name, change):
     else:
         file.write_bytes(content[:-4] if change == "truncate" else bytes([content[0] ^ 1]) + content[1:])
     with pytest.raises(
-        InputError, match=rf"{name} does not match its source.*; remove the folder .*ids to make it anew"
+        InputError, match=rf"{name} does not match its source.*; remove the folder .*ids to build it again"
     ):
         read(root)
     shutil.rmtree(root / "ids")

@@ -1,4 +1,4 @@
-"""Train a network and watch how similar its tokens become with depth.
+"""Train a network and measure how similar its tokens become with depth.
 
 compose → check → build → fit → evaluate → record
 """
@@ -35,12 +35,12 @@ def _main(words: Sequence[str]) -> int:
     run("train", words, lambda composed, is_sweep: sweep.append(composed) if is_sweep else train(composed))
     if not sweep:
         if {"-m", "--multirun"} & set(words):
-            raise InputError("the sweep holds no run: its words leave nothing to combine")
+            raise InputError("the sweep is empty: its overrides leave nothing to combine")
         return 0
     for composed in sweep[1:]:
         for key in ("launcher", "output_dir"):
             if composed.config[key] != sweep[0].config[key]:
-                raise InputError(f"{key} is one for a whole sweep; give it one value")
+                raise InputError(f"{key} applies to the whole sweep; give a single value")
     from neutreno.launchers import launch, plan  # each as a process of its own, now that all are known
 
     return 2 if launch([plan(composed) for composed in sweep], sweep[0].config) else 0
@@ -81,7 +81,7 @@ def train(composed: Composed) -> None:
     data.setup()
     if config.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
-            raise InputError(f"grad_checkpointing=true: {type(model).__name__} has no such way to run; leave it out")
+            raise InputError(f"grad_checkpointing=true: {type(model).__name__} does not support it; leave it out")
         model.set_grad_checkpointing()
     if config.compile:  # in place, so names stay; the average is not compiled, nor what the probe runs
         model.compile()

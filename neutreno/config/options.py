@@ -80,7 +80,7 @@ class Option:
         except ValidationError as error:
             found = error.errors(include_url=False, include_context=False)
             if any(e["type"] in ("list_type", "sequence_str") or "instance of Sequence" in e["msg"] for e in found):
-                return f"{key}={_shown(value)} is no list; write {key}=[{_shown(value)}]"
+                return f"{key}={_shown(value)} is not a list; write {key}=[{_shown(value)}]"
             return f"{key}={_shown(value)} {' or '.join(dict.fromkeys(map(_words, found)))}"
         return None
 

@@ -221,7 +221,7 @@ class SegmentationFolders(SegmentationData):
 
 def _two(name: str, values: Sequence) -> tuple:
     if len(values) != 2:
-        raise InputError(f"{name}={list(values)} is no list of two numbers")
+        raise InputError(f"{name}={list(values)} is not a list of two numbers")
     return tuple(values)
 
 

@@ -375,7 +375,7 @@ def _write(path: Path, blocks: Iterable[np.ndarray]) -> int:
 
 
 def _read(folder: Path, checksums: dict[str, str], where: str) -> PreparedText:
-    again = f"remove the folder {folder} to make it anew"
+    again = f"remove the folder {folder} to build it again"
     try:
         record = json.loads((folder / "record.json").read_text())
         files, before = record["files"], record["sources"]

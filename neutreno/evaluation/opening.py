@@ -135,7 +135,7 @@ def model_settings(composed: Composed) -> Composed:
     if config.model.get("new_head"):
         raise InputError("model.new_head=true leaves the head untrained: train it first, then evaluate that run")
     if "ema_decay" in config.task:
-        config.task.ema_decay = None  # there is no average of the weights
+        config.task.ema_decay = None  # there is no EMA of the weights
     return composed.anew()
 
 

@@ -78,7 +78,7 @@ class Block(nn.Module):
 
 
 class FeatScaleBlock(Block):
-    """FeatScale: reweigh the direct-current and high-frequency parts of the attention sublayer's output x.
+    """FeatScale: reweight the DC and high-frequency components of the attention sublayer's output x.
 
     ``DC = mean of x over tokens, HC = x − DC, out = x + λ₁ ⊙ DC + λ₂ ⊙ HC`` with learned λ₁, λ₂ (C,) that start at 0,
     so the block starts as the plain one. The mean runs over all tokens, so it is no block for causal models. (Wang et

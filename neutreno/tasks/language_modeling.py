@@ -18,7 +18,7 @@ from neutreno.tasks.base import Task
 class LanguageModeling(Task):
     """Trains a language model and reports ``val/loss``, nats per token, and ``val/ppl``, perplexity: its exponential.
 
-    Over all tokens and ranks, each sequence read without the tokens before it. Metrics of the averaged weights carry
+    Over all tokens and ranks, each sequence read without the tokens before it. Metrics of the EMA weights carry
     the prefix ``ema/``. Checkpoints hold the vocabulary, so that the model can write without its data.
 
     Args:
@@ -27,7 +27,7 @@ class LanguageModeling(Task):
 
     main_metric = "val/ppl"
     main_metric_mode = "min"
-    evaluators = ("metrics", "perplexity", "curves")
+    evaluators = ("metrics", "perplexity", "per_layer")
     throughput = "train/tokens_per_s"
     accepts = "tokens"
 

@@ -139,7 +139,7 @@ PACKAGE = {
 
             main_metric = "val/mae"
             main_metric_mode = "min"
-            evaluators = ("metrics", "curves", "mine.evaluators.ErrorBySize")
+            evaluators = ("metrics", "per_layer", "mine.evaluators.ErrorBySize")
 
             @checked
             def __init__(self, model, delta: Positive = 1.0, **kwargs) -> None:
@@ -358,7 +358,7 @@ def test_its_task_brings_an_evaluator_of_its_own(package, swept, tmp_path):
     done = call("evaluate.py", *words, package=package, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
-    assert found["settings"]["evaluators"] == ["metrics", "curves", "ErrorBySize"]
+    assert found["settings"]["evaluators"] == ["metrics", "per_layer", "ErrorBySize"]
     assert found["metrics"]["val_first8/mae"] == pytest.approx(found["metrics"]["val/mae"], rel=1e-5)
     assert found["metrics"]["val_first4/mae"] == found["records"]["ErrorBySize"]["4"]
     assert "| points seen" in done.stdout and "| val_first4/mae" in done.stdout
@@ -423,7 +423,7 @@ def test_its_table_is_reproduced_with_a_column_of_its_own(package, tmp_path):
         (["norm=centered"], ["norm=centered", "did you mean centre"]),
         (["attention=xsa"], ["attention=xsa", "no axis attention; its axes are norm"]),
         (["norm=centre", "norm.scale=-1"], ["norm.scale=-1"]),
-        (["norm=centre", "+norm.power=1"], ["norm.power", "Centre takes no such option"]),
+        (["norm=centre", "+norm.power=1"], ["norm.power", "Centre has no such option"]),
         (["model.dept=3"], ["did you mean model.depth"]),
         (["norm._target_=mine.model.Center"], ["norm._target_", "did you mean Centre"]),
         (["norm._target_=their.model.Centre"], ["no module their"]),

@@ -43,7 +43,7 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def _system_reason(error: BaseException) -> str | None:
-    """What the operating system said, also where torch wrapped it into an error of its own."""
+    """What the operating system said, also where torch wrapped it into another error."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError):

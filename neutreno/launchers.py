@@ -1,4 +1,4 @@
-"""Many runs: each a process of its own, in sequence, several at once, or as jobs of a SLURM cluster."""
+"""Many runs: each a separate process, in sequence, several in parallel, or as jobs of a SLURM cluster."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def launch(
 ) -> list[tuple[Job, str]]:
     """Make the runs that are not finished, with a line of progress; returns those that failed, with the reason.
 
-    Every run's output goes to a file of its own, ``<output_dir>/.sweeps/<time>/<run>.log``; what became of each stands
+    Every run's output goes to a separate file, ``<output_dir>/.sweeps/<time>/<run>.log``; what became of each stands
     in ``manifest.json`` beside them. One failing run does not stop the others, apart from those that need it; a sweep
     that is killed takes its runs with it, and the same command goes on. At the end ``table`` prints that of the
     finished runs' folders (default: :func:`neutreno.reports.tables.print_tables`).
@@ -99,7 +99,7 @@ def launch(
     progress.say()
     manifest = Manifest(jobs, Path(config.output_dir)) if todo else None
     if todo:
-        print(f"what the runs say: {manifest.folder}")
+        print(f"logs: {manifest.folder}")
 
     def started(job: Job) -> None:
         manifest.note(job, "running", started=now())
@@ -275,7 +275,7 @@ def _reason(job: Job, code: int) -> str:
     if last.startswith("error: "):
         return last.removeprefix("error: ")
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{how}{f', its last words: {last}' if last else ''} (see {job.log})"
+    return f"{how}{f', its last output: {last}' if last else ''} (see {job.log})"
 
 
 def execute(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
@@ -339,7 +339,7 @@ def visible_gpus() -> list[str]:
 
 
 class SlurmRun:
-    """What a SLURM job does: the run as a process of its own, queued again by submitit when its time is up."""
+    """What a SLURM job does: the run as a separate process, queued again by submitit when its time is up."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.command, self.log = command, log

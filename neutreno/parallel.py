@@ -59,7 +59,7 @@ def shard(task: LightningModule) -> None:
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 whose checkpoints are whole, written and read as those of every other strategy.
 
-    Lightning's own reader takes the optimizer's numbering of parameters for the model's, so it gives a checkpoint of
+    Lightning's native reader takes the optimizer's numbering of parameters for the model's, so it gives a checkpoint of
     one device's run the wrong moments.
     """
 

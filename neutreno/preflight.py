@@ -1,4 +1,4 @@
-"""What a run will cost, measured on a few of its own steps: ``python train.py … preflight=true``."""
+"""What a run will cost, measured on a few of its steps: ``python train.py … preflight=true``."""
 
 from __future__ import annotations
 

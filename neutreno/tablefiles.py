@@ -313,7 +313,7 @@ def _wrong_needs(table: Table) -> Iterator[str]:
             name = f"{other.name}/{row}"
             if name in path:
                 circle = [*path[path.index(name) :], name]
-                raise InputError(f"{where}: circular needs: {' → '.join(circle)}")
+                raise InputError(f"{where}: rows need each other in a circle: {' → '.join(circle)}")
             walk(other, row, [*path, name])
 
     for label in table.needs:

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core of its own
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core per worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")  # before anything reads them: nothing is looked for outside
 
@@ -54,7 +54,7 @@ def _forks_can_train():
 
 
 def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command line in a process of its own, exactly as a user starts it; its imports take seconds."""
+    """A command line in a separate process, exactly as a user starts it; its imports take seconds."""
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd,

@@ -114,7 +114,7 @@ def names(browser):
 @pytest.mark.slow
 def test_every_plot_follows_the_table_and_no_request_leaves_the_page(browser, page):
     browser.get(page.as_uri())
-    assert len(names(browser)) == 8  # the other task has a page of its own
+    assert len(names(browser)) == 8  # the other task has a separate page
     for plot in PLOTS:
         assert {f"digits-lam{lam}-seed{seed}" for lam in ("0.2", "0.6", "1") for seed in (0, 1)} <= drawn(browser, plot)
     two = {"digits-lam0.6-seed0", "digits-lam0.6-seed1"}

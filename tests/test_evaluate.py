@@ -75,7 +75,7 @@ def test_a_timm_name_with_local_weights_is_evaluated_as_timm_would(image_folders
     assert found["versions"]["timm"] and found["hardware"]["cpu"]
     page = (folder / "evaluation.md").read_text()
     assert page in done.stdout and "Weights: weights.pth" in page and "val_crop0.9/top1" in page
-    assert "multiply-adds of an image, 3 x 160 x 160" in page and "effective rank" in page
+    assert "multiply-adds per image, 3 x 160 x 160" in page and "effective rank" in page
 
 
 def test_what_is_typed_wins_over_what_timm_says(image_folders, tmp_path):

@@ -150,9 +150,9 @@ WORDS = {
     "+attention@model.attention=linear": ["model.attention is what attention=…"],
     "~model.block": ["model.block is what block=…"],
     "~attention": ["needs the axis attention"],
-    "++variants={attention:neutreno}": ["variants is declared by the model's file"],
-    "++labels={task.lr:lr}": ["labels is declared by the model's file"],
-    "family=x": ["family is declared by the model's file"],
+    "++variants={attention:neutreno}": ["variants is declared in the model's file"],
+    "++labels={task.lr:lr}": ["labels is declared in the model's file"],
+    "family=x": ["family is declared in the model's file"],
     "++recipe={foo:0.3}": ["recipe is a group of files"],
     "++trainer.callbacks=[]": ["trainer.callbacks cannot be set"],
     "++trainer.fast_dev_run=true": ["trainer.fast_dev_run cannot be set"],
@@ -202,7 +202,7 @@ def test_a_strength_that_nothing_takes_says_what_would(tmp_path):
     done = run_forked("train.py", "model=deit", "attention.lam=0.4", cwd=tmp_path)
     assert_one_line_error(done, "no key attention.lam", "attention=neutreno")
     done = run_forked("train.py", "model=deit", "recipe.lam=0.4", cwd=tmp_path)
-    assert_one_line_error(done, "recipe.lam", "looks it up")
+    assert_one_line_error(done, "recipe.lam", "do not use it")
     done = run_forked("train.py", "model=timm", "model.name=vit_tiny_patch16_224", "attention=xsa", cwd=tmp_path)
     assert_one_line_error(done, "model=timm has no axis attention")
 

@@ -122,7 +122,7 @@ def plain_nll(model, ids, context, target):
 
 
 def plain_loop(model, ids, window, stride):
-    """Each word by a pass of its own over its context: the first ``window`` words from the text's beginning, each
+    """Each token by a separate pass over its context: the first ``window`` tokens from the text's beginning, each
     later one from the beginning of the first window that reaches it. (Positions count from a pass's end, so a shorter
     pass is another context for the model: the reference reads the whole window.)"""
     tokens, total = len(ids) - 1, {}

@@ -72,7 +72,7 @@ def test_a_killed_sweep_is_continued_by_the_same_command_and_runs_nothing_twice(
     third = run_script("train.py", *SWEEP, cwd=tmp_path)
     lines = third.stdout.splitlines()
     assert third.returncode == 0 and [line.endswith(": finished") for line in lines[:4]] == [True] * 4
-    assert lines[4] == "[4 of 4 runs done, 0 running, 0 left]" and "what the runs say" not in third.stdout
+    assert lines[4] == "[4 of 4 runs done, 0 running, 0 left]" and "logs: " not in third.stdout
 
 
 @pytest.mark.slow

@@ -181,11 +181,11 @@ def test_contranorm_equals_its_formula(normalize):
 @pytest.mark.parametrize("block", ["plain", "featscale"])
 def test_what_starts_at_zero_starts_as_softmax(attention, block):
     torch.manual_seed(0)
-    cured = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5, **built(attention, block)).eval()
+    varied = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5, **built(attention, block)).eval()
     softmax = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5).eval()
-    assert not softmax.load_state_dict(cured.state_dict(), strict=False).missing_keys
+    assert not softmax.load_state_dict(varied.state_dict(), strict=False).missing_keys
     images = torch.randn(2, 1, 8, 8)
-    torch.testing.assert_close(cured(images), softmax(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(varied(images), softmax(images), rtol=0, atol=1e-5)
 
 
 def test_a_learned_value_residual_starts_at_halves():

@@ -46,7 +46,7 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
             overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
             job(Composed(config, choices, overrides, config_dirs), hydra_config.mode == RunMode.MULTIRUN)
         except (Exception, KeyboardInterrupt) as error:
-            failed.append(error)  # raised below: Hydra would add a line of its own
+            failed.append(error)  # raised below: Hydra would add another line
 
     sys.argv = [given[0], *words, *searchpath(config_dirs)]
     try:

@@ -1,4 +1,4 @@
-"""Tables of results: mean ± standard deviation over seeds, difference to the baseline, the paper's figures next to ours.
+"""Tables of results: mean ± standard deviation over seeds, difference to the baseline, the paper's figures.
 
     neutreno tables lab                                        a table file: its rows, from all runs in outputs
     neutreno tables table1 outputs/imagenet-* --format latex > table1.tex

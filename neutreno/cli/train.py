@@ -41,7 +41,7 @@ def _main(words: Sequence[str]) -> int:
         for key in ("launcher", "output_dir"):
             if composed.config[key] != sweep[0].config[key]:
                 raise InputError(f"{key} applies to the whole sweep; give a single value")
-    from neutreno.launchers import launch, plan  # each as a process of its own, now that all are known
+    from neutreno.launchers import launch, plan  # each as a separate process, now that all are known
 
     return 2 if launch([plan(composed) for composed in sweep], sweep[0].config) else 0
 
@@ -185,7 +185,7 @@ def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
 
 
 def started_from(composed: Composed, run: RunFolder, resume_from: Path | None) -> dict[str, Any]:
-    """The run's initial weights; of one that resumes what it said when it began, for the files may have changed."""
+    """The run's initial weights; of one that resumes the recorded ones, since the files may have changed."""
     from neutreno.results import initial_weights
     from neutreno.runs import read_result
 
@@ -226,7 +226,7 @@ def make_trainer(
     from neutreno.preflight import MicroBatch
 
     config = composed.config
-    # "last" is a callback of its own: ModelCheckpoint(save_last=True) saves it only when "best" improved.
+    # "last" has a separate callback: ModelCheckpoint(save_last=True) saves it only when "best" improved.
     checkpoints = {"dirpath": run.path / "checkpoints", "enable_version_counter": False}
     every_epoch = {**checkpoints, "save_on_train_epoch_end": True}
     callbacks = [

@@ -54,4 +54,4 @@ def build(node: Any, **supplied: Any) -> Any:
     except InstantiationException as error:
         if error.__cause__ is not None:
             raise error.__cause__ from None
-        raise InputError(" ".join(str(error).split())) from error  # Hydra's own refusal
+        raise InputError(" ".join(str(error).split())) from error  # Hydra's refusal

@@ -38,7 +38,7 @@ def check(composed: Composed, schema: str = "train", only: Sequence[str] | None 
 
 
 def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str]:
-    """Keys that nothing takes, values that have none, and the project's own settings out of bounds."""
+    """Keys that nothing takes, values that have none, and the project's settings out of bounds."""
     try:
         settings = composed.settings
     except InterpolationKeyError as error:

@@ -187,7 +187,7 @@ def near(key: str, composed: Composed) -> str:
         alike = difflib.get_close_matches(key, there, 2, 0.8) or difflib.get_close_matches(last, ends, 2, 0.75)
         found = [ends.get(k, k) for k in alike]
     if not found:
-        return f"; {', '.join(bring)} would bring {last}" if bring else ""
+        return f"; {', '.join(bring)} would add {last}" if bring else ""
     return f"; did you mean {' or '.join(dict.fromkeys(found[:3]))}?"
 
 

@@ -74,7 +74,7 @@ class ImageClassification(ClassificationData):
         classes: keep only these, by name (ImageNet: by synset id), in this order; null: all.
         train_samples: train on a fixed stratified subset of so many images; null: on all.
         val_fraction: share of the training set to validate on, split off by a fixed stratified draw, when the data set
-            brings no validation split of its own; then its test split is used once at the end.
+            has no validation split; then its test split is used once at the end.
         on_device: keep all images on the training device and augment there (random crop and flip alone), if they have
             ``img_size`` already.
         mean, std: normalisation per channel; released ViT weights expect 0.5, DeiT's the values of ImageNet.

@@ -88,7 +88,7 @@ class TokenStreamLoader(Resumable):
 class SequenceLoader:
     """Batches to evaluate: a text cut into sequences, each read without what stands before it.
 
-    The last one may be shorter and is a batch of its own, because positions count from a sequence's end. Every process
+    The last one may be shorter and is a separate batch, because positions count from a sequence's end. Every process
     takes every ``world``-th batch.
     """
 

@@ -232,9 +232,7 @@ def open_folder(root: str | Path) -> dict[str, TextFile | ParquetFiles]:
             )
         if len(found) > 1:
             there = ", ".join(source.files[0].name for source in found)
-            raise InputError(
-                f"data.root={root} has the {names[0]} split more than once: {there}; leave one of them there"
-            )
+            raise InputError(f"data.root={root} has the {names[0]} split more than once: {there}; keep one of them")
         for path in found[0].files:
             if path.stat().st_size == 0:
                 raise InputError(f"{path} is empty")
@@ -257,7 +255,7 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, HubText]:
     quiet_hub()
     try:
         found = datasets.load_dataset(reader.removeprefix("hfds/"), **reader_args)
-    except Exception as error:  # no network, no such data set, a config that must be named: each raises its own kind
+    except Exception as error:  # no network, no such data set, a config that must be named: exceptions differ by cause
         raise InputError(f"data.reader={reader} cannot be read: {' '.join(str(error).split())}") from error
     sources = {}
     for split, names in SPLITS.items():
@@ -268,7 +266,7 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, HubText]:
             raise InputError(f"data.reader={reader} has no column text; it has: {', '.join(found[name].column_names)}")
         if not found[name].cache_files:
             raise InputError(
-                f"data.reader={reader} is held in memory alone, so no change would be noticed; read it from disk"
+                f"data.reader={reader} is held in memory only, so changes would go unnoticed; load it from disk"
             )
         sources[split] = HubText(found[name])
     return sources
@@ -294,7 +292,7 @@ def prepare(sources: dict[str, Any], folder: Path, min_count: int, where: str) -
     checksums = {split: checksum(source.files) for split, source in sources.items()}
     if folder.exists() and not (folder / "record.json").exists():
         raise InputError(
-            f"{folder} is there, but does not hold the ids of {where}; name another folder, data.cache=FOLDER"
+            f"{folder} exists, but does not hold the ids of {where}; name another folder, data.cache=FOLDER"
         )
     if not (folder / "record.json").exists():
         try:
@@ -338,7 +336,7 @@ def _build(sources: dict[str, Any], checksums: dict[str, str], folder: Path, min
         lengths["train"] = _write(unfinished / "train.ids", map(builder.add, sources["train"].blocks()))
         vocabulary, ids = builder.finish()
         if len(vocabulary) == 2:
-            rare = f" that stands there {min_count} times or more (data.min_count)" if min_count > 1 else ""
+            rare = f" that occurs {min_count} times or more (data.min_count)" if min_count > 1 else ""
             raise InputError(f"{sources['train'].files[0]} holds no word{rare}")
         if lengths["train"]:
             preliminary = np.memmap(unfinished / "train.ids", np.int32, "r+")

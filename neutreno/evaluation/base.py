@@ -139,7 +139,7 @@ def _choice_problems(composed: Composed, sections: dict[str, Any], names: list[s
     for name, key in _typed(composed).items():
         if name not in names:
             yield (
-                f"{key}: {name} is not evaluated here, only {', '.join(names)}; leave it out, or choose it: "
+                f"{key}: {name} is not evaluated here, only {', '.join(names)}; leave it out, or select it: "
                 f"evaluators=[{','.join([*names, name])}]"
             )
 

@@ -34,7 +34,7 @@ from neutreno.variants import (
     words,
 )
 
-ALLOWED = "other_variants=[{axes}] evaluates them nevertheless"
+ALLOWED = "other_variants=[{axes}] evaluates them anyway"
 OF_TRAINER = ("precision", "limit_val_batches")  # of a run's trainer, what its evaluation does alike
 OVER_A_RUN = ("data", "task", "trainer", "probe", "logger", "name", "output_dir")  # what may be set beside a run folder
 

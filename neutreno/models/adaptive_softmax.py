@@ -21,7 +21,7 @@ class AdaptiveSoftmax(nn.Module):
     computed only for the tokens that are in its cluster: nothing of size tokens x vocabulary is held in training. As in
     the released code cluster i reads the head's logit −i, counted from the end. No cutoffs: a plain softmax.
 
-    ``torch.nn.AdaptiveLogSoftmaxWithLoss`` does not serve: its tails have projections and matrices of their own, which
+    ``torch.nn.AdaptiveLogSoftmaxWithLoss`` does not serve: its tails have separate projections and matrices, which
     cannot be tied, and it reads the clusters in the other order.
 
     Args:

@@ -112,7 +112,7 @@ def timm_model(
     weights: Weights = None,
     new_head: bool = False,
 ) -> TimmModel:
-    """The timm model ``name``, a tag such as ``.augreg_in21k`` included; its attention is timm's own.
+    """The timm model ``name``, a tag such as ``.augreg_in21k`` included; its attention is timm's native one.
 
     Args:
         img_size: side of its images in pixels; None: what it was made for.

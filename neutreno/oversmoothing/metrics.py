@@ -277,7 +277,7 @@ def of_attention(tokens: LayerTokens) -> Tensor:
 
 @layerwise_metric(needs=["weights", "values"])
 def J(tokens: LayerTokens) -> Tensor:
-    """The smoothing functional J of the layer's values under its own attention, summed over heads, over ‖V_l‖².
+    """The smoothing functional J of the layer's values under its native attention, summed over heads, over ‖V_l‖².
 
     u = V_l, K = A_l, whose rows sum to 1: 0 if all tokens have one value. Divided, so that layers compare.
     """

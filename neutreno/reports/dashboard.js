@@ -135,7 +135,7 @@ const label = (group) => {
 };
 
 // One scale of colours over the number compared, where runs beside the baseline have made the same choice on every axis.
-// Else every row has a colour of its own.
+// Else every row has its own colour.
 function findScale() {
   const key = numbers()[0];
   const others = shown.filter((run) => !run.baseline);

@@ -61,7 +61,7 @@ def print_tables(
     rows, notes = rows_of(runs, origins) if of is None else rows_in(of, runs, origins)
     if not rows:
         raise InputError(f"no run is finished: {'; '.join(notes)}")
-    trust = [*trust, *(origins.packages() if of is not None else ())]  # files of one's own named them
+    trust = [*trust, *(origins.packages() if of is not None else ())]  # files of other packages named them
     tasks: dict[str, list[Row]] = {}
     for row in rows:
         tasks.setdefault(row.group.runs[0].task, []).append(row)
@@ -267,7 +267,7 @@ def _cell(content: Any, column: str) -> str:
 
 
 def render(frame: pd.DataFrame, style: str = "md") -> str:
-    """As Markdown, LaTeX (booktabs) or CSV, where every number has a column of its own."""
+    """As Markdown, LaTeX (booktabs) or CSV, where every number has a separate column."""
     if style == "csv":
         flat = [
             {

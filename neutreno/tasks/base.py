@@ -52,7 +52,7 @@ class Task(LightningModule):
     evaluators: tuple[str, ...] = (
         "metrics",
         "per_layer",
-    )  # of evaluate.py, by name; one of your own by its class' path
+    )  # of evaluate.py, by name; your own by its class path
     percent: tuple[str, ...] = ()  # how the names of those metrics end that are given in percent
 
     writer: str | None = None  # path of a function that writes what left() gives: (left, folder, prefix) -> files

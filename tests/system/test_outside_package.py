@@ -172,7 +172,7 @@ PACKAGE = {
         from neutreno.config.options import Size, checked
         from neutreno.errors import InputError
         from neutreno.evaluation.base import Evaluator, Findings
-from neutreno.reports.evaluation import Table
+        from neutreno.reports.evaluation import Table
 
 
         class ErrorBySize(Evaluator):
@@ -353,7 +353,7 @@ def test_it_is_evaluated_only_where_it_is_trusted(package, swept, tmp_path):
         assert_one_line_error(call("evaluate.py", run, word, package=package, cwd=tmp_path), "mine.data.Sets")
 
 
-def test_its_task_brings_an_evaluator_of_its_own(package, swept, tmp_path):
+def test_its_task_brings_its_own_evaluator(package, swept, tmp_path):
     words = [str(swept / "sets-setnet_depth2-centre-scale0.5-seed0"), "trust=mine", "name=x"]
     done = call("evaluate.py", *words, package=package, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -453,7 +453,7 @@ BUGS = {
 
 
 @pytest.mark.parametrize("where", BUGS)
-def test_a_bug_of_its_own_ends_in_its_traceback(where, package, tmp_path):
+def test_its_own_bug_ends_in_its_traceback(where, package, tmp_path):
     name, right, wrong, kind = BUGS[where]
     shutil.copytree(package, tmp_path / "copy")
     file = tmp_path / "copy/mine" / name

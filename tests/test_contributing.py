@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's snippets do what it says, and the files beside it are consistent with the project."""
+"""The snippets of CONTRIBUTING.md work, and CITATION.cff and .pre-commit-config.yaml fit the project."""
 
 import json
 import os
@@ -44,6 +44,7 @@ def test_there_is_a_snippet_of_each_addition(home):
     assert found == {f"mine/{name}.py" for name in modules} | {f"conf/{name}.yaml" for name in configs}
 
 
+@pytest.mark.slow
 def test_attention_block_metric_and_table(home, tmp_path):
     small = [*TINY, "trainer.max_epochs=1", "model=deit"]
     measured = "probe.metrics=[cosine,mine.metrics.class_spread]"
@@ -58,7 +59,8 @@ def test_attention_block_metric_and_table(home, tmp_path):
     rows = [*TINY, "trainer.max_epochs=1", "launcher.max_parallel=1"]
     printed = call("scripts/reproduce.py", "mine", "--seeds", "1", *rows, home=home, cwd=tmp_path)
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
-    assert [line.split("|")[1].strip() for line in lines[-3:]] == ["softmax", "uniform", "rmsnorm"]
+    labels = [line.split("|")[1].strip(" *") for line in lines[-3:]]  # *: they depart by TINY
+    assert labels == ["softmax", "uniform", "rmsnorm"]
 
 
 def test_data_set(home):

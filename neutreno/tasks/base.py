@@ -42,7 +42,7 @@ class Task(LightningModule):
             linear warm-up, moved on per ``step`` or per ``epoch`` (DeiT's way: there epochs 0 and 1 both run at
             ``warmup_lr``).
         warmup_steps: instead of ``warmup_epochs``, with ``lr_per=step``.
-        ema_decay: keep an EMA of the weights, updated each step and evaluated in addition to the raw weights; None: none.
+        ema_decay: keep EMA of the weights, updated each step, evaluated in addition to the raw weights; None: off.
     """
 
     main_metric: str

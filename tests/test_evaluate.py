@@ -271,7 +271,7 @@ NOT_EVALUATED = {
         ["+evaluator.mine._target_=neutreno.evaluation.metrics.Metrics"],
         ["mine is not evaluated here", "evaluators=[metrics,crops,robustness,cost,per_layer,mine]"],
     ),
-    "an option that it does not take": (["+evaluator.crops.sizes=[1]"], ["no key evaluator.crops.sizes: Crops takes"]),
+    "an option that it does not take": (["+evaluator.crops.sizes=[1]"], ["no key evaluator.crops.sizes: Crops has"]),
     "a mistyped option": (["evaluator.cost.batchsize=1"], ["did you mean evaluator.cost.batch_size?"]),
     "the key of earlier": (["sliding=[32]"], ["no key sliding; did you mean evaluator.perplexity.sliding?"]),
     "no class": (["+evaluator.mine.bins=1"], ["evaluator.mine does not name a class by _target_"]),

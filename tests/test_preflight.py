@@ -20,7 +20,7 @@ from neutreno.tasks.classification import Classification
 
 
 def report_of(text):
-    return dict(re.findall(r"^  ([a-z ]+?)  +(.+)$", text, re.MULTILINE))
+    return dict(re.findall(r"^  ([a-z -]+?)  +(.+)$", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("effect, seeds", [(0.2, 394), (0.5, 64), (0.8, 26), (1.2, 12)])
@@ -114,7 +114,7 @@ def test_preflight_of_two_processes_speaks_once(tmp_path):
     more = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
     done = run_ranks(2, *TINY, *more, "preflight=true", cwd=tmp_path)
     assert [d.returncode for d in done] == [0, 0] and not done[1].stdout and not list(tmp_path.iterdir())
-    assert "2 x cpu on 1 machine(s), 150 samples" in report_of(done[0].stdout)["devices"]
+    assert "2 x cpu on 1 machine(s), micro-batches of 150 samples" in report_of(done[0].stdout)["devices"]
 
 
 def test_preflight_is_no_word(tmp_path):
@@ -150,7 +150,7 @@ def test_the_largest_batch_is_doubled_until_memory_ends():
 
 
 def test_a_device_without_room_for_two_samples_is_refused():
-    with pytest.raises(InputError, match="no memory for two samples"):
+    with pytest.raises(InputError, match="not enough memory for two samples"):
         measure(room=1, most=1000)
 
 

@@ -151,7 +151,7 @@ def test_runs_of_several_tasks_give_a_table_each(runs):
 def test_no_finished_run_is_one_line(tmp_path):
     make_run(tmp_path / "a", status="failed")
     done = run_forked("scripts/tables.py", str(tmp_path / "a"), cwd=tmp_path)
-    assert_one_line_error(done, "none of the runs is finished")
+    assert_one_line_error(done, "no run is finished")
 
 
 def change(run, **more):

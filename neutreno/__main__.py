@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     known = commands()
     if name in ("-h", "--help"):
-        print("neutreno COMMAND …        neutreno COMMAND --help says more\n")
+        print("neutreno COMMAND …        neutreno COMMAND --help describes it\n")
         print("\n".join(f"  {command:10} {said}" for command, said in known.items()))
         return 0
     if name == "--version":
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(known)}"
         print(f"error: no command {name}; {hint}", file=sys.stderr)
         return 2
     return importlib.import_module(f"neutreno.cli.{name}").main(words)

@@ -68,7 +68,7 @@ class SoftmaxAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """A (B, H, N, N), which fused attention never holds: for measures, and for rules that need it."""
+        """A (B, H, N, N), which fused attention never holds: for layer-wise metrics, and for rules that need it."""
         scores = q @ k.mT / math.sqrt(q.shape[-1])
         if self.causal:
             future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
@@ -159,8 +159,8 @@ class AttnScale(Variant):
         return (1 + omega) * self.average(q, k, v) - omega * self.token_mean(v)
 
 
-class CentredAttention(Variant):
-    """Centred attention: ``U = (A − D) V = A V − D V``; no parameter, fused. (Ali, Galanti, Wolf, "Centered
+class CenteredAttention(Variant):
+    """Centered attention: ``U = (A − D) V = A V − D V``; no parameter, fused. (Ali, Galanti, Wolf, "Centered
     Self-Attention Layers", 2023.)"""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
@@ -193,7 +193,7 @@ class GFSA(Variant):
     """Graph-filter self-attention: ``U = A' V, A' = A + λ_h (A + (K − 1)(A² − A))``, a learned λ per head from 0.
 
     The bracket approximates A^K to first order. ``A² V = A (A V)`` is a second fused call, in training with a dropout
-    mask of its own. (Choi et al., "Graph Convolutions Enrich the Self-Attention in Transformers!", NeurIPS 2024; their
+    separate mask. (Choi et al., "Graph Convolutions Enrich the Self-Attention in Transformers!", NeurIPS 2024; their
     code learns the weight of A as well.)
 
     Args:
@@ -247,7 +247,7 @@ class ReAttention(Variant):
     """Re-attention: ``U = Norm_h(Θ A) V``; Θ (H, H) mixes the heads' maps, and batch normalisation follows per head.
 
     Needs A itself, so it holds an N × N matrix; Θ starts at the identity. Normalisation takes the mean over all tokens
-    and samples of a batch, so it is no attention for causal models, and processes that share a batch out differ by
+    and samples of a batch, so it is not an attention for causal models, and ranks that split a batch differ by
     their parts' statistics. (Zhou et al., "DeepViT: Towards Deeper Vision Transformer", 2021.)
 
     Raises:

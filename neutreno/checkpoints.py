@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, syncs, then renames, so that a kill or a full disk never costs the previous checkpoint.
 
-    Lightning's own writer moves the file from ``$TMPDIR``, which is not atomic across file systems.
+    Lightning's native writer moves the file from ``$TMPDIR``, which is not atomic across file systems.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -55,9 +55,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} is not a checkpoint of weights alone: reading it could run code, so it was refused"
+            f"{path} is not a checkpoint of plain weights: reading it could run code, so it was refused"
         ) from error
-    except Exception as error:  # a truncated zip, a text file, a broken safetensors header: each raises its own kind
+    except Exception as error:  # a truncated zip, a text file, a broken safetensors header: exceptions differ by cause
         raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")

@@ -51,7 +51,7 @@ def report(error: BaseException) -> int:
         return 1
     said = explain(error)
     if said is None and re.search(r"Connection (closed|reset) by peer", str(error)):
-        said = "another process of this run ended; what it said tells why"
+        said = "another process of this run ended; see its output"
     if said is None:
         traceback.print_exception(error)
         return 1

@@ -25,7 +25,7 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     unfinished = path.with_name(path.name + UNFINISHED)
     if not path.parent.is_dir():
-        raise InputError(f"could not write {path}: there is no folder {path.parent}")
+        raise InputError(f"could not write {path}: no folder {path.parent}")
     try:
         with open(unfinished, mode, **({} if "b" in mode else {"newline": "", "encoding": "utf-8"})) as file:
             yield file
@@ -43,7 +43,7 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def _system_reason(error: BaseException) -> str | None:
-    """What the operating system said, also where torch wrapped it into an error of its own."""
+    """What the operating system said, also where torch wrapped it into another error."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError):

@@ -177,7 +177,7 @@ def _fitting(kernel: Tensor | None = None, **tokens: Tensor) -> list[Tensor]:
             shape = "(…, N, N)" if x is kernel else "(…, N, d)"
             raise InputError(f"{name} is {found}, not a floating-point tensor of shape {shape} with N, d ≥ 1")
         if not torch.isfinite(x).all():
-            raise InputError(f"{name} holds values that are not finite")
+            raise InputError(f"{name} contains NaN or Inf")
     shapes = {name: tuple(x.shape) for name, x in given.items()}
     said = " and ".join(f"{name} {shape}" for name, shape in shapes.items())
     sizes = {shape[-2:] for name, shape in shapes.items() if name in tokens}

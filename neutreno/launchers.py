@@ -1,4 +1,4 @@
-"""Many runs: each a process of its own, in sequence, several at once, or as jobs of a SLURM cluster."""
+"""Many runs: each a separate process, in sequence, several in parallel, or as jobs of a SLURM cluster."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def launch(
 ) -> list[tuple[Job, str]]:
     """Make the runs that are not finished, with a line of progress; returns those that failed, with the reason.
 
-    Every run's output goes to a file of its own, ``<output_dir>/.sweeps/<time>/<run>.log``; what became of each stands
+    Every run's output goes to a separate file, ``<output_dir>/.sweeps/<time>/<run>.log``; what became of each stands
     in ``manifest.json`` beside them. One failing run does not stop the others, apart from those that need it; a sweep
     that is killed takes its runs with it, and the same command goes on. At the end ``table`` prints that of the
     finished runs' folders (default: :func:`neutreno.reports.tables.print_tables`).
@@ -99,7 +99,7 @@ def launch(
     progress.say()
     manifest = Manifest(jobs, Path(config.output_dir)) if todo else None
     if todo:
-        print(f"what the runs say: {manifest.folder}")
+        print(f"logs: {manifest.folder}")
 
     def started(job: Job) -> None:
         manifest.note(job, "running", started=now())
@@ -275,7 +275,7 @@ def _reason(job: Job, code: int) -> str:
     if last.startswith("error: "):
         return last.removeprefix("error: ")
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{how}{f', its last words: {last}' if last else ''} (see {job.log})"
+    return f"{how}{f', its last output: {last}' if last else ''} (see {job.log})"
 
 
 def execute(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
@@ -292,11 +292,11 @@ def _die_with_parent() -> None:
 
 
 class Local:
-    """On this machine, ``at_once`` runs at a time."""
+    """On this machine, ``max_parallel`` runs at a time."""
 
     @checked
-    def __init__(self, at_once: Annotated[int, Ge(1), Le(4096)] = 1) -> None:
-        self.at_once = at_once
+    def __init__(self, max_parallel: Annotated[int, Ge(1), Le(4096)] = 1) -> None:
+        self.max_parallel = max_parallel
 
     def run(
         self,
@@ -305,8 +305,8 @@ class Local:
         ended: Callable[[Job, int], None],
         running: Callable[[Sequence[Job]], None],
     ) -> None:
-        waiting, slots = list(reversed(jobs)), dict.fromkeys(range(min(self.at_once, len(jobs))))
-        gpus = visible_gpus() if self.at_once > 1 else []
+        waiting, slots = list(reversed(jobs)), dict.fromkeys(range(min(self.max_parallel, len(jobs))))
+        gpus = visible_gpus() if self.max_parallel > 1 else []
         while waiting or any(slots.values()):
             for slot, busy in slots.items():
                 if busy and busy[1].poll() is not None:
@@ -321,9 +321,9 @@ class Local:
 
     def _environment(self, slot: int, gpus: list[str]) -> dict[str, str]:
         environment = dict(os.environ)
-        if self.at_once > 1:
+        if self.max_parallel > 1:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.at_once)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.max_parallel)))
         if len(gpus) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         return environment
@@ -339,7 +339,7 @@ def visible_gpus() -> list[str]:
 
 
 class SlurmRun:
-    """What a SLURM job does: the run as a process of its own, queued again by submitit when its time is up."""
+    """What a SLURM job does: the run as a separate process, queued again by submitit when its time is up."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.command, self.log = command, log
@@ -356,16 +356,16 @@ class SlurmRun:
 
 
 class Slurm:
-    """As jobs of a SLURM cluster, ``at_once`` at a time; ``parameters`` are submitit's."""
+    """As jobs of a SLURM cluster, ``max_parallel`` at a time; ``parameters`` are submitit's."""
 
     @checked
     def __init__(
         self,
         cluster: str = "slurm",
-        at_once: Annotated[int, Ge(1), Le(4096)] = 16,
+        max_parallel: Annotated[int, Ge(1), Le(4096)] = 16,
         parameters: dict[str, Any] | None = None,
     ) -> None:
-        self.cluster, self.at_once, self.parameters = cluster, at_once, parameters or {}
+        self.cluster, self.max_parallel, self.parameters = cluster, max_parallel, parameters or {}
 
     def executor(self, folder: Path) -> Any:
         """submitit's, set up; its files go below ``folder``."""
@@ -376,7 +376,7 @@ class Slurm:
         try:
             executor = submitit.AutoExecutor(folder / "%j", cluster=self.cluster)
             given = {k: v for k, v in self.parameters.items() if v is not None}
-            executor.update_parameters(name="neutreno", slurm_array_parallelism=self.at_once, **given)
+            executor.update_parameters(name="neutreno", slurm_array_parallelism=self.max_parallel, **given)
         except (RuntimeError, ValueError, TypeError, NameError) as error:
             raise InputError(f"launcher=slurm: {' '.join(str(error).split())}") from error
         return executor

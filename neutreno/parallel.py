@@ -42,7 +42,7 @@ def units(network: nn.Module) -> list[nn.Module]:
 def shard(task: LightningModule) -> None:
     """Spread the weights of every network of ``task`` over all processes, layer by layer (FSDP2): see :func:`units`.
 
-    FSDP2 keeps names and shapes, where FSDP1 flattens: so weight decay, the average of the weights and checkpoints are
+    FSDP2 keeps names and shapes, where FSDP1 flattens: so weight decay, the EMA of the weights and checkpoints are
     those of an unsharded run. The average is sharded alike, because it is updated shard by shard.
     """
     mesh = init_device_mesh(task.trainer.strategy.root_device.type, (task.trainer.world_size,))
@@ -59,7 +59,7 @@ def shard(task: LightningModule) -> None:
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 whose checkpoints are whole, written and read as those of every other strategy.
 
-    Lightning's own reader takes the optimizer's numbering of parameters for the model's, so it gives a checkpoint of
+    Lightning's native reader takes the optimizer's numbering of parameters for the model's, so it gives a checkpoint of
     one device's run the wrong moments.
     """
 
@@ -128,16 +128,16 @@ def check_trainer(config: DictConfig) -> None:
     accelerator, precision, strategy = (config.trainer[key] for key in ("accelerator", "precision", "strategy"))
     devices = config.trainer.devices
     if isinstance(devices, str) and not re.fullmatch(r"auto|-?\d+(,\d+)*,?", devices):
-        raise InputError(f"trainer.devices={devices} is no number of devices, no list of them (0,1) and not auto")
+        raise InputError(f"trainer.devices={devices} is not a number of devices, a list of them (0,1) or auto")
     if isinstance(strategy, DictConfig) and "_target_" not in strategy:
-        raise InputError(f"trainer.strategy={strategy} names no class by _target_; trainer=fsdp is an example")
+        raise InputError(f"trainer.strategy={strategy} does not name a class by _target_; trainer=fsdp is an example")
     known = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
     if accelerator not in known:
-        raise InputError(f"trainer.accelerator={accelerator} is not known; there are: {', '.join(known)}")
+        raise InputError(f"trainer.accelerator={accelerator} is not known; available: {', '.join(known)}")
     if isinstance(strategy, str) and strategy not in ("auto", *StrategyRegistry.available_strategies()):
         near = difflib.get_close_matches(strategy, StrategyRegistry.available_strategies(), 1)
         hint = f"did you mean {near[0]}?" if near else "auto, ddp and fsdp (trainer=fsdp) are among them"
-        raise InputError(f"trainer.strategy={strategy} is none of Lightning's; {hint}")
+        raise InputError(f"trainer.strategy={strategy} is not one of Lightning's; {hint}")
     if accelerator in ("gpu", "cuda") and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
         raise InputError(
             f"trainer.accelerator={accelerator}, but PyTorch finds no GPU here: run on a machine that has one, or on "
@@ -161,7 +161,7 @@ def build_trainer(settings: Any, **more: Any) -> Trainer:
     """
     own = {"use_distributed_sampler": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     try:
-        return build(settings, **own, **more)  # our samplers share out without counting a sample twice
+        return build(settings, **own, **more)  # our samplers split without counting a sample twice
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 
@@ -181,12 +181,12 @@ def slurm_environment() -> SLURMEnvironment:
 
 
 def describe(trainer: Trainer, data: LightningDataModule) -> dict[str, int | str]:
-    """How a run's global batch was shared out, for its record."""
-    parts = trainer.accumulate_grad_batches
+    """How a run's global batch was split across ranks, for its record."""
+    micro_batches = trainer.accumulate_grad_batches
     return {
         "processes": trainer.world_size,
         "machines": trainer.num_nodes,
         "strategy": type(trainer.strategy).__name__,
-        "accumulate_grad_batches": parts,
-        "device_batch": data.batch_size // (trainer.world_size * parts),
+        "accumulate_grad_batches": micro_batches,
+        "micro_batch_size": data.batch_size // (trainer.world_size * micro_batches),
     }

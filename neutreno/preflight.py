@@ -1,4 +1,4 @@
-"""What a run will cost, measured on a few of its own steps: ``python train.py … preflight=true``."""
+"""What a run will cost, measured on a few of its steps: ``python train.py … preflight=true``."""
 
 from __future__ import annotations
 
@@ -92,17 +92,17 @@ def largest_batch(task: LightningModule, sample: Any, trainer: Trainer, most: in
         torch.cuda.set_per_process_memory_fraction(1.0, device)
         torch.cuda.reset_peak_memory_stats(device)
     if not fits:
-        raise InputError(f"{device} has no memory for two samples at once; take a smaller model or trainer=fsdp")
+        raise InputError(f"{device} has not enough memory for two samples; take a smaller model or trainer=fsdp")
     return fits, too_much
 
 
-class DeviceBatch(Callback):
-    """Where ``data.device_batch`` is "auto" on GPUs, measures what fits and sets the accumulated batches accordingly.
+class MicroBatch(Callback):
+    """Where ``data.micro_batch_size`` is "auto" on GPUs, measures what fits and sets the accumulated micro-batches.
 
-    Here, because all processes must agree, and only now can they talk to each other.
+    A callback, because all processes must agree and can communicate only from here on.
 
     Args:
-        always: measure for the report, whatever ``data.device_batch`` is, and as far as memory goes.
+        always: measure for the report, whatever ``data.micro_batch_size`` is, and as far as memory goes.
     """
 
     def __init__(self, always: bool = False) -> None:
@@ -111,7 +111,7 @@ class DeviceBatch(Callback):
 
     def setup(self, trainer: Trainer, task: LightningModule, stage: str) -> None:
         data, device = trainer.datamodule, trainer.strategy.root_device
-        auto = data.device_batch == "auto"
+        auto = data.micro_batch_size == "auto"
         if stage != "fit" or device.type != "cuda" or not (auto or self.always):
             return
         loader = data.train_dataloader()
@@ -121,8 +121,8 @@ class DeviceBatch(Callback):
         fits = int(trainer.strategy.reduce(torch.full((), fits, device=device), reduce_op="min"))
         self.fits = fits, too_much
         if auto:
-            parts = trainer.accumulate_grad_batches
-            trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, parts, fits)
+            micro_batches = trainer.accumulate_grad_batches
+            trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, micro_batches, fits)
 
 
 class Clock(Callback):
@@ -140,10 +140,10 @@ class Clock(Callback):
         return time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
-        loader, parts = trainer.train_dataloader, trainer.accumulate_grad_batches
+        loader, micro_batches = trainer.train_dataloader, trainer.accumulate_grad_batches
         ahead = getattr(loader, "num_workers", 0) * (getattr(loader, "prefetch_factor", 0) or 0)
         most = trainer.max_epochs * trainer.datamodule.steps_per_epoch
-        self._warm = min(WARMUP_STEPS + math.ceil(ahead / parts), most - 1)
+        self._warm = min(WARMUP_STEPS + math.ceil(ahead / micro_batches), most - 1)
 
     def on_train_batch_start(self, trainer: Trainer, task: LightningModule, batch, batch_idx: int) -> None:
         self._began = self._now(trainer)
@@ -179,18 +179,18 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
     Raises:
         InputError: the run's settings allow no step.
     """
-    clock, device_batch = Clock(), DeviceBatch(always=True)
+    clock, micro_batch = Clock(), MicroBatch(always=True)
     trainer = build_trainer(
         config.trainer,
-        callbacks=[device_batch, ExactResume(config.seed), GatherForEvaluation(), clock],
+        callbacks=[micro_batch, ExactResume(config.seed), GatherForEvaluation(), clock],
         logger=False,
         plugins=plugins,
         limit_val_batches=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    parts = trainer.accumulate_grad_batches
-    trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, parts)
+    micro_batches = trainer.accumulate_grad_batches
+    trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, micro_batches)
     scratch = tempfile.TemporaryDirectory()  # removed when this function ends
     data.note_corrupt(Path(scratch.name) / "corrupt_images.txt")
     trainer.fit(task, data)
@@ -215,8 +215,8 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
     lines = {
         "parameters": f"{parameters:,}",
         "devices": f"{shared['processes']} x {trainer.strategy.root_device.type} on {shared['machines']} machine(s), "
-        f"{shared['device_batch']} samples at once on each, {shared['accumulate_grad_batches']} accumulated for the "
-        f"global batch of {data.batch_size}",
+        f"micro-batches of {shared['micro_batch_size']} samples on each, {shared['accumulate_grad_batches']} of them "
+        f"accumulated for the global batch of {data.batch_size}",
         "memory per device": memory,
         "training": f"{data.samples_per_step / step_s:,.1f} {data.samples_are}/s with loading, "
         f"{data.samples_per_step / model_s:,.1f} {data.samples_are}/s the model's step alone "
@@ -226,7 +226,7 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
         "validation": f"{validation_s:.3g} s each, estimated from {trainer.limit_val_batches} of {batches} batches",
         "whole run": f"{hours:.3g} hours for {trainer.max_epochs} epochs of {data.steps_per_epoch} steps, "
         f"{validations} validations included (start, probe, checkpoints and the test split are not)",
-        "largest device batch": _largest(device_batch.fits),
+        "largest micro-batch": _largest(micro_batch.fits),
         "seeds per row": _seeds(config.expected, hours),
     }
     print(f"preflight of {config.name}")

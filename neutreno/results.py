@@ -84,7 +84,7 @@ def summary(run: Path) -> str:
             found = f"{first:.3f} after the first block, {last:.3f} after the last"
             lines.append(f"  similarity of tokens {label}: {found}")
     if corrupt := result.get("corrupt_images"):
-        lines.append(f"  {corrupt} corrupt images were left out, see {run / 'corrupt_images.txt'}")
+        lines.append(f"  {corrupt} corrupt images were skipped, see {run / 'corrupt_images.txt'}")
     lines.append(f"  figure  {run / 'oversmoothing.png'}\n  record  {run / 'result.json'}")
     return "\n".join(lines)
 

@@ -161,7 +161,7 @@ def read_result(run: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is not the result of a run")
     if result.get("format") != FORMAT:
         was = result.get("format", "an older one")
-        raise InputError(f"{path} has the format {was}, not {FORMAT} as this version writes and reads; run it anew")
+        raise InputError(f"{path} has the format {was}, not {FORMAT} as this version writes and reads; run it again")
     needed = {"name", "settings", "metrics", "oversmoothing"} if result["status"] == "finished" else set()
     if not needed <= result.keys():
         raise InputError(f"{path} is not the result of a run")
@@ -174,7 +174,7 @@ def identity(settings: dict[str, Any], is_execution: Callable[[str], bool]) -> d
         key: value for key, value in settings["model"].items() if key not in settings["variants"]
     }  # the top level's
     found = {key: value for key, value in flat({**settings, "model": model}).items() if not is_execution(key)}
-    if "epoch_steps" in settings["data"]:
+    if "val_every_n_steps" in settings["data"]:
         found.pop("trainer.max_epochs", None)  # counted from the steps when the run starts
     return found
 

@@ -43,7 +43,7 @@ class SlidingWindow:
                 f"stride={self.stride} is larger than window={self.window}: that would leave gaps; lower it"
             )
         if isinstance(self.scales, str) or not isinstance(self.scales, Sequence) or not self.scales:
-            raise InputError(f"scales={self.scales} is no list of factors; write scales=[1.0]")
+            raise InputError(f"scales={self.scales} is not a list of factors; write scales=[1.0]")
         for scale in self.scales:
             check_number("scales", scale, 0.01, 100)
         if not isinstance(self.flip, bool):

@@ -172,7 +172,7 @@ def _read(name: str, config_dirs: Sequence[str]) -> Table:
     """The file alone, without what it needs of others."""
     known = tables_in(config_dirs)
     if name not in known:
-        raise InputError(f"no table {name}{close(name, known, '')}; there are: {', '.join(known)}")
+        raise InputError(f"no table {name}{close(name, known, '')}; available: {', '.join(known)}")
     if len(known[name]) > 1:
         raise InputError(f"table {name} has several files: {', '.join(map(str, known[name]))}; rename one")
     (file,) = known[name]
@@ -198,9 +198,9 @@ def _loader() -> type:
         keys = [loader.construct_object(key) for key, _ in node.value]
         for number, key in enumerate(keys):
             if isinstance(key, list | dict):
-                raise InputError(f"line {node.start_mark.line + 1}: a key is no text")
+                raise InputError(f"line {node.start_mark.line + 1}: a key is not text")
             if key in keys[:number]:
-                raise InputError(f"line {node.value[number][0].start_mark.line + 1}: {key} stands there twice")
+                raise InputError(f"line {node.value[number][0].start_mark.line + 1}: {key} appears twice")
         return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
@@ -217,7 +217,7 @@ def _content(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{file} is no table: it holds no keys; give it rows, a line LABEL: WORDS for each")
+        raise InputError(f"{file} is not a table: it has no keys; give it rows, a line LABEL: OVERRIDES for each")
     return content
 
 
@@ -245,7 +245,7 @@ def _problems(content: dict[str, Any]) -> Iterator[str]:
         return
     rows = content.get("rows") or {}
     if not rows:
-        yield "rows: there is none; give a line LABEL: WORDS for each"
+        yield "rows: none given; add a line LABEL: OVERRIDES for each"
     yield from _wrong_words(content.get("overrides"), "overrides")
     for label, words in rows.items():
         if not isinstance(label, str) or not LABEL.fullmatch(label):
@@ -255,9 +255,9 @@ def _problems(content: dict[str, Any]) -> Iterator[str]:
         for label, inner in (content.get(key) or {}).items():
             if label not in rows:
                 there = ", ".join(map(str, rows))
-                yield f"{key}.{label}: there is no such row{close(str(label), rows, '')}; rows: {there}"
+                yield f"{key}.{label}: no such row{close(str(label), rows, '')}; rows: {there}"
             if not isinstance(inner, dict):
-                yield f"{key}.{label}={inner} is no mapping of {what}"
+                yield f"{key}.{label}={inner} is not a mapping of {what}"
     for label, figures in (content.get("paper") or {}).items():
         for metric, figure in figures.items() if isinstance(figures, dict) else ():
             yield from _wrong_figure(figure, f"paper.{label}.{metric}")
@@ -265,7 +265,7 @@ def _problems(content: dict[str, Any]) -> Iterator[str]:
 
 def _wrong_words(words: Any, where: str) -> Iterator[str]:
     if problem := Option(where, str | None, False).problem(words, where):
-        yield f"{problem}: the words that are typed after train.py"
+        yield f"{problem}: overrides as after train.py"
         return
     try:
         split = shlex.split(words or "")
@@ -273,7 +273,7 @@ def _wrong_words(words: Any, where: str) -> Iterator[str]:
         yield f"{where}: {words}: {str(error).lower()}"
         return
     if fixed := [word for word in split if key_of(word) in OF_RUNS]:
-        yield f"{where}: {' '.join(fixed)}: the runs of a row set it themselves; leave it out"
+        yield f"{where}: {' '.join(fixed)}: set by the runs of a row; leave it out"
 
 
 def _wrong_figure(figure: Any, where: str) -> Iterator[str]:
@@ -292,14 +292,14 @@ def _wrong_needs(table: Table) -> Iterator[str]:
         for key, needed in at.needs.get(label, {}).items():
             where = f"needs.{label}.{key}"
             if not isinstance(needed, str):
-                raise InputError(f"{where}={needed} is no row: give ROW or TABLE/ROW")
+                raise InputError(f"{where}={needed} is not a row: give ROW or TABLE/ROW")
             if needed in at.rows:
                 yield where, at, needed
                 continue
             name, slash, row = needed.partition("/")
             if not slash:
                 known = ", ".join(at.rows)
-                raise InputError(f"{where}: there is no row {needed}{close(needed, at.rows, '')}; rows: {known}")
+                raise InputError(f"{where}: no row {needed}{close(needed, at.rows, '')}; rows: {known}")
             try:
                 other = at if name == at.name else _read(name, at.config_dirs)
             except InputError as error:

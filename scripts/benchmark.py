@@ -45,7 +45,7 @@ def main() -> None:
     torch.manual_seed(0)
     if arguments.peak:
         kind, tokens = arguments.peak
-        print(attention.measure_peak(attention.KINDS[kind], int(tokens)))
+        print(attention.measure_peak(attention.ATTENTIONS[kind], int(tokens)))
         return
     where = environment()
     hardware = where["hardware"].get("gpu", [where["hardware"]["cpu"]])[0]

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core of its own
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core per worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")  # before anything reads them: nothing is looked for outside
 
@@ -54,7 +54,7 @@ def _forks_can_train():
 
 
 def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command line in a process of its own, exactly as a user starts it; its imports take seconds."""
+    """A command line in a separate process, exactly as a user starts it; its imports take seconds."""
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd,
@@ -199,11 +199,11 @@ def street_folders(tmp_path_factory):
 
 
 def run_ranks(
-    processes: int, *arguments: str, cwd: Path, slurm: bool = False, leader: Callable[[], None] = lambda: None
+    processes: int, *arguments: str, cwd: Path, slurm: bool = False, on_rank_zero: Callable[[], None] = lambda: None
 ) -> list[subprocess.CompletedProcess[str]]:
     """``train.py`` on several processes as torchrun, or SLURM's srun, starts them; forked, so without their imports.
 
-    ``leader`` is called in the first of them before it starts.
+    ``on_rank_zero`` is called in rank 0 before it starts.
     """
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -224,7 +224,7 @@ def run_ranks(
             rank_zero_only.rank = rank  # Lightning reads the environment on import
             signal.alarm(150)  # processes that wait for each other must not hold the tests forever
             if rank == 0:
-                leader()
+                on_rank_zero()
 
         return Forked("train.py", *arguments, cwd=cwd, setup=setup)
 

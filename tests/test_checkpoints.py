@@ -54,7 +54,7 @@ def test_loads_a_run_folder(tmp_path):
 
 
 def test_loads_a_timm_name_from_timms_own_cache(tmp_path):
-    """A hub cache as huggingface_hub lays it out, in a process of its own: its place is read at import."""
+    """A hub cache as huggingface_hub lays it out, in a separate process: its place is read at import."""
     import os
     import subprocess
     import sys

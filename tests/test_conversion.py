@@ -260,7 +260,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_in_hugging_face_models(
     assert recomputing.is_gradient_checkpointing
     other = inputs.flip(0)
 
-    def loss(model):  # two graphs at once: each must find the V_0 of its own
+    def loss(model):  # two graphs at once: each must find its own V_0
         return output(model, inputs).square().mean() + output(model, other).sin().mean()
 
     expected, found = gradients(plain, loss(plain)), gradients(recomputing, loss(recomputing))

@@ -114,7 +114,7 @@ def names(browser):
 @pytest.mark.slow
 def test_every_plot_follows_the_table_and_no_request_leaves_the_page(browser, page):
     browser.get(page.as_uri())
-    assert len(names(browser)) == 8  # the other task has a page of its own
+    assert len(names(browser)) == 8  # the other task has a separate page
     for plot in PLOTS:
         assert {f"digits-lam{lam}-seed{seed}" for lam in ("0.2", "0.6", "1") for seed in (0, 1)} <= drawn(browser, plot)
     two = {"digits-lam0.6-seed0", "digits-lam0.6-seed1"}
@@ -152,8 +152,8 @@ def test_the_slider_shows_the_curves_over_training(browser, page):
 
 
 @pytest.mark.slow
-def test_another_measure_is_a_choice_away(browser, page):
-    browser.get(page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0", "measure": "effective_rank"}))
+def test_another_layer_metric_is_a_choice_away(browser, page):
+    browser.get(page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0", "layerMetric": "effective_rank"}))
     browser.refresh()
     plot = "const p = document.getElementById('layers'); return [p.data[0].y, p.layout.yaxis.title.text]"
     assert browser.execute_script(plot) == [[9, 8, 7, 6, 5], "effective rank"]
@@ -204,12 +204,12 @@ def test_a_run_at_an_axis_baseline_joins_the_curves_that_are_alike_in_all_else(b
 def test_axes_metrics_and_tasks_of_another_package(browser, tmp_path):
     for scale in (0.5, 1, 2):
         for seed in (0, 1):
-            foreign(tmp_path / f"runs/s{scale}-{seed}", "centred", scale, seed, 3 - scale + seed / 10)
+            foreign(tmp_path / f"runs/s{scale}-{seed}", "centered", scale, seed, 3 - scale + seed / 10)
     foreign(tmp_path / "runs/none", "none", None)
     open_page(browser, tmp_path / "runs")
     told = ["data", "model", "norm", "s", "seed"]
     assert heads(browser) == ["name ▴", "status", *told, "val/mae ↓", "final similarity"]
-    rows = {f"centred s={scale} (n = 2)": "solid" for scale in (0.5, 1, 2)}
+    rows = {f"centered s={scale} (n = 2)": "solid" for scale in (0.5, 1, 2)}
     assert traces(browser, "layers", "t.line.dash") == {**rows, "none (n = 1)": "dash"}
     bar = "return document.getElementById('layers').data.at(-1).marker"
     marker = browser.execute_script(bar)
@@ -226,14 +226,14 @@ def test_axes_metrics_and_tasks_of_another_package(browser, tmp_path):
 @pytest.mark.slow
 def test_the_number_compared_is_a_choice_and_absent_where_none_varies(browser, tmp_path):
     for i, scale in enumerate((1, 2, 3)):
-        foreign(tmp_path / f"runs/{i}", "centred", scale, value=i, width=(4, 4, 8)[i])
+        foreign(tmp_path / f"runs/{i}", "centered", scale, value=i, width=(4, 4, 8)[i])
     make_run(tmp_path / "runs/softmax", "model=deit")
     make_run(tmp_path / "runs/timm", "model=timm", "model.name=vit_tiny_patch16_224")
     open_page(browser, tmp_path / "runs")
     options = "return [...document.getElementById('number').options].map(o => o.textContent)"
     assert browser.execute_script(options) == ["s", "width"]
     browser.execute_script("const n = document.getElementById('number'); n.value = 'norm.width'; n.onchange()")
-    assert traces(browser, "against", "t.x") == {f"centred s={s}": [x] for s, x in ((1, 4), (2, 4), (3, 8))}
+    assert traces(browser, "against", "t.x") == {f"centered s={s}": [x] for s, x in ((1, 4), (2, 4), (3, 8))}
     browser.execute_script("const t = document.getElementById('task'); t.value = 'classification'; t.onchange()")
     assert browser.execute_script("return document.getElementById('compared').hidden")
     assert "model.name" in heads(browser) and sorted(names(browser)) == ["softmax", "timm"]

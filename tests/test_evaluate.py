@@ -69,13 +69,13 @@ def test_a_timm_name_with_local_weights_is_evaluated_as_timm_would(image_folders
     cost = found["records"]["cost"]
     assert cost["parameters"] == sum(p.numel() for p in net.parameters())
     assert cost["image_size"] == [3, 160, 160] and cost["precision"] == "32-true"
-    for measure in ("cosine", "residual", "effective_rank"):
-        rows = [r for r in found["records"]["curves"] if (r["subset"], r["metric"]) == ("patch", measure)]
+    for metric in ("cosine", "residual", "effective_rank"):
+        rows = [r for r in found["records"]["per_layer"] if (r["subset"], r["metric"]) == ("patch", metric)]
         assert [r["layer"] for r in rows] == list(range(7))
     assert found["versions"]["timm"] and found["hardware"]["cpu"]
     page = (folder / "evaluation.md").read_text()
     assert page in done.stdout and "Weights: weights.pth" in page and "val_crop0.9/top1" in page
-    assert "multiply-adds of an image, 3 x 160 x 160" in page and "effective rank" in page
+    assert "multiply-adds per image, 3 x 160 x 160" in page and "effective rank" in page
 
 
 def test_what_is_typed_wins_over_what_timm_says(image_folders, tmp_path):
@@ -109,14 +109,14 @@ def test_a_released_deit_file_is_evaluated(image_folders, tmp_path):
 
 def test_beside_a_run_what_is_typed_wins_and_name_keeps_it_apart(finished, tmp_path):
     typed = ["data.eval_batch_size=7", "probe.num_samples=3", "trainer.limit_val_batches=2", "name=apart"]
-    typed.append("evaluators=[metrics,curves]")
+    typed.append("evaluators=[metrics,per_layer]")
     before = sorted(finished.iterdir())
     done = run_forked("evaluate.py", str(finished), *typed, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(finished.iterdir()) == before
     found = json.loads((tmp_path / "outputs/evaluations/apart/evaluation.json").read_text())
     assert found["settings"]["data"]["eval_batch_size"] == 7 and found["settings"]["limit_val_batches"] == 2
-    assert found["settings"]["model"]["depth"] == 2 and {r["samples"] for r in found["records"]["curves"]} == {3}
+    assert found["settings"]["model"]["depth"] == 2 and {r["samples"] for r in found["records"]["per_layer"]} == {3}
     assert (found["metrics"]["val/top1"] * 14 / 100) % 1 == pytest.approx(0, abs=1e-4)  # two batches of seven
 
 
@@ -243,11 +243,11 @@ def test_a_checkpoint_outside_a_run_folder_is_refused_with_the_words_for_it(fini
 
 
 def test_only_the_evaluators_that_were_chosen_run_in_that_order(finished, tmp_path):
-    chosen = ["evaluators=[cost,curves]", "evaluator.cost.batch_size=3", "evaluator.cost.seconds=0", "name=x"]
+    chosen = ["evaluators=[cost,per_layer]", "evaluator.cost.batch_size=3", "evaluator.cost.seconds=0", "name=x"]
     done = run_forked("evaluate.py", str(finished), *chosen, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
-    assert found["metrics"] == {} and list(found["records"]) == found["settings"]["evaluators"] == ["cost", "curves"]
+    assert found["metrics"] == {} and list(found["records"]) == found["settings"]["evaluators"] == ["cost", "per_layer"]
     assert found["records"]["cost"]["batch_size"] == 3
 
 
@@ -255,12 +255,12 @@ def test_a_task_names_its_evaluators_and_those_that_have_nothing_to_measure_are_
     done = run_forked("evaluate.py", str(finished), "evaluator.cost.seconds=0", "name=x", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
-    assert found["settings"]["evaluators"] == ["metrics", "cost", "curves"]  # the digits are not cropped
+    assert found["settings"]["evaluators"] == ["metrics", "cost", "per_layer"]  # the digits are not cropped
 
 
 NOT_EVALUATED = {
-    "unknown": (["evaluators=[metrics,curvs]"], ["evaluators: there is no curvs; did you mean curves?"]),
-    "nothing like it": (["evaluators=[speed]"], ["there is no speed; there are: metrics, crops"]),
+    "unknown": (["evaluators=[metrics,per_layr]"], ["evaluators: no evaluator per_layr; did you mean per_layer?"]),
+    "nothing like it": (["evaluators=[speed]"], ["no evaluator speed; available: metrics, crops"]),
     "no list": (["evaluators=metrics"], ["write evaluators=[metrics]"]),
     "none": (["evaluators=[]"], ["evaluators=[]"]),
     "options of one that does not run": (
@@ -269,12 +269,12 @@ NOT_EVALUATED = {
     ),
     "one that was not chosen": (
         ["+evaluator.mine._target_=neutreno.evaluation.metrics.Metrics"],
-        ["mine is not evaluated here", "evaluators=[metrics,crops,robustness,cost,curves,mine]"],
+        ["mine is not evaluated here", "evaluators=[metrics,crops,robustness,cost,per_layer,mine]"],
     ),
-    "an option that it does not take": (["+evaluator.crops.sizes=[1]"], ["no key evaluator.crops.sizes: Crops takes"]),
+    "an option that it does not take": (["+evaluator.crops.sizes=[1]"], ["no key evaluator.crops.sizes: Crops has"]),
     "a mistyped option": (["evaluator.cost.batchsize=1"], ["did you mean evaluator.cost.batch_size?"]),
     "the key of earlier": (["sliding=[32]"], ["no key sliding; did you mean evaluator.perplexity.sliding?"]),
-    "no class": (["+evaluator.mine.bins=1"], ["evaluator.mine names no class by _target_"]),
+    "no class": (["+evaluator.mine.bins=1"], ["evaluator.mine does not name a class by _target_"]),
     "no evaluator": (
         ["+evaluator.mine._target_=neutreno.data.digits.Digits", "evaluators=[mine]"],
         ["neutreno.data.digits.Digits is no neutreno.evaluation.base.Evaluator"],

@@ -134,31 +134,31 @@ WORDS = {
     "+task.learning_rate=1": ["no key task.learning_rate", "did you mean task.lr?"],
     "+trainer.max_epoch=3": ["no key trainer.max_epoch", "did you mean trainer.max_epochs?"],
     "+probe.every=3": ["no key probe.every"],
-    "+recipe.foo=1": ["recipe.foo", "nothing of this model and data set looks it up"],
+    "+recipe.foo=1": ["recipe.foo", "this model and data set do not use it"],
     "+checkpoint.x=1": ["no key checkpoint.x"],
     "attention.dim=3": ["no key attention.dim"],
-    "+attention.dim=3": ["attention.dim is not to be set"],
+    "+attention.dim=3": ["attention.dim cannot be set"],
     "attention._target_=mine.Rule": ["attention._target_=mine.Rule", "no module mine", "PYTHONPATH"],
     "attention._target_=neutreno.attention.Softmax": [
         "neutreno.attention has no Softmax",
         "did you mean SoftmaxAttention?",
     ],
-    "attention._target_=text": ["attention._target_=text is no dotted path"],
+    "attention._target_=text": ["attention._target_=text is not the dotted path"],
     "model.attention={_target_:neutreno.attention.SoftmaxAttention,_partial_:true}": [
         "model.attention is what attention=…"
     ],
     "+attention@model.attention=linear": ["model.attention is what attention=…"],
     "~model.block": ["model.block is what block=…"],
     "~attention": ["needs the axis attention"],
-    "++variants={attention:neutreno}": ["variants is declared by the model's file"],
-    "++labels={task.lr:lr}": ["labels is declared by the model's file"],
-    "family=x": ["family is declared by the model's file"],
+    "++variants={attention:neutreno}": ["variants is declared in the model's file"],
+    "++labels={task.lr:lr}": ["labels is declared in the model's file"],
+    "family=x": ["family is declared in the model's file"],
     "++recipe={foo:0.3}": ["recipe is a group of files"],
-    "++trainer.callbacks=[]": ["trainer.callbacks is not to be set"],
-    "++trainer.fast_dev_run=true": ["trainer.fast_dev_run is not to be set"],
+    "++trainer.callbacks=[]": ["trainer.callbacks cannot be set"],
+    "++trainer.fast_dev_run=true": ["trainer.fast_dev_run cannot be set"],
     "++trainer.min_epochs=x": ["trainer.min_epochs=x"],
     "trainer._target_=os.system": ["trainer._target_=os.system is no lightning.Trainer"],
-    "++probe._target_=builtins.dict": ["probe._target_ is not to be set"],
+    "++probe._target_=builtins.dict": ["probe._target_ cannot be set"],
     "trainer.plugins=[1]": ["trainer.plugins"],
     "trainer.plugins=[{_target_:os.system,command:ls}]": ["os.system"],
     "trainer.devices=abc": ["trainer.devices=abc"],
@@ -202,7 +202,7 @@ def test_a_strength_that_nothing_takes_says_what_would(tmp_path):
     done = run_forked("train.py", "model=deit", "attention.lam=0.4", cwd=tmp_path)
     assert_one_line_error(done, "no key attention.lam", "attention=neutreno")
     done = run_forked("train.py", "model=deit", "recipe.lam=0.4", cwd=tmp_path)
-    assert_one_line_error(done, "recipe.lam", "looks it up")
+    assert_one_line_error(done, "recipe.lam", "do not use it")
     done = run_forked("train.py", "model=timm", "model.name=vit_tiny_patch16_224", "attention=xsa", cwd=tmp_path)
     assert_one_line_error(done, "model=timm has no axis attention")
 
@@ -210,7 +210,15 @@ def test_a_strength_that_nothing_takes_says_what_would(tmp_path):
 def test_what_a_key_is_to_a_run_stands_beside_the_key():
     settings = compose(["data=cifar10", "data.root=x"]).settings
     for mark, keys in {
-        EXECUTION: ["data.root", "data.num_workers", "trainer", "trainer.devices", "launcher.at_once", "name", "paper"],
+        EXECUTION: [
+            "data.root",
+            "data.num_workers",
+            "trainer",
+            "trainer.devices",
+            "launcher.max_parallel",
+            "name",
+            "paper",
+        ],
         FREE: ["data.crop_pct", "data.mean", "trainer.precision", "probe.num_samples"],
         IDENTITY: [
             "data.batch_size",
@@ -227,7 +235,14 @@ def test_what_a_key_is_to_a_run_stands_beside_the_key():
 
 
 def test_names_hold_what_a_run_is_and_not_how_it_is_executed():
-    words = ["data=cifar10", "data.root=x", "trainer=gpu", "data.num_workers=1", "logger=wandb", "launcher.at_once=2"]
+    words = [
+        "data=cifar10",
+        "data.root=x",
+        "trainer=gpu",
+        "data.num_workers=1",
+        "logger=wandb",
+        "launcher.max_parallel=2",
+    ]
     assert default_name(compose(words)) == "cifar10-deit_mini-neutreno-lam0.6-seed0"
     assert default_name(compose(["attention.lam=0", "seed=3"])) == "digits-deit_mini-neutreno-lam0-seed3"
     assert default_name(compose(["model=deit", "task.lr=0.1"])) == "digits-deit_mini-softmax-seed0-task.lr-0.1"
@@ -281,7 +296,7 @@ def test_no_general_code_names_an_axis():
             assert not re.search(rf"[\"'.]{word}[\"'.]", code), (file.name, word)
 
 
-@pytest.mark.parametrize("words", [["launcher.at_once=1,2"], ["output_dir=a,b"], ["seed=range(0,0)"]])
+@pytest.mark.parametrize("words", [["launcher.max_parallel=1,2"], ["output_dir=a,b"], ["seed=range(0,0)"]])
 def test_a_sweep_that_cannot_be_what_it_says_is_refused(words, tmp_path):
     done = run_forked("train.py", "-m", *words, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -70,7 +70,7 @@ def test_targets_of_the_last_words_alone():
     model = LanguageModel(50, **SMALL, cutoffs=[10]).double().eval()
     ids, targets = torch.randint(50, (2, 2, 9))
     torch.testing.assert_close(model(ids, targets[:, -3:]), model(ids, targets)[:, -3:])
-    torch.testing.assert_close(model.next_word(ids), model(ids)[:, -1])
+    torch.testing.assert_close(model.next_token(ids), model(ids)[:, -1])
 
 
 def test_positions_count_down_so_the_last_word_stands_at_zero():
@@ -184,7 +184,7 @@ def test_own_names_are_left_alone():
 
 
 def test_weights_for_a_vocabulary_of_another_size_are_refused(released):
-    with pytest.raises(InputError, match="vocabulary of 60 words, the data has 61"):
+    with pytest.raises(InputError, match="vocabulary of 60 tokens, the data has 61"):
         lm(vocabulary(61), weights=released[1], embed_dim=32, depth=3, num_heads=4, mlp_ratio=2)
 
 

@@ -17,10 +17,10 @@ from test_text import TEXTS, write
 
 import neutreno.evaluation.cost  # noqa: F401  (where nvcc is but no GPU, its first import says so on stderr)
 from neutreno.attention import NeutrenoAttention
-from neutreno.data.language_modeling import PythonDocs, SegmentLoader, StreamLoader
+from neutreno.data.language_modeling import PythonDocs, SequenceLoader, TokenStreamLoader
 from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
-from neutreno.evaluation.perplexity import Perplexity, protocols, score
+from neutreno.evaluation.perplexity import Perplexity, score, strides_and_limits
 from neutreno.models.language_model import LanguageModel
 from neutreno.reports.comparison import group_runs
 from neutreno.reports.layers import curve
@@ -35,8 +35,8 @@ TEXT = [
     "model.num_heads=2",
     "trainer.max_steps=12",
     "trainer.log_every_n_steps=1",
-    "data.epoch_steps=4",
-    "data.segment=16",
+    "data.val_every_n_steps=4",
+    "data.sequence_length=16",
     "data.batch_size=12",
     "task.warmup_steps=2",
     "probe.num_samples=8",
@@ -59,38 +59,40 @@ def result(run):
     return json.loads((run / "result.json").read_text())
 
 
-def batchify(ids, rows, segment, steps):
-    """The released code's streams: columns of equal length, time first; segments move on and start over."""
+def batchify(ids, rows, sequence_length, steps):
+    """The released code's streams: columns of equal length, time first; sequences move on and start over."""
     length = len(ids) // rows
     columns = torch.from_numpy(ids[: rows * length].astype(np.int64)).view(rows, -1).t()
     batches = []
     while len(batches) < steps:
-        for start in range(0, length - 1, segment):
-            size = min(segment, length - 1 - start)
+        for start in range(0, length - 1, sequence_length):
+            size = min(sequence_length, length - 1 - start)
             batches.append((columns[start : start + size].t(), columns[start + 1 : start + 1 + size].t()))
     return batches[:steps]
 
 
 @pytest.mark.parametrize("tokens", [100, 103, 97])  # a last segment that is whole, shorter, of one word
 def test_streams_are_those_of_the_released_code(tokens):
-    ids, rows, segment, steps = np.arange(tokens, dtype=np.int32), 4, 6, 7
-    loader, given = StreamLoader(ids, rows, segment, steps), []
+    ids, rows, sequence_length, steps = np.arange(tokens, dtype=np.int32), 4, 6, 7
+    loader, given = TokenStreamLoader(ids, rows, sequence_length, steps), []
     for epoch in range(3):
         loader.set_epoch(epoch)
         given += list(loader)
-    expected = batchify(ids, rows, segment, 3 * steps)
+    expected = batchify(ids, rows, sequence_length, 3 * steps)
     assert len(given) == 21
     for ours, theirs in zip(given, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("parts, world", [(2, 1), (1, 2), (3, 2)])
-def test_processes_and_accumulated_batches_are_slices_of_the_same_rows(parts, world):
-    ids, rows, segment = np.arange(500, dtype=np.int32), 12, 8
-    whole = list(StreamLoader(ids, rows, segment, steps=3))
-    shared = [list(StreamLoader(ids, rows, segment, 3, parts, world, rank)) for rank in range(world)]
+@pytest.mark.parametrize("micro_batches, world", [(2, 1), (1, 2), (3, 2)])
+def test_processes_and_accumulated_batches_are_slices_of_the_same_rows(micro_batches, world):
+    ids, rows, sequence_length = np.arange(500, dtype=np.int32), 12, 8
+    whole = list(TokenStreamLoader(ids, rows, sequence_length, steps=3))
+    shared = [
+        list(TokenStreamLoader(ids, rows, sequence_length, 3, micro_batches, world, rank)) for rank in range(world)
+    ]
     for step, (inputs, targets) in enumerate(whole):
-        batches = [shared[rank][step * parts + part] for part in range(parts) for rank in range(world)]
+        batches = [shared[rank][step * micro_batches + part] for part in range(micro_batches) for rank in range(world)]
         assert torch.equal(torch.cat([x for x, _ in batches]), inputs)
         assert torch.equal(torch.cat([y for _, y in batches]), targets)
 
@@ -99,7 +101,7 @@ def test_processes_and_accumulated_batches_are_slices_of_the_same_rows(parts, wo
 @pytest.mark.parametrize("tokens", [97, 98, 101])
 def test_segments_to_evaluate_give_every_word_but_the_first_once(tokens, world):
     ids = np.arange(tokens, dtype=np.int32)
-    loaders = [SegmentLoader(ids, 8, 5, world, rank) for rank in range(world)]
+    loaders = [SequenceLoader(ids, 8, 5, world, rank) for rank in range(world)]
     batches = [batch for loader in loaders for batch in loader]
     assert sum(map(len, loaders)) == len(batches)
     assert sorted(torch.cat([y.flatten() for _, y in batches]).tolist()) == list(range(1, tokens))
@@ -120,7 +122,7 @@ def plain_nll(model, ids, context, target):
 
 
 def plain_loop(model, ids, window, stride):
-    """Each word by a pass of its own over its context: the first ``window`` words from the text's beginning, each
+    """Each token by a separate pass over its context: the first ``window`` tokens from the text's beginning, each
     later one from the beginning of the first window that reaches it. (Positions count from a pass's end, so a shorter
     pass is another context for the model: the reference reads the whole window.)"""
     tokens, total = len(ids) - 1, {}
@@ -160,7 +162,7 @@ def test_stride_window_is_what_validation_reports(scored):
     task.log_dict = lambda found, logger: reported.update(found)
     reported = {}
     task.on_validation_epoch_start()
-    for batch in SegmentLoader(ids, 16, 3):
+    for batch in SequenceLoader(ids, 16, 3):
         task.validation_step(batch, 0)
     task.on_validation_epoch_end()
     assert reported["val/ppl"].item() == pytest.approx(score(model, ids, 16, 16, 3)["ppl"], rel=1e-12)
@@ -176,7 +178,7 @@ def test_a_limit_scores_the_texts_first_words(scored):
 @pytest.mark.parametrize("sliding", [[0], [17], [1.5], 32, "a", [{"tokens": 3}], [{"stride": 1, "tokens": 0}]])
 def test_strides_that_are_none_are_refused(sliding):
     with pytest.raises(InputError, match="sliding"):
-        protocols(Perplexity(sliding).strides(16), 16)
+        strides_and_limits(Perplexity(sliding).strides(16), 16)
 
 
 def test_the_schedule_is_linear_then_cosine_per_step(finished):
@@ -214,19 +216,19 @@ def test_evaluate_gives_both_protocols_with_token_counts(finished):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((finished / "evaluation.json").read_text())
-    words = result(finished)["text"]["words"]
+    tokens = result(finished)["text"]["tokens"]
     counts = {(r["split"], r["stride"]): r["tokens"] for r in found["records"]["perplexity"]}
-    assert counts == {(s, n): 100 if n == 1 else words[s] - 1 for s in ("val", "test") for n in (16, 4, 1)}
+    assert counts == {(s, n): 100 if n == 1 else tokens[s] - 1 for s in ("val", "test") for n in (16, 4, 1)}
     again = {k: v for k, v in found["metrics"].items() if "stride" not in k}
     assert again == result(finished)["metrics"]
     assert {k for k in found["metrics"] if "test" in k and "stride" in k} == {
         "test/ppl_stride4",
         "test/ppl_stride1_first100",
     }
-    segments = next(r for r in found["records"]["perplexity"] if r["split"] == "test" and r["stride"] == 16)
-    assert segments["ppl"] == pytest.approx(found["metrics"]["test/ppl"], rel=1e-5)
-    assert f"{words['test'] - 1:,}" in (finished / "evaluation.md").read_text()
-    assert curve(found["records"]["curves"]) == curve(result(finished)["oversmoothing"])
+    sequences = next(r for r in found["records"]["perplexity"] if r["split"] == "test" and r["stride"] == 16)
+    assert sequences["ppl"] == pytest.approx(found["metrics"]["test/ppl"], rel=1e-5)
+    assert f"{tokens['test'] - 1:,}" in (finished / "evaluation.md").read_text()
+    assert curve(found["records"]["per_layer"]) == curve(result(finished)["oversmoothing"])
 
 
 def test_evaluate_refuses_a_stride_beyond_the_window(finished):
@@ -311,7 +313,7 @@ def test_two_processes_and_accumulation_end_as_one(tmp_path):
     same = ["model.drop_rate=0", "trainer.precision=64-true"]  # each process draws its own masks
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
     one = train(tmp_path / "one", *same)
-    pair = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.device_batch=2"]
+    pair = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.micro_batch_size=2"]
     for done in run_ranks(2, *TEXT, *pair, *same, cwd=tmp_path / "two"):
         assert done.returncode == 0 and not done.stderr, done.stderr
     two = tmp_path / "two/outputs/x"
@@ -348,9 +350,12 @@ def test_own_text_trains_and_another_vocabulary_is_refused(tmp_path):
     "arguments, words",
     [
         (["model.cutoffs=[5,5000]"], ["model.cutoffs=[5, 5000]", "vocabulary of"]),
-        (["data.segment=9999"], ["data.segment=9999 is longer than the test text", "lower it"]),
-        (["data.batch_size=9000"], ["data.segment=16 is longer than the train text", "data.batch_size=9000 streams"]),
-        (["trainer.max_steps=10"], ["trainer.max_steps=10", "multiple of data.epoch_steps=4"]),
+        (["data.sequence_length=9999"], ["data.sequence_length=9999 is longer than the test text", "lower it"]),
+        (
+            ["data.batch_size=9000"],
+            ["data.sequence_length=16 is longer than the train text", "data.batch_size=9000 streams"],
+        ),
+        (["trainer.max_steps=10"], ["trainer.max_steps=10", "multiple of data.val_every_n_steps=4"]),
         (["trainer.max_epochs=2"], ["trainer.max_epochs=2", "set trainer.max_steps"]),
         (["data.batch_size=0"], ["data.batch_size"]),
         (["task.warmup_steps=-1"], ["task.warmup_steps"]),
@@ -389,7 +394,7 @@ def test_text_that_cannot_be_read_is_refused_in_a_line(tmp_path, split, content,
 
 
 def test_probe_samples_are_whole_segments_spread_over_the_validation_text():
-    data = PythonDocs(segment=32, epoch_steps=1, batch_size=4)
+    data = PythonDocs(sequence_length=32, val_every_n_steps=1, batch_size=4)
     data.setup()
     ids, following = data.probe_samples(5)
     assert torch.equal(ids[:, 1:], following[:, :-1])
@@ -407,17 +412,17 @@ def test_runs_on_different_texts_are_no_seeds_of_each_other(tmp_path):
     small = ["data=wikitext2", "model.cutoffs=[]", "trainer.max_steps=4"]
     for seed, text in enumerate((TEXTS, {**TEXTS, "train": TEXTS["train"] * 2})):
         root = write(tmp_path / f"text{seed}", text)
-        arguments = [*small, f"data.root={root}", "data.batch_size=2", "data.segment=4", f"seed={seed}"]
+        arguments = [*small, f"data.root={root}", "data.batch_size=2", "data.sequence_length=4", f"seed={seed}"]
         done = run_forked("train.py", *TEXT, *arguments, f"name=run{seed}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     groups, _ = group_runs(read_runs([tmp_path / "outputs/run0", tmp_path / "outputs/run1"])[0])
     assert [len(group.runs) for group in groups] == [1, 1]
 
 
-@pytest.mark.parametrize("segments, world", [(2, 2), (4, 3), (5, 3), (7, 4)])
-def test_every_process_gets_a_batch_to_evaluate(segments, world):
-    data = PythonDocs(segment=8, epoch_steps=1, batch_size=2, eval_batch_size=64)
-    data.splits = {"val": np.arange(8 * segments + 1, dtype=np.int32)}
+@pytest.mark.parametrize("sequences, world", [(2, 2), (4, 3), (5, 3), (7, 4)])
+def test_every_process_gets_a_batch_to_evaluate(sequences, world):
+    data = PythonDocs(sequence_length=8, val_every_n_steps=1, batch_size=2, eval_batch_size=64)
+    data.splits = {"val": np.arange(8 * sequences + 1, dtype=np.int32)}
     lengths = []
     for rank in range(world):
         data.trainer = SimpleNamespace(world_size=world, global_rank=rank)
@@ -426,10 +431,10 @@ def test_every_process_gets_a_batch_to_evaluate(segments, world):
 
 
 def test_more_processes_than_segments_are_refused_before_training():
-    data = PythonDocs(segment=8, epoch_steps=1, batch_size=4)
+    data = PythonDocs(sequence_length=8, val_every_n_steps=1, batch_size=4)
     data.splits = dict.fromkeys(("train", "val"), np.arange(100, dtype=np.int32)) | {"test": np.arange(9)}
     data.trainer = SimpleNamespace(world_size=2, global_rank=0, accumulate_grad_batches=1)
-    with pytest.raises(InputError, match="the test text of 9 words has fewer segments of 8"):
+    with pytest.raises(InputError, match="the test text of 9 tokens has fewer sequences of 8"):
         data.train_dataloader()
 
 

@@ -20,7 +20,7 @@ from neutreno.reports.reading import read_runs
 from neutreno.runs import RunFolder, default_name
 from neutreno.tablefiles import read_table
 
-SWEEP = ["-m", "attention.lam=0,0.6", "seed=0,1", *TINY, "launcher.at_once=2"]
+SWEEP = ["-m", "attention.lam=0,0.6", "seed=0,1", *TINY, "launcher.max_parallel=2"]
 
 
 def runs_in(folder):
@@ -72,7 +72,7 @@ def test_a_killed_sweep_is_continued_by_the_same_command_and_runs_nothing_twice(
     third = run_script("train.py", *SWEEP, cwd=tmp_path)
     lines = third.stdout.splitlines()
     assert third.returncode == 0 and [line.endswith(": finished") for line in lines[:4]] == [True] * 4
-    assert lines[4] == "[4 of 4 runs done, 0 running, 0 left]" and "what the runs say" not in third.stdout
+    assert lines[4] == "[4 of 4 runs done, 0 running, 0 left]" and "logs: " not in third.stdout
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_slurm_gets_an_array_of_jobs_with_the_resources_asked_for(tmp_path, monk
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("SBATCH_COPY", str(tmp_path / "script"))
-    launcher = Slurm(at_once=3, parameters={"timeout_min": 90, "gpus_per_node": 2, "slurm_partition": "big"})
+    launcher = Slurm(max_parallel=3, parameters={"timeout_min": 90, "gpus_per_node": 2, "slurm_partition": "big"})
     executor = launcher.executor(tmp_path / "logs")
     assert isinstance(executor._executor, submitit.SlurmExecutor)
     executor.submit_array([str, str, str, str])
@@ -106,7 +106,7 @@ def test_slurm_gets_an_array_of_jobs_with_the_resources_asked_for(tmp_path, monk
 def test_runs_at_once_share_the_cores_and_take_a_gpu_each(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    found = [Local(at_once=3)._environment(slot, ["4", "6"]) for slot in range(3)]
+    found = [Local(max_parallel=3)._environment(slot, ["4", "6"]) for slot in range(3)]
     assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == ["4", "6", "4"]
     assert {e["OMP_NUM_THREADS"] for e in found} == {"2"}
     assert Local()._environment(0, [])["PATH"] == os.environ["PATH"]

@@ -61,13 +61,13 @@ def test_the_epoch_set_after_the_iterator_was_asked_for_counts():
     assert torch.equal(next(batches)[0], collect(epoch=7)[0])
 
 
-@pytest.mark.parametrize("world, parts", [(1, 1), (2, 1), (3, 1), (1, 2), (3, 2)])
-def test_the_same_global_batches_on_any_number_of_processes(world, parts):
-    shares = [list(TrainBatchSampler(23, 6, 0, parts=parts, world=world, rank=r)) for r in range(world)]
-    assert {len(share) for share in shares} == {3 * parts}
+@pytest.mark.parametrize("world, micro_batches", [(1, 1), (2, 1), (3, 1), (1, 2), (3, 2)])
+def test_the_same_global_batches_on_any_number_of_processes(world, micro_batches):
+    shares = [list(TrainBatchSampler(23, 6, 0, micro_batches=micro_batches, world=world, rank=r)) for r in range(world)]
+    assert {len(share) for share in shares} == {3 * micro_batches}
     steps = []
     for step in range(3):
-        batch = [key for part in range(parts) for share in shares for key in share[step * parts + part]]
+        batch = [key for part in range(micro_batches) for share in shares for key in share[step * micro_batches + part]]
         steps.append(sorted(batch))
     assert steps == [sorted(batch) for batch in TrainBatchSampler(23, 6, 0)]
 

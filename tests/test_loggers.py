@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("logged")
     arguments = [*TINY, "experiment=table1/deit_tiny_neutreno", "data=digits", "logger=[wandb,tensorboard]", "name=x"]
     done = run_forked("train.py", *arguments, cwd=cwd)
-    assert done.returncode == 0 and "took no report" not in done.stderr, done.stderr
+    assert done.returncode == 0 and "did not accept the report" not in done.stderr, done.stderr
     return cwd / "outputs/x"
 
 
@@ -66,9 +66,9 @@ def test_wandb_gets_group_job_config_summary_curves_and_figure(trained):
 
 @pytest.mark.slow
 def test_an_evaluation_is_a_job_of_the_same_group(trained):
-    arguments = ["evaluators=[metrics,curves]", "logger=wandb", "trainer.accelerator=cpu"]
+    arguments = ["evaluators=[metrics,per_layer]", "logger=wandb", "trainer.accelerator=cpu"]
     done = run_forked("evaluate.py", "outputs/x", *arguments, cwd=trained.parents[1])
-    assert done.returncode == 0 and "took no report" not in done.stderr, done.stderr
+    assert done.returncode == 0 and "did not accept the report" not in done.stderr, done.stderr
     (folder,) = trained.glob("wandb/offline-run-*x-eval")
     run, config, summary = read(folder)
     assert (run.run_group, run.job_type) == ("table1/deit_tiny_neutreno", "eval") and "model" in config
@@ -87,7 +87,7 @@ def test_tensorboard_gets_the_figure_and_the_result(trained):
     assert events.Scalars("result/test/top1")[-1].value == pytest.approx(metrics["test/top1"])
 
 
-def test_a_sink_that_fails_costs_a_warning_not_the_run(tmp_path, caplog):
+def test_a_logger_that_fails_costs_a_warning_not_the_run(tmp_path, caplog):
     from neutreno.callbacks.loggers import log_report
 
     class WandbLogger:
@@ -96,4 +96,4 @@ def test_a_sink_that_fails_costs_a_warning_not_the_run(tmp_path, caplog):
             raise OSError("no network")
 
     log_report([WandbLogger()], {}, {}, tmp_path / "figure.png")
-    assert "took no report" in caplog.text
+    assert "did not accept the report" in caplog.text

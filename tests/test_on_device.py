@@ -42,10 +42,10 @@ def test_crops_reach_every_offset_and_half_of_the_images_are_flipped():
     assert abs(flipped - 0.5) < 0.05
 
 
-@pytest.mark.parametrize("world, parts", [(2, 1), (3, 1), (1, 2), (3, 2)])
-def test_the_same_samples_and_augmentation_on_any_number_of_processes(world, parts):
+@pytest.mark.parametrize("world, micro_batches", [(2, 1), (3, 1), (1, 2), (3, 2)])
+def test_the_same_samples_and_augmentation_on_any_number_of_processes(world, micro_batches):
     whole = {int(y): x for images, labels in loader(epoch=2) for x, y in zip(images, labels, strict=True)}
-    shares = [loader(epoch=2, world=world, rank=r, parts=parts) for r in range(world)]
+    shares = [loader(epoch=2, world=world, rank=r, micro_batches=micro_batches) for r in range(world)]
     seen = {int(y): x for share in shares for images, labels in share for x, y in zip(images, labels, strict=True)}
     assert seen.keys() == whole.keys() and len(seen) == 18
     assert all(torch.equal(seen[y], whole[y]) for y in whole)

@@ -89,7 +89,8 @@ def test_a_single_value_for_a_list_shows_how_to_write_one():
     def take(cutoffs: list[Count]): ...
 
     assert (
-        options_of(take)["cutoffs"].problem(5, "model.cutoffs") == "model.cutoffs=5 is no list; write model.cutoffs=[5]"
+        options_of(take)["cutoffs"].problem(5, "model.cutoffs")
+        == "model.cutoffs=5 is not a list; write model.cutoffs=[5]"
     )
     assert options_of(take)["cutoffs"].problem([5, -1], "cutoffs").startswith("cutoffs=[5, -1] (item 1) should be")
     assert options_of(take)["cutoffs"].problem(OmegaConf.create([1, 2]), "cutoffs") is None

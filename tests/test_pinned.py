@@ -26,7 +26,7 @@ RUNS = {
         *["data=digit_scenes", *SMALL, *FAST, "data.train_scenes=64", "data.val_scenes=16", "data.test_scenes=16"],
         *["trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1", "data.num_workers=0"],
     ],
-    "python_docs": ["data=python_docs", *SMALL, "task.lr=3e-3", "trainer.max_steps=60", "data.epoch_steps=30"],
+    "python_docs": ["data=python_docs", *SMALL, "task.lr=3e-3", "trainer.max_steps=60", "data.val_every_n_steps=30"],
 }
 
 

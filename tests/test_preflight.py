@@ -15,12 +15,12 @@ from torch import nn
 import neutreno.preflight
 from neutreno.data.digits import Digits
 from neutreno.errors import InputError
-from neutreno.preflight import DeviceBatch, largest_batch, seeds_needed
+from neutreno.preflight import MicroBatch, largest_batch, seeds_needed
 from neutreno.tasks.classification import Classification
 
 
 def report_of(text):
-    return dict(re.findall(r"^  ([a-z ]+?)  +(.+)$", text, re.MULTILINE))
+    return dict(re.findall(r"^  ([a-z -]+?)  +(.+)$", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("effect, seeds", [(0.2, 394), (0.5, 64), (0.8, 26), (1.2, 12)])
@@ -83,7 +83,7 @@ def test_preflight_reports_what_it_measured_and_leaves_nothing(tmp_path):
     assert report["validation"].startswith("300 s each")
     hours = (3 * 4 * 400 + 5 * 300) / 3600
     assert report["whole run"].startswith(f"{hours:.3g} hours for 3 epochs of 4 steps")
-    assert "peak RSS" in report["memory per device"] and "not measured" in report["largest device batch"]
+    assert "peak RSS" in report["memory per device"] and "not measured" in report["largest micro-batch"]
     assert report["seeds per row"].startswith(f"{seeds_needed(0.84, 0.42)} to find a difference of 0.84")
     assert f"{seeds_needed(0.84, 0.42) * hours:.3g} hours a row" in report["seeds per row"]
     assert not list(tmp_path.iterdir())
@@ -91,10 +91,10 @@ def test_preflight_reports_what_it_measured_and_leaves_nothing(tmp_path):
 
 def test_preflight_says_when_computing_is_the_bottleneck_and_what_it_cannot_know(tmp_path):
     setup = virtual_time(load=0.01, step=100, validate=1)
-    done = run_forked("train.py", *TINY, "data.device_batch=100", "preflight=true", cwd=tmp_path, setup=setup)
+    done = run_forked("train.py", *TINY, "data.micro_batch_size=100", "preflight=true", cwd=tmp_path, setup=setup)
     assert done.returncode == 0, done.stderr
     report = report_of(done.stdout)
-    assert "100 samples at once on each, 3 accumulated" in report["devices"]
+    assert "micro-batches of 100 samples on each, 3 of them accumulated" in report["devices"]
     assert report["training"].startswith("1.0 images/s") and "301 s" not in done.stdout
     assert report["bottleneck"].startswith("computing: 1 %")
     assert "recipe expects no difference" in report["seeds per row"]
@@ -114,7 +114,7 @@ def test_preflight_of_two_processes_speaks_once(tmp_path):
     more = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
     done = run_ranks(2, *TINY, *more, "preflight=true", cwd=tmp_path)
     assert [d.returncode for d in done] == [0, 0] and not done[1].stdout and not list(tmp_path.iterdir())
-    assert "2 x cpu on 1 machine(s), 150 samples" in report_of(done[0].stdout)["devices"]
+    assert "2 x cpu on 1 machine(s), micro-batches of 150 samples" in report_of(done[0].stdout)["devices"]
 
 
 def test_preflight_is_no_word(tmp_path):
@@ -150,12 +150,12 @@ def test_the_largest_batch_is_doubled_until_memory_ends():
 
 
 def test_a_device_without_room_for_two_samples_is_refused():
-    with pytest.raises(InputError, match="no memory for two samples"):
+    with pytest.raises(InputError, match="not enough memory for two samples"):
         measure(room=1, most=1000)
 
 
-def test_device_batch_auto_takes_what_the_smallest_device_holds(monkeypatch):
-    data = Digits(img_size=8, in_chans=1, num_classes=10, batch_size=256, device_batch="auto")
+def test_micro_batch_size_auto_takes_what_the_smallest_device_holds(monkeypatch):
+    data = Digits(img_size=8, in_chans=1, num_classes=10, batch_size=256, micro_batch_size="auto")
     data.setup()
     strategy = SimpleNamespace(root_device=torch.device("cuda"), reduce=lambda value, reduce_op: min(value, 16))
     trainer = SimpleNamespace(
@@ -164,18 +164,18 @@ def test_device_batch_auto_takes_what_the_smallest_device_holds(monkeypatch):
     data.trainer = trainer
     monkeypatch.setattr(torch, "full", lambda shape, value, device: value)  # there may be no such device here
     monkeypatch.setattr(neutreno.preflight, "largest_batch", lambda task, sample, trainer, most: (32, 64))
-    DeviceBatch().setup(trainer, None, "fit")
+    MicroBatch().setup(trainer, None, "fit")
     assert trainer.accumulate_grad_batches == 4  # 256 = 4 devices x 4 batches x 16
 
 
 @pytest.mark.skipif(not torch.cuda.device_count(), reason="needs a GPU")
 def test_a_gpu_is_filled_and_measured(tmp_path):
-    gpu = [*TINY, "trainer=gpu", "data.device_batch=auto", "name=x"]
+    gpu = [*TINY, "trainer=gpu", "data.micro_batch_size=auto", "name=x"]
     done = run_script("train.py", *gpu, "preflight=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = report_of(done.stdout)
     assert (
-        "allocated at most" in report["memory per device"] and int(report["largest device batch"].split(";")[0]) >= 300
+        "allocated at most" in report["memory per device"] and int(report["largest micro-batch"].split(";")[0]) >= 300
     )
     assert run_script("train.py", *gpu, cwd=tmp_path).returncode == 0
-    assert json.loads((tmp_path / "outputs/x/result.json").read_text())["devices"]["device_batch"] == 300
+    assert json.loads((tmp_path / "outputs/x/result.json").read_text())["devices"]["micro_batch_size"] == 300

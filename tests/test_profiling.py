@@ -256,7 +256,7 @@ def test_the_model_is_left_as_it_was_even_by_an_error():
     fast = torch.backends.mha.get_fastpath_enabled()
     for images, fails in ((torch.randn(2, 3, 64, 64), False), (torch.full((2, 3, 64, 64), math.nan), True)):
         if fails:
-            with pytest.raises(InputError, match=r"blocks\.0: cosine similarity: the tokens hold values"):
+            with pytest.raises(InputError, match=r"blocks\.0: cosine similarity: the tokens contain NaN or Inf"):
                 profile(model, images)
         else:
             profile(model, images)
@@ -298,7 +298,7 @@ def test_layers_can_be_named():
     "arguments, words",
     [
         ({"metrics": ["attention_entropy"]}, "attention_entropy needs attention weights, which are not there"),
-        ({"metrics": ["cosin"]}, "there is no layer-wise metric cosin; there are cosine"),
+        ({"metrics": ["cosin"]}, "no layer-wise metric cosin; available: cosine"),
         ({"metrics": []}, "names no layer-wise metric"),
         (
             {"layers": "encoder.layer.*"},
@@ -425,23 +425,23 @@ def test_a_run_folder_is_profiled_on_its_own_data(tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["timm:no_such_model"], ["timm:no_such_model is no model of timm"]),
+        (["timm:no_such_model"], ["timm:no_such_model is not a timm model"]),
         (["timm:test_vit.nope", "--random-weights"], ["timm:test_vit.nope: Invalid pretrained tag"]),
         (["hf:no/such-model"], ["hf:no/such-model: no AutoModel of it", "--random-weights"]),
         (["hf:images", "--random-weights"], ["hf:images: no AutoConfig of it"]),
         (["outputs/none"], ["outputs/none is not a run folder"]),
         (["hf:bert", "none.txt"], ["none.txt: no such file or folder"]),
         (["hf:bert", "empty.txt"], ["empty.txt holds no text"]),
-        (["hf:bert", "images/1.png"], ["images/1.png is no text"]),
+        (["hf:bert", "images/1.png"], ["images/1.png is not UTF-8 text"]),
         (["hf:bert", "images"], ["images: Is a directory"]),
-        (["hf:vit", "text.txt"], ["text.txt is no folder of images"]),
+        (["hf:vit", "text.txt"], ["text.txt is not a folder of images"]),
         (["hf:vit", "bert"], ["bert holds no images"]),
         (["hf:bert", "--lam", "abc"], ["--lam='abc' is not a finite number"]),
         (["hf:bert", "--lam", "-1"], ["--lam=-1.0 is not a finite number"]),
         (["hf:bert", "--lam", "nan"], ["--lam=nan is not a finite number"]),
         (["hf:bert", "--samples", "0"], ["--samples=0 is not a whole number"]),
         (["hf:bert", "--tokens", "1.5"], ["--tokens='1.5' is not a whole number"]),
-        (["hf:bert", "--metrics", "cosin"], ["--metrics: there is no layer-wise metric cosin"]),
+        (["hf:bert", "--metrics", "cosin"], ["--metrics: no layer-wise metric cosin"]),
         (["hf:bert", "--metrics", "attention_entropy"], ["none of attention_entropy applies"]),
         (["hf:bert", "--layers", "blocks.*"], ["no module named 'blocks.*'", "encoder.layer (3 × BertLayer)"]),
         (["hf:bert", "--device", "none"], ["--device=none"]),

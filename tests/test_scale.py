@@ -1,4 +1,4 @@
-"""One run on one process, on several, and in several parts: the same weights, the same figures, one folder."""
+"""One run on one process, on several, and in several micro-batches: the same weights, the same figures, one folder."""
 
 import json
 import os
@@ -100,28 +100,28 @@ def assert_same_run(run, whole, precision="32-true"):
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     """The folder of that run on two processes that share the weights (FSDP)."""
-    arguments = ["trainer=fsdp", "trainer.precision=32-true", "data.device_batch=60"]
+    arguments = ["trainer=fsdp", "trainer.precision=32-true", "data.micro_batch_size=60"]
     return train_on_two(tmp_path_factory.mktemp("sharded"), *arguments)
 
 
-def assert_shared_out(run, processes, parts):
+def assert_split_across_ranks(run, processes, micro_batches):
     shared = result(run)["devices"]
-    assert (shared["processes"], shared["accumulate_grad_batches"]) == (processes, parts)
-    assert shared["device_batch"] * processes * parts == 300
+    assert (shared["processes"], shared["accumulate_grad_batches"]) == (processes, micro_batches)
+    assert shared["micro_batch_size"] * processes * micro_batches == 300
 
 
 @pytest.mark.slow
 def test_two_processes_end_as_one(one_process, tmp_path):
     """With accumulation, in float64; test_processes.py has float32 without it."""
-    run = train_on_two(tmp_path, "trainer=ddp", "trainer.precision=64-true", "data.device_batch=60")
+    run = train_on_two(tmp_path, "trainer=ddp", "trainer.precision=64-true", "data.micro_batch_size=60")
     assert_same_run(run, one_process("64-true"), "64-true")
-    assert_shared_out(run, 2, 3)
+    assert_split_across_ranks(run, 2, 3)
 
 
 @pytest.mark.slow
 def test_two_sharded_processes_end_as_one(one_process, sharded):
     assert_same_run(sharded, one_process("32-true"))
-    assert_shared_out(sharded, 2, 3)
+    assert_split_across_ranks(sharded, 2, 3)
     assert result(sharded)["devices"]["strategy"] == "ShardedStrategy"
     curves = [curve(result(f)["oversmoothing"]) for f in (sharded, one_process("32-true"))]
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
@@ -148,9 +148,9 @@ def test_sharding_decays_the_same_parameters(sharded):
 
 @pytest.mark.slow
 def test_accumulated_batches_end_as_one(one_process, tmp_path):
-    run = train(tmp_path, "trainer.precision=64-true", "data.device_batch=40")
+    run = train(tmp_path, "trainer.precision=64-true", "data.micro_batch_size=40")
     assert_same_run(run, one_process("64-true"), "64-true")
-    assert_shared_out(run, 1, 10)
+    assert_split_across_ranks(run, 1, 10)
 
 
 @pytest.mark.slow
@@ -177,18 +177,18 @@ def test_a_run_moves_from_one_device_to_sharded_and_back(one_process, tmp_path):
     died = run_forked("train.py", *FIXED, save, cwd=tmp_path, setup=dies_after(1))
     assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 3
     sharded = ["trainer=fsdp", "trainer.precision=32-true", "resume=true"]
-    died = run_ranks(2, *FIXED, *CPU_PAIR, *sharded, save, cwd=tmp_path, leader=dies_after(3))
+    died = run_ranks(2, *FIXED, *CPU_PAIR, *sharded, save, cwd=tmp_path, on_rank_zero=dies_after(3))
     assert died[0].returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 6
     assert_same_run(train(tmp_path, "resume=true", save), one_process("32-true"))
 
 
 @pytest.mark.slow
 def test_another_number_of_accumulated_batches_may_go_on_at_an_epochs_end_only(one_process, tmp_path):
-    save, half = "checkpoint.every_n_steps=3", "data.device_batch=150"
+    save, half = "checkpoint.every_n_steps=3", "data.micro_batch_size=150"
     died = run_forked("train.py", *FIXED, save, half, cwd=tmp_path, setup=dies_after(1))
     assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 3
     refused = run_forked("train.py", *FIXED, save, "resume=true", cwd=tmp_path)
-    assert_one_line_error(refused, "2 accumulated batches", "not 1", half)
+    assert_one_line_error(refused, "2 accumulated micro-batches", "not 1", half)
     died = run_forked("train.py", *FIXED, save, half, "resume=true", cwd=tmp_path, setup=dies_after(2))
     assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 4
     assert_same_run(train(tmp_path, save, "resume=true"), one_process("32-true"))
@@ -223,9 +223,12 @@ BAD = {
     "no GPU": (["trainer=gpu"], ["no GPU", "trainer=default"]),
     "no GPUs": (["trainer=ddp"], ["no GPU"]),
     "no SLURM": (["trainer=slurm", "trainer.accelerator=cpu"], ["srun", "trainer=ddp"]),
-    "device_batch is a word": (["data.device_batch=many"], ["data.device_batch=many"]),
-    "device_batch is zero": (["data.device_batch=0"], ["data.device_batch=0"]),
-    "two numbers of parts": (["data.device_batch=8", "trainer.accumulate_grad_batches=2"], ["16 samples", "only one"]),
+    "micro_batch_size is text": (["data.micro_batch_size=many"], ["data.micro_batch_size=many"]),
+    "micro_batch_size is zero": (["data.micro_batch_size=0"], ["data.micro_batch_size=0"]),
+    "two numbers of micro-batches": (
+        ["data.micro_batch_size=8", "trainer.accumulate_grad_batches=2"],
+        ["16 samples", "only one"],
+    ),
     "sharding in half": (["trainer=fsdp", *CPU_PAIR, "trainer.precision=bf16-true"], ["bf16-true", "bf16-mixed"]),
     "clipping and fused": (["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed"], ["fused=false"]),
     "compile is a word": (["compile=fast"], ["compile=fast"]),
@@ -241,7 +244,7 @@ def test_what_cannot_be_shared_out_is_said_in_a_line(arguments, words, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "device_batch, world, parts, expected",
+    "micro_batch_size, world, micro_batches, expected",
     [
         (None, 1, 1, 1),
         (None, 2, 4, 4),
@@ -255,9 +258,9 @@ def test_what_cannot_be_shared_out_is_said_in_a_line(arguments, words, tmp_path)
         ("auto", 2, 1, 1),  # on a CPU
     ],
 )
-def test_the_smallest_number_of_equal_parts_that_fit(device_batch, world, parts, expected):
-    data = Digits(img_size=8, in_chans=1, num_classes=10, batch_size=1024, device_batch=device_batch)
-    assert data.accumulated_batches(world, parts) == expected
+def test_the_smallest_number_of_equal_parts_that_fit(micro_batch_size, world, micro_batches, expected):
+    data = Digits(img_size=8, in_chans=1, num_classes=10, batch_size=1024, micro_batch_size=micro_batch_size)
+    assert data.accumulated_batches(world, micro_batches) == expected
 
 
 @pytest.mark.slow

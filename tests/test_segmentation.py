@@ -41,7 +41,7 @@ SMALL = [
     "trainer.accelerator=cpu",
     "name=x",
 ]
-NO_COST = "evaluators=[metrics,windows,curves]"
+NO_COST = "evaluators=[metrics,windows,per_layer]"
 
 
 def result(folder):
@@ -192,7 +192,7 @@ def test_the_encoder_starts_from_a_run_folder(finished, street_folders, tmp_path
 
 @pytest.fixture(scope="module")
 def two_seeds(finished, street_folders, tmp_path_factory):
-    """Two runs, each from an encoder run of its own seed, which is gone afterwards."""
+    """Two runs, each from an encoder run with the same seed, which is gone afterwards."""
     cwd = tmp_path_factory.mktemp("seeds")
     for seed in (0, 1):
         shutil.copytree(finished / "outputs/x", cwd / f"outputs/encoder-seed{seed}")

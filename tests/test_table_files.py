@@ -111,7 +111,7 @@ def test_the_papers_figures_metrics_and_columns_are_the_files(tmp_path, capsys):
         tmp_path,
         TWO_ROWS + "metric: val/loss\nmetrics: [test/top1, test/none]\n"
         "columns: [effective_rank, parameters, mycolumns.runs_of_a_row]\n"
-        "paper: {theirs: {test/top1: {value: 71, provenance: recalled}}}\n",
+        "paper: {theirs: {test/top1: {value: 71, provenance: 'from memory, unverified'}}}\n",
     )
     table = read_table("mine", [str(tmp_path / "conf")])
     for label in table.rows:
@@ -129,7 +129,7 @@ def test_the_papers_figures_metrics_and_columns_are_the_files(tmp_path, capsys):
     titles = [title.strip() for title in header[1:-1]]
     assert titles[2] == "val/loss" and titles.index("test/top1") > 2
     assert titles[-3:] == ["effective rank, trained", "parameters", "runs of a row"]
-    assert "71.00 (recalled)" in done.stdout and first[-2].strip() == "1!"
+    assert "71.00 (from memory, unverified)" in done.stdout and first[-2].strip() == "1!"
     assert "test/none: no run has this metric" in done.stdout
     assert_one_line_error(run_forked(*command, cwd=tmp_path), "mycolumns.runs_of_a_row", "no module mycolumns")
 
@@ -142,7 +142,7 @@ def test_the_paper_figures_of_an_experiment_stand_in_its_file(tmp_path, capsys):
     (run / "result.json").write_text(json.dumps(result))
     print_tables([tmp_path], table)
     page = capsys.readouterr().out
-    assert "34.29 (recalled)" in page and "departs" not in page and "neutreno: no finished run" in page
+    assert "34.29 (from memory, unverified)" in page and "departs" not in page and "neutreno: no finished run" in page
 
 
 def test_what_is_needed_is_made_first_and_its_folder_handed_on():
@@ -221,18 +221,18 @@ def test_a_data_set_of_ones_own_names_the_recipe_of_another(tmp_path):
 
 ROWS = "rows: {a: model=deit, b: model=deit_neutreno}\n"
 WRONG = {
-    "no mapping": ("- a\n- b\n", ["is no table"]),
-    "nothing": ("", ["is no table"]),
+    "no mapping": ("- a\n- b\n", ["is not a table"]),
+    "nothing": ("", ["is not a table"]),
     "no YAML": ("rows: {a: [}\n", ["not readable YAML", "line 1"]),
     "an unknown key": (ROWS + "metirc: val/top1\n", ["no key metirc; did you mean metric?", "title, overrides"]),
-    "no rows": ("title: none\n", ["rows: there is none"]),
-    "empty rows": ("rows: {}\n", ["rows: there is none"]),
+    "no rows": ("title: none\n", ["rows: none given"]),
+    "empty rows": ("rows: {}\n", ["rows: none given"]),
     "a title that is none": (ROWS + "title: 3\n", ["title=3", "string"]),
-    "metrics that are no list": (ROWS + "metrics: val/top1\n", ["metrics=val/top1 is no list"]),
-    "a label twice": ("rows:\n  a: model=deit\n  a: model=vit\n", ["line 3: a stands there twice"]),
+    "metrics that are no list": (ROWS + "metrics: val/top1\n", ["metrics=val/top1 is not a list"]),
+    "a label twice": ("rows:\n  a: model=deit\n  a: model=vit\n", ["line 3: a appears twice"]),
     "a label that cannot be a row": ("rows: {a/b: model=deit}\n", ["rows.a/b", "label"]),
     "a label that is a number": ("rows: {0.6: model=deit}\n", ["rows.0.6", "quote"]),
-    "a row that is no text": ("rows: {a: {model: deit}}\n", ["rows.a", "words"]),
+    "a row that is no text": ("rows: {a: {model: deit}}\n", ["rows.a", "overrides"]),
     "a quote left open": ("rows: {a: \"model='deit\"}\n", ["rows.a", "no closing quotation"]),
     "a seed": ("rows: {a: model=deit seed=3}\n", ["rows.a: seed=3", "leave it out"]),
     "a name": (ROWS + "overrides: name=x resume=true\n", ["overrides: name=x resume=true", "leave it out"]),
@@ -241,15 +241,15 @@ WRONG = {
     "an unknown key of a row": ("rows: {b: model=deit lr=1}\n", ["rows.b: no key lr; did you mean task.lr?"]),
     "a value out of bounds": ("rows: {b: attention.lam=-1}\n", ["rows.b: attention.lam=-1"]),
     "a sweep in a row": ("rows: {b: 'attention.lam=0,0.2'}\n", ["rows.b: ", "attention.lam=0,0.2"]),
-    "a word that is none": ("rows: {b: deit}\n", ["rows.b: deit is no KEY=VALUE"]),
+    "a word that is none": ("rows: {b: deit}\n", ["rows.b: deit is not KEY=VALUE"]),
     "figures of no row": (
-        ROWS + "paper: {c: {val/top1: {value: 1, provenance: x}}}\n", ["paper.c: there is no such row"]),
+        ROWS + "paper: {c: {val/top1: {value: 1, provenance: x}}}\n", ["paper.c: no such row"]),
     "figures without provenance": (ROWS + "paper: {a: {val/top1: {value: 1}}}\n", ["paper.a.val/top1", "provenance"]),
     "figures that are numbers": (ROWS + "paper: {a: {val/top1: 71}}\n", ["paper.a.val/top1", "value"]),
     "figures that are text": (
         ROWS + "paper: {a: {val/top1: {value: good, provenance: x}}}\n", ["paper.a.val/top1.value=good"]),
-    "needs of no row": (ROWS + "needs: {c: {model.weights: a}}\n", ["needs.c: there is no such row"]),
-    "needs that are a row": (ROWS + "needs: {b: a}\n", ["needs.b=a is no mapping"]),
+    "needs of no row": (ROWS + "needs: {c: {model.weights: a}}\n", ["needs.c: no such row"]),
+    "needs that are a row": (ROWS + "needs: {b: a}\n", ["needs.b=a is not a mapping"]),
     "a needed row that is none": (ROWS + "needs: {b: {model.weights: c}}\n", ["needs.b.model.weights", "no row c"]),
     "a needed table that is none": (
         ROWS + "needs: {b: {model.weights: tabel1/x}}\n", ["needs.b.model.weights: no table tabel1; did you mean"]),
@@ -285,7 +285,7 @@ def test_words_of_the_users_that_are_wrong_do_not_blame_the_file(tmp_path):
 def test_tables_that_cannot_be_told_are_named(tmp_path):
     assert_one_line_error(run_forked("scripts/reproduce.py", "labb", cwd=tmp_path), "no table labb; did you mean lab?")
     done = run_forked("scripts/tables.py", "labb", cwd=tmp_path)
-    assert_one_line_error(done, "labb: there is no such folder and no such table; did you mean lab?")
+    assert_one_line_error(done, "labb: no such folder or table; did you mean lab?")
     make_run(tmp_path / "outputs/a", "model=deit", "task.lr=0.1")
     assert_one_line_error(
         run_forked("scripts/tables.py", "lab", cwd=tmp_path), "none of the 1 runs belongs to table lab"

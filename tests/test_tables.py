@@ -102,7 +102,7 @@ def test_the_papers_figures_stand_beside_ours_with_their_provenance(tmp_path):
     result["metrics"] |= {"val/top1": 72.5, "val/top5": 91.0}
     (run / "result.json").write_text(json.dumps(result))
     done = tables(run, cwd=tmp_path).stdout
-    assert "73.01 (recalled)" in done and "91.56 (recalled)" in done
+    assert "73.01 (from memory, unverified)" in done and "91.56 (from memory, unverified)" in done
 
 
 def test_every_row_of_the_paper_carries_its_figures():
@@ -112,7 +112,7 @@ def test_every_row_of_the_paper_carries_its_figures():
         paper = yaml.safe_load(file.read_text()).get("paper", {})
         assert paper or (file.stem.startswith("deit_small_") and "featscale" in file.stem) or "small" in file.stem, file
         for figure in paper.values():
-            assert figure["value"] > 1 and figure["provenance"].split(",")[0] in ("recalled", "listed", "code")
+            assert figure["value"] > 1 and figure["provenance"].split(",")[0] in ("from memory", "listed", "code")
 
 
 def test_what_cannot_be_read_is_named_and_left_out(runs):
@@ -151,7 +151,7 @@ def test_runs_of_several_tasks_give_a_table_each(runs):
 def test_no_finished_run_is_one_line(tmp_path):
     make_run(tmp_path / "a", status="failed")
     done = run_forked("scripts/tables.py", str(tmp_path / "a"), cwd=tmp_path)
-    assert_one_line_error(done, "none of the runs is finished")
+    assert_one_line_error(done, "no run is finished")
 
 
 def change(run, **more):
@@ -171,12 +171,12 @@ def rows_of(folder):
 def test_the_same_setting_is_one_row_however_it_was_typed(tmp_path):
     make_run(tmp_path / "a", "attention.lam=1", "seed=0")
     make_run(tmp_path / "b", "attention.lam=1.0", "seed=1")
-    make_run(tmp_path / "c", "model=deit", "attention=centred", "seed=0")
-    typed = ["attention=xsa", "attention._target_=neutreno.attention.CentredAttention"]
+    make_run(tmp_path / "c", "model=deit", "attention=centered", "seed=0")
+    typed = ["attention=xsa", "attention._target_=neutreno.attention.CenteredAttention"]
     make_run(tmp_path / "d", "model=deit", *typed, "seed=1")
     assert {name: seeds for name, (seeds, _) in rows_of(tmp_path).items()} == {
         "digits deit-mini neutreno λ̃=1": "2",
-        "digits deit-mini centred": "2",
+        "digits deit-mini centered": "2",
     }
 
 

@@ -16,7 +16,7 @@ from neutreno.errors import InputError
 
 TRAIN = "the cat  saw the Dog\n \n\nthe dog <unk> saw <unk>\tcat and\u00a0one zebra ant\r\nDog é the end"
 TEXTS = {"train": TRAIN, "valid": "the ant saw a whale\n\n", "test": "Dog\nend of the\n"}
-SETTINGS = {"segment": 2, "epoch_steps": 1, "batch_size": 2}
+SETTINGS = {"sequence_length": 2, "val_every_n_steps": 1, "batch_size": 2}
 
 
 def write(root, texts=TEXTS, name="{}.txt"):
@@ -162,7 +162,7 @@ def test_a_cached_array_that_does_not_match_is_noticed(tmp_path, name, change):
     else:
         file.write_bytes(content[:-4] if change == "truncate" else bytes([content[0] ^ 1]) + content[1:])
     with pytest.raises(
-        InputError, match=rf"{name} does not match its source.*; remove the folder .*ids to make it anew"
+        InputError, match=rf"{name} does not match its source.*; remove the folder .*ids to build it again"
     ):
         read(root)
     shutil.rmtree(root / "ids")
@@ -305,8 +305,8 @@ def test_the_embedded_text_is_the_same_each_time_and_splits_by_topic():
     data = [PythonDocs(min_count=3, **SETTINGS) for _ in range(2)]
     for docs in data:
         docs.setup()
-    assert data[0].record() == data[1].record() and set(data[0].record()["text"]) >= {"sha256", "python", "words"}
-    sizes = data[0].record()["text"]["words"]
+    assert data[0].record() == data[1].record() and set(data[0].record()["text"]) >= {"sha256", "python", "tokens"}
+    sizes = data[0].record()["text"]["tokens"]
     assert sizes["train"] > 50_000 and min(sizes["val"], sizes["test"]) > 3_000
     unknown = (data[0].splits["train"] == data[0].vocabulary.unk).mean()
     assert 0.001 < unknown < 0.1

@@ -23,7 +23,13 @@ from neutreno.reports.layers import curve, part_of, stacks_of
 RUNS = {
     "digits": [],
     "scenes": ["data=digit_scenes", "data.batch_size=100"],
-    "docs": ["data=python_docs", "data.epoch_steps=4", "data.segment=16", "trainer.max_steps=8", "data.batch_size=12"],
+    "docs": [
+        "data=python_docs",
+        "data.val_every_n_steps=4",
+        "data.sequence_length=16",
+        "trainer.max_steps=8",
+        "data.batch_size=12",
+    ],
 }
 
 
@@ -183,13 +189,13 @@ def test_probe_and_data_of_a_run_may_be_set(runs):
         (["unfinished"], "no checkpoint at"),
         (["probe.num_samples=4"], "goes with a run folder"),
         (["digits", "--steps", "3"], "--steps is of the descent of random tokens"),
-        (["--lams", "abc"], "--lams abc is no list of numbers"),
-        (["--lams", "0,,1"], "is no list of numbers"),
+        (["--lams", "abc"], "--lams abc is not a list of numbers"),
+        (["--lams", "0,,1"], "is not a list of numbers"),
         (["--lams=-0.2,0"], "--lams=-0.2 is not a finite number ≥ 0"),
         (["--lams", "nan"], "--lams=nan"),
         (["--steps", "0"], "--steps=0"),
         (["--tokens", "1"], "--tokens=1"),
-        (["--output", "nowhere/theory"], "there is no folder nowhere"),
+        (["--output", "nowhere/theory"], "no folder nowhere"),
         (["--lams", "1e200"], "the descent at λ̃ = 1e+200 overflows at step 2"),
     ],
 )

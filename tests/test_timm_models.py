@@ -129,7 +129,7 @@ def test_images_are_made_as_timm_says():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"name": "no_such_model"}, "model.name=no_such_model is no model of timm"),
+        ({"name": "no_such_model"}, "model.name=no_such_model is not a timm model"),
         ({"name": "deit_tiny_patch16_24"}, "near: deit_tiny_patch16_224"),
         ({"name": "deit_tiny_patch16_224.nope"}, "Invalid pretrained tag"),
         ({"name": "test_vit", "img_size": 8}, r"images of shape \(3, 8, 8\)"),

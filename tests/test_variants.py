@@ -1,4 +1,4 @@
-"""Every cure of over-smoothing against a plain transcription of its formula, and what all of them must keep."""
+"""Every mitigation method against a plain transcription of its formula, and what all of them must keep."""
 
 import math
 from functools import partial
@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from neutreno.attention import (
     GFSA,
     AttnScale,
-    CentredAttention,
+    CenteredAttention,
     ExclusiveAttention,
     LaplacianHeads,
     LinearAttention,
@@ -70,7 +70,7 @@ def exclusive(layer, a, d, v, v0):
 
 RULES = {  # attention: (arguments, what it gives from A, D, V and V_0)
     AttnScale: ({}, attnscale),
-    CentredAttention: ({}, lambda layer, a, d, v, v0: (a - d) @ v),
+    CenteredAttention: ({}, lambda layer, a, d, v, v0: (a - d) @ v),
     LaplacianHeads: ({"fraction": 0.6}, laplacian),
     GFSA: ({}, gfsa),
     ExclusiveAttention: ({}, exclusive),
@@ -181,11 +181,11 @@ def test_contranorm_equals_its_formula(normalize):
 @pytest.mark.parametrize("block", ["plain", "featscale"])
 def test_what_starts_at_zero_starts_as_softmax(attention, block):
     torch.manual_seed(0)
-    cured = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5, **built(attention, block)).eval()
+    varied = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5, **built(attention, block)).eval()
     softmax = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5).eval()
-    assert not softmax.load_state_dict(cured.state_dict(), strict=False).missing_keys
+    assert not softmax.load_state_dict(varied.state_dict(), strict=False).missing_keys
     images = torch.randn(2, 1, 8, 8)
-    torch.testing.assert_close(cured(images), softmax(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(varied(images), softmax(images), rtol=0, atol=1e-5)
 
 
 def test_a_learned_value_residual_starts_at_halves():
@@ -207,7 +207,7 @@ def test_every_combination_trains_all_its_parameters(attention, block):
         "mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5, **built(attention, block, *overrides)
     )
     model(torch.randn(4, 1, 8, 8)).square().sum().backward()
-    # softmax does not feel the keys' biases, and so on; but no parameter of a cure may be left out of the graph
+    # softmax does not feel the keys' biases, and so on; but no parameter of a method may be left out of the graph
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 

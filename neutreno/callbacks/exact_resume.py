@@ -38,9 +38,9 @@ class ExactResume(Callback):
         data, now = trainer.datamodule, trainer.accumulate_grad_batches
         before = checkpoint.get("accumulate_grad_batches", now)
         if before != now and checkpoint["global_step"] % data.steps_per_epoch:  # Lightning counts batches, not steps
-            at_once, rest = divmod(data.batch_size, before * trainer.world_size)
-            instead = "on as many devices as before" if rest else f"with data.device_batch={at_once}"
+            micro, rest = divmod(data.batch_size, before * trainer.world_size)
+            instead = "on as many devices as before" if rest else f"with data.micro_batch_size={micro}"
             raise InputError(
-                f"the checkpoint was taken within an epoch, at {before} accumulated batches a step, not {now}: "
+                f"the checkpoint was taken within an epoch, at {before} accumulated micro-batches a step, not {now}: "
                 f"resume {instead}"
             )

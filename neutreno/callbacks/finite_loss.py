@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no number any more."""
+"""Stops a run whose loss is NaN or Inf."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ class FiniteLoss(Callback):
     def _check(self, trainer: Trainer) -> None:
         if self._bad_step is not None and (step := int(self._bad_step)) >= 0:
             raise InputError(
-                f"the loss is not finite at step {step} (epoch {trainer.current_epoch}); try a lower task.lr, "
+                f"the loss is NaN or Inf at step {step} (epoch {trainer.current_epoch}); try a lower task.lr, "
                 "gradient clipping (trainer.gradient_clip_val=1) or trainer.precision=32-true"
             )

@@ -1,4 +1,4 @@
-"""Sinks beside ``metrics.csv``."""
+"""Additional loggers, besides ``metrics.csv``."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ log = logging.getLogger(__name__)
 
 
 def make_loggers(config: Any, folder: Path, experiment: str, job: str) -> list[Logger]:
-    """The sinks that ``logger=`` asks for; ``experiment`` groups runs, ``job`` is ``train`` or ``eval``."""
-    return [build(sink, folder=folder, experiment=experiment, job=job) for sink in config.values()]
+    """The loggers that ``logger=`` asks for; ``experiment`` groups runs, ``job`` is ``train`` or ``eval``."""
+    return [build(settings, folder=folder, experiment=experiment, job=job) for settings in config.values()]
 
 
 def log_report(loggers: Sequence[Logger], metrics: dict[str, float], rows: list[dict], figure: Path | None) -> None:
-    """Hand what a run ends with to the sinks: metrics, rows of layer-wise metrics and the figure of the similarity,
+    """Report the end of a run to the loggers: metrics, rows of layer-wise metrics and the figure of the similarity,
     where it was measured.
 
-    A sink that fails costs a warning, never the run: its folder is the record.
+    A logger that fails costs a warning, never the run: its folder is the record.
     """
     for logger in loggers:
         try:
             _REPORTS[type(logger).__name__](logger, metrics, rows, figure)
         except Exception as error:
-            log.warning("%s took no report: %s", type(logger).__name__, " ".join(str(error).split()))
+            log.warning("%s did not accept the report: %s", type(logger).__name__, " ".join(str(error).split()))
 
 
 def _report_to_wandb(logger: Logger, metrics: dict[str, float], rows: list[dict], figure: Path | None) -> None:
@@ -51,7 +51,7 @@ def _report_to_wandb(logger: Logger, metrics: dict[str, float], rows: list[dict]
         series = wandb.plot.line_series(
             list(range(len(trained["trained"]))), list(known.values()), list(known), title=title, xname="layer"
         )
-        content[f"oversmoothing/curves/{'_'.join(filter(None, [part_of(stack), subset]))}"] = series
+        content[f"oversmoothing/per_layer/{'_'.join(filter(None, [part_of(stack), subset]))}"] = series
     if content:
         run.log(content)
     run.summary.update(metrics)

@@ -31,7 +31,7 @@ class MetricsCSV(Logger):
                     for row in csv.DictReader(file):
                         self._rows[int(row["step"])] = {k: v for k, v in row.items() if v != ""}
             except (KeyError, ValueError, TypeError, csv.Error) as error:
-                raise InputError(f"{self.path} is not the table a run writes; remove it to go on without it") from error
+                raise InputError(f"{self.path} was not written by a run; remove it to continue without it") from error
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 
 class RunProgress(ProgressBar):
-    """Lightning's own bars count one epoch; a researcher with a deadline asks when the run ends.
+    """Lightning's native bars count one epoch; a researcher with a deadline asks when the run ends.
 
     On a terminal a bar over all steps; in a log file one line per epoch, at most every few seconds.
     """

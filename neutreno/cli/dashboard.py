@@ -2,9 +2,9 @@
 
     neutreno dashboard outputs --open
     neutreno dashboard outputs/digits-* --output digits.html
-    neutreno dashboard outputs --watch          follows runs in progress until they end
+    neutreno dashboard outputs --watch          follow runs in progress until they end
 
-The page is one file that needs neither network nor server.
+The page is a single file and needs neither network nor server.
 """
 
 import sys
@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("dashboard", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of them")
     parser.add_argument("--output", default="dashboard.html", metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--open", action="store_true", help="in the browser")
-    parser.add_argument("--watch", action="store_true", help="write it anew as long as a run is in progress")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--watch", action="store_true", help="rewrite the page while a run is in progress")
     parser.add_argument("--every", type=float, default=10, metavar="SECONDS", help="with --watch; default %(default)g")
     arguments = parser.parse_args(arguments)
     try:

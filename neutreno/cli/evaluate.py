@@ -1,4 +1,4 @@
-"""Every figure of a trained model: what the evaluators of its task find, as a record, a page and figures."""
+"""Evaluate a trained model: the evaluators of its task write a record, a page and figures."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The paper's figure: similarity of tokens by layer, baseline against NeuTRENO, a panel for every task given.
+"""The paper's figure: similarity of tokens by layer, baseline against NeuTRENO, one panel per task.
 
     neutreno figures outputs/digits-* outputs/digit_scenes-* outputs/python_docs-*
     neutreno figures outputs/digits-* --output docs/figures/digits_similarity --initial
     neutreno figures outputs/digits-* --metric effective_rank
 
-Writes PREFIX.pdf and PREFIX.png, as wide as a column or a page: means over seeds, bands of ± a standard deviation.
+Writes PREFIX.pdf and PREFIX.png, sized for a column or a page: means over seeds, bands of ± one standard deviation.
 """
 
 import sys

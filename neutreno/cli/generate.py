@@ -1,9 +1,9 @@
-"""Let a trained language model go on with a text.
+"""Continue a text with a trained language model.
 
 neutreno generate outputs/RUN --prompt "The class statement"
 neutreno generate outputs/RUN --prompt "= Valkyria =" --tokens 200 --temperature 0.8 --top-k 40 --seed 1
 
-Needs the run folder alone: its checkpoints hold the vocabulary.
+Needs only the run folder: its checkpoints hold the vocabulary.
 """
 
 import re
@@ -15,7 +15,7 @@ from neutreno.errors import InputError, check_number, report
 
 
 def load(folder: str, which: str, trust: Sequence[str] = ()):
-    """(model, vocabulary, words it was trained to see at once) of a run."""
+    """(model, vocabulary, sequence length) of a run."""
     from neutreno.checkpoints import load_strictly, read_checkpoint, state_dict_of
     from neutreno.config.trust import build_trusted
     from neutreno.data.text import Vocabulary
@@ -30,7 +30,7 @@ def load(folder: str, which: str, trust: Sequence[str] = ()):
     vocabulary = Vocabulary(words.split("\n"))
     model = build_trusted({**settings["model"], "weights": None}, trust, vocabulary=vocabulary)
     load_strictly(model, state_dict_of(checkpoint), path)
-    return model.eval(), vocabulary, settings["data"]["segment"]
+    return model.eval(), vocabulary, settings["data"]["sequence_length"]
 
 
 def prompt_words(prompt: str, vocabulary) -> list[str]:
@@ -44,13 +44,13 @@ def prompt_words(prompt: str, vocabulary) -> list[str]:
 
 
 def sample(model, ids: list[int], window: int, temperature: float, top_k: int | None, seed: int) -> Iterator[int]:
-    """Ids of words that may follow ``ids``, without end; at most ``window`` words are seen at once."""
+    """Ids of tokens that may follow ``ids``, without end; at most ``window`` tokens are seen at once."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     while True:
         with torch.no_grad():
-            log_p = model.next_word(torch.tensor([ids[-window:]]))[0]
+            log_p = model.next_token(torch.tensor([ids[-window:]]))[0]
         if temperature == 0:
             chosen = log_p.argmax()
         else:
@@ -65,10 +65,12 @@ def sample(model, ids: list[int], window: int, temperature: float, top_k: int | 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("generate", __doc__)
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--prompt", default="", help="text to go on with; default: the beginning of a line")
-    parser.add_argument("--tokens", type=int, default=100, help="words to write; default: %(default)s")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest; default: %(default)s")
-    parser.add_argument("--top-k", type=int, help="draw among the k likeliest words alone")
+    parser.add_argument("--prompt", default="", help="text to continue; default: the beginning of a line")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens to write; default: %(default)s")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="0: always the most likely; default: %(default)s"
+    )
+    parser.add_argument("--top-k", type=int, help="draw among the k most likely tokens only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last")
     add_trust(parser)

@@ -1,4 +1,4 @@
-"""What the command lines that are composed by Hydra share: words in any order, one gate, errors told in one way."""
+"""Shared by the commands composed by Hydra: arguments in any order, one gate, one way of reporting errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
             overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
             job(Composed(config, choices, overrides, config_dirs), hydra_config.mode == RunMode.MULTIRUN)
         except (Exception, KeyboardInterrupt) as error:
-            failed.append(error)  # raised below: Hydra would add a line of its own
+            failed.append(error)  # raised below: Hydra would add another line
 
     sys.argv = [given[0], *words, *searchpath(config_dirs)]
     try:
@@ -93,7 +93,7 @@ def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[str]]:
             rest.append(word)
     for folder in folders:
         if not Path(folder).is_dir():
-            raise InputError(f"--config-dir {folder}: there is no such folder")
+            raise InputError(f"--config-dir {folder}: no such folder")
     if waiting:
         raise InputError("--config-dir has no value: give a folder of config files")
     return rest, [str(Path(folder).resolve()) for folder in folders]

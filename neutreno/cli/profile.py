@@ -1,4 +1,4 @@
-"""Over-smoothing by layer of any model: timm's, Hugging Face's, or a run folder's.
+"""Over-smoothing by layer of any model: from timm, Hugging Face or a run folder.
 
     neutreno profile timm:vit_tiny_patch16_224 FOLDER_OF_IMAGES
     neutreno profile hf:bert-base-uncased TEXT.txt --metrics cosine,effective_rank
@@ -6,8 +6,8 @@
     neutreno profile timm:vit_tiny_patch16_224 --random-weights   no weights, no data, no network
     neutreno profile outputs/RUN                                  on the validation data of the run
 
-Prints a Markdown table and writes PREFIX.csv and PREFIX.png: means over samples, bands of ± a standard deviation.
-Without data it draws random pixels or token ids. A line of a text is a sample, cut to --tokens tokens.
+Prints a Markdown table and writes PREFIX.csv and PREFIX.png: means over samples, bands of ± one standard deviation.
+Without data, random pixels or token ids are used. Each line of a text is a sample, truncated to --tokens tokens.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from neutreno.reports.layers import ALL, said_of
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 
 
-def timm_model(name: str, arguments: argparse.Namespace):
+def open_timm(name: str, arguments: argparse.Namespace):
     """(model, batches, what they are) of a timm model."""
     import timm
     import torch
@@ -32,7 +32,7 @@ def timm_model(name: str, arguments: argparse.Namespace):
     from neutreno.checkpoints import pretrained_timm_model
 
     if not timm.is_model(name):
-        raise InputError(f"timm:{name} is no model of timm; timm.list_models() lists them")
+        raise InputError(f"timm:{name} is not a timm model; timm.list_models() lists them")
     try:
         model = timm.create_model(name) if arguments.random_weights else pretrained_timm_model(name)
     except InputError as error:
@@ -55,7 +55,7 @@ def images(arguments: argparse.Namespace) -> list:
 
     folder = Path(arguments.data)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder of images")
+        raise InputError(f"{folder} is not a folder of images")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
     if not files:
         raise InputError(f"{folder} holds no images ({', '.join(sorted(ENDINGS))})")
@@ -63,7 +63,7 @@ def images(arguments: argparse.Namespace) -> list:
     return [decode(files[i], files[i], "RGB") for i in chosen]
 
 
-def hugging_face_model(name: str, arguments: argparse.Namespace):
+def open_hugging_face(name: str, arguments: argparse.Namespace):
     """The same of a Hugging Face model, by its name on the hub or its local folder."""
     try:
         import transformers
@@ -78,7 +78,7 @@ def hugging_face_model(name: str, arguments: argparse.Namespace):
             return getattr(transformers, kind).from_pretrained(name)
         except Exception as error:  # no network, no such model, a file that is none: each library raises its own kind
             said = next(iter(str(error).splitlines()), "") or type(error).__name__
-            hint = " or, where its configuration can be had, --random-weights" if kind == "AutoModel" else ""
+            hint = " or, if its configuration is available, --random-weights" if kind == "AutoModel" else ""
             raise InputError(f"hf:{name}: no {kind} of it ({said[:200]}); give a local folder{hint}") from error
 
     if arguments.random_weights:
@@ -90,7 +90,7 @@ def hugging_face_model(name: str, arguments: argparse.Namespace):
     elif model.main_input_name == "input_ids":
         batch, what = token_ids(model, fetched, arguments)
     else:
-        raise InputError(f"hf:{name} takes {model.main_input_name}; this command has images and text alone")
+        raise InputError(f"hf:{name} takes {model.main_input_name}; this command takes images or text only")
     size = 16
     batches = [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, len(next(iter(batch.values()))), size)]
     return model, batches, what
@@ -121,7 +121,7 @@ def token_ids(model, fetched, arguments: argparse.Namespace):
         try:
             text = Path(arguments.data).read_text()
         except UnicodeDecodeError as error:
-            raise InputError(f"{arguments.data} is no text in UTF-8") from error
+            raise InputError(f"{arguments.data} is not UTF-8 text") from error
         except OSError as error:
             raise InputError(f"{arguments.data}: {error.strerror}") from error
         lines = [line.strip() for line in text.splitlines() if line.strip()][: arguments.samples]
@@ -138,13 +138,13 @@ def token_ids(model, fetched, arguments: argparse.Namespace):
     return batch, what
 
 
-def run_folder(folder: str, arguments: argparse.Namespace):
+def open_run_folder(folder: str, arguments: argparse.Namespace):
     """The same of a run folder: its last weights, and the validation samples that its probe takes."""
     from neutreno.evaluation.opening import open_run
 
     if arguments.data is not None or arguments.random_weights:
         given = "--random-weights" if arguments.data is None else arguments.data
-        raise InputError(f"{folder} is a run, with weights and data of its own; leave {given} out")
+        raise InputError(f"{folder} is a run, with its own weights and data; leave {given} out")
     model, data, _ = open_run(folder, trust=arguments.trust)
     samples = data.probe_samples(arguments.samples)
     return model, samples, f"{len(samples[0])} of its validation samples"
@@ -163,12 +163,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("profile", __doc__)
     parser.add_argument("model", metavar="MODEL", help="timm:NAME, hf:NAME, hf:FOLDER, or a run folder")
     parser.add_argument("data", nargs="?", metavar="DATA", help="folder of images or text file; default: random inputs")
-    parser.add_argument("--lam", help="λ̃: measure a second time with NeuTRENO's term, weights as they are")
+    parser.add_argument("--lam", help="λ̃: also measure the same weights with NeuTRENO's term")
     parser.add_argument("--metrics", default="cosine,residual,effective_rank", metavar="NAME,…")
-    parser.add_argument("--layers", metavar="PATTERN,…", help="modules that are the layers, e.g. 'encoder.layer.*'")
+    parser.add_argument("--layers", metavar="PATTERN,…", help="names of the layers, e.g. 'encoder.layer.*'")
     parser.add_argument("--samples", default="64", help="default: %(default)s")
-    parser.add_argument("--tokens", default="128", help="most tokens of a line of text; default: %(default)s")
-    parser.add_argument("--random-weights", action="store_true", help="a model as it is before training")
+    parser.add_argument(
+        "--tokens", default="128", help="maximum number of tokens per line of text; default: %(default)s"
+    )
+    parser.add_argument("--random-weights", action="store_true", help="do not load pretrained weights")
     parser.add_argument("--seed", default="0", help="of random weights and inputs; default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--output", default="profile", metavar="PREFIX", help="default: %(default)s")
@@ -196,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named_metrics(metrics, "--metrics")
         torch.manual_seed(seed)
         library, _, name = arguments.model.partition(":")
-        load = {"timm": timm_model, "hf": hugging_face_model}.get(library) if name else None
-        model, batches, what = load(name, arguments) if load else run_folder(arguments.model, arguments)
+        load = {"timm": open_timm, "hf": open_hugging_face}.get(library) if name else None
+        model, batches, what = load(name, arguments) if load else open_run_folder(arguments.model, arguments)
         try:
             model.to(arguments.device)
         except (RuntimeError, AssertionError) as error:
@@ -220,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def markdown(table) -> str:
-    """A row per layer, a column per metric, subset of tokens and λ̃: mean ± standard deviation over samples."""
+    """A row per layer, a column per metric, token subset and λ̃: mean ± standard deviation over samples."""
     spread = ["" if s is None or s != s else f" ± {s:.2g}" for s in table["sd"]]
     shown = table.assign(value=[f"{m:.4g}{s}" for m, s in zip(table["mean"], spread, strict=True)])
     shown["metric"] += ["" if subset == ALL else f", {said_of(subset)}" for subset in table["subset"]]

@@ -1,15 +1,15 @@
-"""Reproduce a table: every row × seed that is not finished yet, then the table itself.
+"""Reproduce a table: run every row × seed that is not finished yet, then print the table.
 
     neutreno reproduce small                                        three tasks on embedded data, no download
-    neutreno reproduce small --dry-run                              what there is to do
-    neutreno reproduce lab launcher.at_once=2                       every cure of over-smoothing, on digits
+    neutreno reproduce small --dry-run                              list what is left to do
+    neutreno reproduce lab launcher.max_parallel=2                  every mitigation method, on digits
     neutreno reproduce lab data=cifar10 data.root=CIFAR10 trainer=gpu
     neutreno reproduce table1 --seeds 3 data.root=IMAGENET trainer=ddp
-    neutreno reproduce table3 data.root=WIKITEXT103 trainer=gpu launcher.at_once=8      a run on each GPU
+    neutreno reproduce table3 data.root=WIKITEXT103 trainer=gpu launcher.max_parallel=8   one run per GPU
     neutreno reproduce table2 data.root=ADE20K trainer=gpu launcher=slurm launcher.parameters.slurm_partition=P
 
 A table is a file, table/NAME.yaml in the project's configs and in every --config-dir; each of its rows is a line.
-Interrupted runs are continued: the same command goes on after a kill. `neutreno tables NAME` prints the table again.
+Interrupted runs are resumed: after a kill, repeat the command. `neutreno tables NAME` prints the table again.
 """
 
 from __future__ import annotations
@@ -78,11 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from neutreno.tablefiles import OF_RUNS, read_table, tables_in
 
     parser = parser_of("reproduce", __doc__)
-    parser.add_argument("table", metavar="TABLE", help=f"of {', '.join(tables_in())}, or of a package of yours")
+    parser.add_argument("table", metavar="TABLE", help=f"of {', '.join(tables_in())}, or one of your package")
     parser.add_argument(
         "--seeds", type=int, default=3, help="runs of each row, with seeds 0, 1, …; default %(default)s"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and what is left to do; run nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands and what is left to do, without running anything"
+    )
     add_config_dir(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every run, as after train.py")
     a = parser.parse_intermixed_args(arguments)

@@ -1,14 +1,14 @@
-"""Tables of results: mean ± standard deviation over seeds, difference to the baseline, the paper's figures beside ours.
+"""Tables of results: mean ± standard deviation over seeds, difference to the baseline, the paper's figures.
 
-    neutreno tables lab                                        a table's file: its rows, from all runs in outputs
+    neutreno tables lab                                        a table file: its rows, from all runs in outputs
     neutreno tables table1 outputs/imagenet-* --format latex > table1.tex
     neutreno tables outputs                                    every run of a folder
     neutreno tables outputs/digits-* --metric val/top1 --paired
     neutreno tables outputs/digits-* --column effective_rank --column parameters
 
 Differences are to the baseline that the model declares (softmax attention, or λ̃ = 0) on the same data and model, with
-Welch's 95 % interval, or that of differences between runs of equal seed. Unfinished runs are listed, never averaged;
-each task has a table of its own.
+Welch's 95 % interval, or the interval of paired differences between runs with the same seed. Unfinished runs are
+listed but never averaged; each task has a separate table.
 """
 
 import sys
@@ -24,12 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("tables", __doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN",
-        help="run folder, or a folder of them; or first the name of a table, with folders (default: outputs)",
+        help="run folder, or a folder of them; or the name of a table, followed by folders (default: outputs)",
     )  # fmt: skip
     parser.add_argument("--metric", action="append", metavar="NAME", help="column to show, e.g. test/top1 (repeatable)")
     parser.add_argument("--format", default="md", choices=["md", "latex", "csv"])
-    parser.add_argument("--paired", action="store_true", help="pair runs of equal seed in the interval")
-    parser.add_argument("--baseline", metavar="TEXT", help="part of the name of the row to measure all others against")
+    parser.add_argument("--paired", action="store_true", help="pair runs with the same seed")
+    parser.add_argument("--baseline", metavar="TEXT", help="part of the name of the row to compare all others with")
     parser.add_argument(
         "--column", action="append", default=[], metavar="NAME",
         help="further column: parameters, a metric of probe.metrics after the last layer, or a function's dotted path "
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             table, folders = read_table(first, config_dirs), a.runs[1:] or ["outputs"]
         elif "/" not in first and not Path(first).exists():
             near, there = close(first, known, ""), ", ".join(known)
-            raise InputError(f"{first}: there is no such folder and no such table{near}; tables: {there}")
+            raise InputError(f"{first}: no such folder or table{near}; tables: {there}")
         print_tables(folders, table, a.metric, a.format, a.paired, a.baseline, a.column, config_dirs, a.trust)
     except Exception as error:
         return report(error)

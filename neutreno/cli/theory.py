@@ -1,4 +1,4 @@
-"""The theory in numbers: what the descent on J and E does to tokens, and both energies in the layers of trained runs.
+"""The theory in numbers: what descent on J and E does to tokens, and both energies in the layers of trained runs.
 
     neutreno theory                                        random tokens, λ̃ = 0, 0.2, …, 1, in seconds
     neutreno theory --lams 0,0.6,1.2 --steps 48            beyond λ̃ = 1 it can diverge
@@ -6,8 +6,8 @@
     neutreno theory outputs/RUN data.root=FOLDER probe.num_samples=16      the data has moved; fewer samples
 
 Prints a table (Markdown) and writes PREFIX.pdf and PREFIX.png. Without a run: one head of attention with Q = K, applied
-again and again from u = f under its kernel; energies relative to the start. With runs: J and G of the values V_l under
-the attention A_l, f = V_0, relative to ‖V_l‖². docs/theory.md says what they mean.
+repeatedly from u = f with a fixed kernel; energies relative to the start. With runs: J and G of the values V_l under
+the attention A_l, f = V_0, relative to ‖V_l‖². See docs/theory.md.
 """
 
 import re
@@ -27,7 +27,7 @@ def random_tokens(lams: str, steps: int, tokens: int, dim: int, seed: int, outpu
     try:
         values = sorted({float(lam) for lam in lams.split(",")})
     except ValueError as error:
-        raise InputError(f"--lams {lams} is no list of numbers; write --lams {DEFAULTS['lams']}") from error
+        raise InputError(f"--lams {lams} is not a list of numbers; write --lams {DEFAULTS['lams']}") from error
     for lam in values:
         check_number("--lams", lam)
     for name, value, least, most in (("steps", steps, 1, 10**5), ("tokens", tokens, 2, 10**4), ("dim", dim, 1, 10**5)):

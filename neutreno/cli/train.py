@@ -1,4 +1,4 @@
-"""Train a network and watch how similar its tokens become with depth.
+"""Train a network and measure how similar its tokens become with depth.
 
 compose → check → build → fit → evaluate → record
 """
@@ -35,13 +35,13 @@ def _main(words: Sequence[str]) -> int:
     run("train", words, lambda composed, is_sweep: sweep.append(composed) if is_sweep else train(composed))
     if not sweep:
         if {"-m", "--multirun"} & set(words):
-            raise InputError("the sweep holds no run: its words leave nothing to combine")
+            raise InputError("the sweep is empty: its overrides leave nothing to combine")
         return 0
     for composed in sweep[1:]:
         for key in ("launcher", "output_dir"):
             if composed.config[key] != sweep[0].config[key]:
-                raise InputError(f"{key} is one for a whole sweep; give it one value")
-    from neutreno.launchers import launch, plan  # each as a process of its own, now that all are known
+                raise InputError(f"{key} applies to the whole sweep; give a single value")
+    from neutreno.launchers import launch, plan  # each as a separate process, now that all are known
 
     return 2 if launch([plan(composed) for composed in sweep], sweep[0].config) else 0
 
@@ -81,7 +81,7 @@ def train(composed: Composed) -> None:
     data.setup()
     if config.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
-            raise InputError(f"grad_checkpointing=true: {type(model).__name__} has no such way to run; leave it out")
+            raise InputError(f"grad_checkpointing=true: {type(model).__name__} does not support it; leave it out")
         model.set_grad_checkpointing()
     if config.compile:  # in place, so names stay; the average is not compiled, nor what the probe runs
         model.compile()
@@ -104,7 +104,7 @@ def checked(composed: Composed) -> tuple[Composed, list]:
 
     check(composed)
     config = composed.config
-    if "epoch_steps" in config.data:
+    if "val_every_n_steps" in config.data:
         count_epochs(config)
     elif config.trainer.max_steps != -1:
         raise InputError(f"trainer.max_steps={config.trainer.max_steps}: epochs bound this run; set trainer.max_epochs")
@@ -115,7 +115,7 @@ def checked(composed: Composed) -> tuple[Composed, list]:
     config.name = config.name or default_name(composed)
     composed = composed.anew()
     composed.settings  # noqa: B018  (as recorded; the trainer gets one thing otherwise)
-    if "epoch_steps" in config.data:
+    if "val_every_n_steps" in config.data:
         config.trainer.max_steps = -1  # bounded by steps, Lightning skips an epoch when it resumes at the end of one
     return composed, plugins
 
@@ -135,12 +135,12 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
     probe, timer = OversmoothingProbe(run.path, **settings["probe"]), Timer(verbose=False)
     loggers = make_loggers(composed, run)
     trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, plugins)
-    leader = trainer.is_global_zero
+    is_rank_zero = trainer.is_global_zero
     resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
     if resume_from is not None:
         check_resumed(resume_from, task, data)
     starts = started_from(composed, run, resume_from)
-    if leader:  # only now, when all could be built
+    if is_rank_zero:  # only now, when all could be built
         run.create(settings, config.resume)
         console.log_to(run.path / "train.log")
     data.note_corrupt(run.path / "corrupt_images.txt")
@@ -150,7 +150,7 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
     result |= {**data.record(), **results.environment()}
     record = rank_zero_only(lambda **more: results.write_json(run.result_file, result | more))
     record()
-    if leader:
+    if is_rank_zero:
         samples = f"{len(data.splits['train']):,} training {data.samples_are}"
         print(f"{config.name}: {result['parameters']:,} parameters, {samples}")
     for logger in loggers[1:]:
@@ -162,7 +162,7 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
         record_error(error, record)
         raise
     record(status="finished", metrics=metrics, **outcome(trainer, data, probe, timer))
-    if leader:
+    if is_rank_zero:
         probe.write()
         write_report(task, run.path)
         log_report(loggers[1:], metrics, probe.first_and_last(), run.path / "oversmoothing.png")
@@ -185,7 +185,7 @@ def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
 
 
 def started_from(composed: Composed, run: RunFolder, resume_from: Path | None) -> dict[str, Any]:
-    """The run's initial weights; of one that resumes what it said when it began, for the files may have changed."""
+    """The run's initial weights; of one that resumes the recorded ones, since the files may have changed."""
     from neutreno.results import initial_weights
     from neutreno.runs import read_result
 
@@ -223,14 +223,14 @@ def make_trainer(
     from neutreno.callbacks.progress import RunProgress
     from neutreno.checkpoints import AtomicCheckpointIO
     from neutreno.parallel import GatherForEvaluation, build_trainer
-    from neutreno.preflight import DeviceBatch
+    from neutreno.preflight import MicroBatch
 
     config = composed.config
-    # "last" is a callback of its own: ModelCheckpoint(save_last=True) saves it only when "best" improved.
+    # "last" has a separate callback: ModelCheckpoint(save_last=True) saves it only when "best" improved.
     checkpoints = {"dirpath": run.path / "checkpoints", "enable_version_counter": False}
     every_epoch = {**checkpoints, "save_on_train_epoch_end": True}
     callbacks = [
-        DeviceBatch(),
+        MicroBatch(),
         ExactResume(config.seed),
         GatherForEvaluation(),
         FiniteLoss(),
@@ -248,8 +248,8 @@ def make_trainer(
         plugins=[AtomicCheckpointIO(), *plugins],
         default_root_dir=run.path,
     )
-    parts = trainer.accumulate_grad_batches
-    trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, parts)
+    micro_batches = trainer.accumulate_grad_batches
+    trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, micro_batches)
     return trainer
 
 
@@ -276,7 +276,7 @@ def outcome(trainer: Trainer, data: SplitData, probe: OversmoothingProbe, timer:
         "corrupt_images": len(data.corrupt.read()),
         "oversmoothing": probe.first_and_last(),
         "steps": trainer.global_step,
-        "devices": describe(trainer, data),  # device_batch=auto is known only now
+        "devices": describe(trainer, data),  # micro_batch_size=auto is known only now
         "wall_clock_s": round(timer.time_elapsed("train"), 1),
     }
 

@@ -22,7 +22,7 @@ def locate(path: Any, key: str = "_target_") -> Callable:
         InputError: there is no such module, or nothing of that name in it.
     """
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")) or "." not in path:
-        raise InputError(f"{key}={path} is no dotted path of a class, such as package.module.Class")
+        raise InputError(f"{key}={path} is not the dotted path of a class, such as package.module.Class")
     names = path.split(".")
     module, found = None, 0
     for end in range(1, len(names)):
@@ -34,7 +34,7 @@ def locate(path: Any, key: str = "_target_") -> Callable:
                 raise  # the module is there and misses another one
             break
     if module is None:
-        raise InputError(f"{key}={path}: there is no module {names[0]}; is it installed, or its folder on PYTHONPATH?")
+        raise InputError(f"{key}={path}: no module {names[0]}; is it installed, or its folder on PYTHONPATH?")
     thing: Any = module
     for name in names[found:]:
         if not hasattr(thing, name):
@@ -43,7 +43,7 @@ def locate(path: Any, key: str = "_target_") -> Callable:
             raise InputError(f"{key}={path}: {where} has no {name}" + (f"; did you mean {near[0]}?" if near else ""))
         thing = getattr(thing, name)
     if not callable(thing):
-        raise InputError(f"{key}={path} is no class or function")
+        raise InputError(f"{key}={path} is not a class or function")
     return thing
 
 
@@ -54,4 +54,4 @@ def build(node: Any, **supplied: Any) -> Any:
     except InstantiationException as error:
         if error.__cause__ is not None:
             raise error.__cause__ from None
-        raise InputError(" ".join(str(error).split())) from error  # Hydra's own refusal
+        raise InputError(" ".join(str(error).split())) from error  # Hydra's refusal

@@ -20,7 +20,7 @@ class Composed:
     """A config, and how it came about.
 
     Attributes:
-        config: as Hydra composed it, without Hydra's own part.
+        config: as Hydra composed it, without Hydra's section.
         choices: the option chosen in every group.
         overrides: what was typed.
         config_dirs: further folders of config files.

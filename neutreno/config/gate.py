@@ -38,13 +38,13 @@ def check(composed: Composed, schema: str = "train", only: Sequence[str] | None 
 
 
 def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str]:
-    """Keys that nothing takes, values that have none, and the project's own settings out of bounds."""
+    """Keys that nothing takes, values that have none, and the project's settings out of bounds."""
     try:
         settings = composed.settings
     except InterpolationKeyError as error:
         wanted, key = str(error).partition("'")[2].partition("'")[0], full_key(error)
         if key in map(key_of, composed.overrides):
-            yield f"{key}: there is no key {wanted} to take its value from"
+            yield f"{key} refers to {wanted}, which does not exist"
             return
         if wanted in (composed.config.get("variants") or {}):
             yield f"model={composed.choices['model']} needs the axis {wanted}; choose {wanted}=…, do not remove it"
@@ -74,7 +74,7 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
             yield f"model.{axis} is what {axis}=… says: set {axis}, or {axis}.KEY, instead"
     for key in map(key_of, composed.overrides):
         if key.partition(".")[0] in ("variants", "labels", "family"):
-            yield f"{key} is declared by the model's file, and not to be typed"
+            yield f"{key} is declared in the model's file and cannot be set on the command line"
     for key in missing(settings):
         yield f"{key} has no value; give one, {key}=…"
     yield from _recipe_problems(composed)
@@ -83,21 +83,21 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
 def _setting_problems(option: Option, value: Any, key: str) -> Iterator[str]:
     kind, nullable = _section(option.annotation)
     if option.mark is SUPPLIED:
-        yield f"{key} is not to be set: the project sets it"
+        yield f"{key} cannot be set: the project sets it"
     elif kind is None:
         if problem := option.problem(value, key):
             yield problem
     elif value is None and nullable:
         return
     elif not isinstance(value, dict):
-        yield f"{key}={value} is no section of settings; choose one of its group, or set its keys ({key}.KEY=…)"
+        yield f"{key}={value} is not a section of settings; choose one of its group, or set its keys ({key}.KEY=…)"
     elif kind is Part:
         if "_target_" not in value:
-            yield f"{key}._target_ has no value: it names the class that is built"
+            yield f"{key}._target_ has no value: it names the class to build"
     elif kind is Parts:
         for name, part in value.items():
             if not isinstance(part, dict) or "_target_" not in part:
-                yield f"{key}.{name} names no class by _target_"
+                yield f"{key}.{name} does not name a class by _target_"
     else:
         yield from _section_problems(kind, value, key)
 
@@ -105,7 +105,7 @@ def _setting_problems(option: Option, value: Any, key: str) -> Iterator[str]:
 def _section_problems(kind: type, value: dict[str, Any], key: str) -> Iterator[str]:
     own = options_of(kind)
     if "_target_" in value and not hasattr(kind, "built"):
-        yield f"{key}._target_ is not to be set: {key} is no class"
+        yield f"{key}._target_ cannot be set: {key} is not a class"
     for name, inner in value.items():
         if name == "_target_":
             continue
@@ -141,7 +141,7 @@ def _recipe_problems(composed: Composed) -> Iterator[str]:
     looked_up = OmegaConf.to_yaml(composed.config) if typed else ""
     for key in typed:
         if f"${{{key}}}" not in looked_up and f"oc.select:{key}," not in looked_up:
-            yield f"{key}: nothing of this model and data set looks it up; leave it out"
+            yield f"{key}: this model and data set do not use it; leave it out"
 
 
 # The second stage
@@ -188,14 +188,14 @@ def part_problems(
     for name, value in node.items():
         if name.startswith("_"):
             if name not in ("_target_", "_partial_") or (name == "_partial_" and not isinstance(value, bool)):
-                problems.append(f"{key}.{name}={value} is not to be set: only _target_ and a boolean _partial_ are")
+                problems.append(f"{key}.{name}={value} cannot be set: only _target_ and a boolean _partial_ are")
             continue
         where, option = f"{key}.{name}", options.get(name)
         if option is None:
-            what = f"{target.__qualname__} takes no such option"
+            what = f"{target.__qualname__} has no such option"
             problems.append(f"no key {where}: {what}{close(name, options, f'{key}.')}")
         elif option.mark is SUPPLIED:
-            problems.append(f"{where} is not to be set: what builds {target.__qualname__} gives it; leave it out")
+            problems.append(f"{where} cannot be set: what builds {target.__qualname__} gives it; leave it out")
         elif isinstance(value, dict) and "_target_" in value:
             problems += part_problems(value, where)
         elif problem := option.problem(value, where):
@@ -232,7 +232,7 @@ def _library_problems(node: dict[str, Any], key: str, kind: type) -> Iterator[st
         ):
             yield problem
         if not name.startswith("_") and name not in own and name not in known:
-            yield f"no key {key}.{name}: {target.__qualname__} takes no such option{close(name, known, f'{key}.')}"
+            yield f"no key {key}.{name}: {target.__qualname__} has no such option{close(name, known, f'{key}.')}"
         for number, part in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(part, dict) and "_target_" in part:
                 where = f"{key}.{name}" + (f"[{number}]" if isinstance(value, list) else "")

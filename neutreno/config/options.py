@@ -81,7 +81,7 @@ class Option:
             found = error.errors(include_url=False, include_context=False)
             if any(e["type"] in ("list_type", "sequence_str") or "instance of Sequence" in e["msg"] for e in found):
                 hint = "" if value is None else f"; write {key}=[{_shown(value)}]"
-                return f"{key}={'null' if value is None else _shown(value)} is no list{hint}"
+                return f"{key}={'null' if value is None else _shown(value)} is not a list{hint}"
             return f"{key}={_shown(value)} {' or '.join(dict.fromkeys(map(_words, found)))}"
         return None
 

@@ -41,7 +41,7 @@ def _check_plain(node: Any, trust: Sequence[str]) -> None:
         for key, value in node.items():
             if not isinstance(key, str):
                 raise InputError(
-                    f"the run's config holds the key {key!r}, which is no text; a run writes none; refused"
+                    f"the run's config holds the key {key!r}, which is not text; a run writes none; refused"
                 )
             if key.startswith("_") and key not in ("_target_", "_partial_"):
                 raise InputError(f"the run's config holds {key}; a run writes none; refused")
@@ -83,4 +83,4 @@ def _check_target(path: Any, trust: Sequence[str]) -> None:
     part = inspect.isclass(found) and issubclass(found, nn.Module | LightningDataModule)
     builder = inspect.isfunction(found) and hasattr(found, "__builds__")
     if f"{found.__module__}.{found.__qualname__}" != path or not (part or builder):
-        raise InputError(f"the run's config names {path!r}, which is no network part, data set or task; refused")
+        raise InputError(f"the run's config names {path!r}, which is not a network part, data set or task; refused")

@@ -49,7 +49,9 @@ def explained(
         try:
             override = parser.parse_override(word)
         except HydraException as syntax:
-            problems.append(f"{word} is no KEY=VALUE: {first_line(syntax).rstrip('.')}; quote what holds , = or spaces")
+            problems.append(
+                f"{word} is not KEY=VALUE: {first_line(syntax).rstrip('.')}; quote what holds , = or spaces"
+            )
             continue
         if not override.key_or_group.startswith("hydra."):
             (groups if _folders(override.key_or_group, config_dirs) else keys).append((word, override))
@@ -107,7 +109,7 @@ def check_choices(words: Sequence[str], config_dirs: Sequence[str] = ()) -> None
             odd = [value for value in _choices(override) if not isinstance(value, str | dict)]
             there = ", ".join(options_in(override.key_or_group, config_dirs))
             problems += [
-                f"no option {override.key_or_group}={'null' if v is None else v}; there are: {there}" for v in odd
+                f"no option {override.key_or_group}={'null' if v is None else v}; available: {there}" for v in odd
             ]
     if problems:
         raise InputError("\n".join(problems))
@@ -138,12 +140,12 @@ def _choice_problem(override: Override, config_dirs: Sequence[str]) -> str | Non
             continue
         below = [name for name in there if name.startswith(f"{value}/")]
         if below:
-            return f"{group}={value} is a folder of options; there are: {', '.join(below)}"
+            return f"{group}={value} is a folder of options; available: {', '.join(below)}"
         ends = [name for name in there if name.rpartition("/")[2] == str(value)]
         alike = ends or difflib.get_close_matches(str(value), there, 3)
         if alike:
             return f"no option {group}={value}; did you mean {' or '.join(alike)}?"
-        return f"no option {group}={value}; there are: {', '.join(there)}"
+        return f"no option {group}={value}; available: {', '.join(there)}"
     return None
 
 
@@ -185,7 +187,7 @@ def near(key: str, composed: Composed) -> str:
         alike = difflib.get_close_matches(key, there, 2, 0.8) or difflib.get_close_matches(last, ends, 2, 0.75)
         found = [ends.get(k, k) for k in alike]
     if not found:
-        return f"; {', '.join(bring)} would bring {last}" if bring else ""
+        return f"; {', '.join(bring)} would add {last}" if bring else ""
     return f"; did you mean {' or '.join(dict.fromkeys(found[:3]))}?"
 
 

@@ -1,4 +1,4 @@
-"""What every data set shares: its splits, the global batch and how processes and devices share it out."""
+"""What every data set shares: its splits, the global batch and how it is split across ranks and devices."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ class SplitData(LightningDataModule):
     """Splits of samples and how they are batched. Subclasses say what the splits and transforms are.
 
     Args:
-        batch_size: global, i.e. what the optimizer sees in one step over all processes and accumulated batches.
+        batch_size: global, i.e. what the optimizer sees in one step over all processes and accumulated micro-batches.
         eval_batch_size: per process.
-        device_batch: at most so many samples at once on a device; the rest of its share is accumulated. None: its whole
-            share at once. "auto": as many as fit into a GPU's memory, on a CPU the whole share.
+        micro_batch_size: largest number of samples per forward pass on a device; the rest of its share of the batch is
+            accumulated. None: the whole share at once. "auto": as many as fit into a GPU's memory, on a CPU the
+            whole share.
         num_workers: loading processes per training process; 0 loads in the training process.
         seed: of the order and the augmentation.
         repeats: of repeated augmentation; 1 switches it off.
@@ -61,10 +62,10 @@ class SplitData(LightningDataModule):
         seed: Seed = 0,
         repeats: Annotated[int, Ge(1), Le(1000)] = 1,
         max_corrupt: Annotated[Annotated[float, Ge(0), Le(0.5)], FREE] = 0.001,
-        device_batch: Annotated[Annotated[int, Ge(1), Le(10**7)] | Literal["auto"] | None, EXECUTION] = None,
+        micro_batch_size: Annotated[Annotated[int, Ge(1), Le(10**7)] | Literal["auto"] | None, EXECUTION] = None,
     ) -> None:
         super().__init__()
-        self.device_batch = device_batch
+        self.micro_batch_size = micro_batch_size
         self.batch_size, self.eval_batch_size, self.num_workers, self.seed = (
             batch_size,
             eval_batch_size,
@@ -108,27 +109,29 @@ class SplitData(LightningDataModule):
             raise InputError(f"data.batch_size={self.batch_size} is larger than the training set of {samples}")
         self.train_transform(), self.eval_transform()  # what is wrong with them is said before a run begins
 
-    def accumulated_batches(self, world: int, parts: int = 1, fits: int | None = None) -> int:
-        """Into how many batches each of ``world`` processes cuts its share of the global batch: ``parts`` if more than
-        one, else as few equal ones as leave at most ``device_batch`` samples each (``fits`` where that is "auto").
+    def accumulated_batches(self, world: int, micro_batches: int = 1, fits: int | None = None) -> int:
+        """Number of micro-batches into which each of ``world`` ranks splits its share of the global batch:
+        ``micro_batches`` if more than one, else the fewest equal ones of at most ``micro_batch_size`` samples (``fits``
+        where that is "auto").
 
         Raises:
-            InputError: they cannot share it, or ``parts`` leaves more than that.
+            InputError: the batch cannot be split so, or ``micro_batches`` leaves larger ones.
         """
-        device_batch = fits if self.device_batch == "auto" else self.device_batch
-        share, rest = divmod(self.batch_size, world * parts)
+        micro_batch_size = fits if self.micro_batch_size == "auto" else self.micro_batch_size
+        share, rest = divmod(self.batch_size, world * micro_batches)
         if rest:
             raise InputError(
-                f"data.batch_size={self.batch_size} is no multiple of {world} processes x {parts} accumulated batches"
+                f"data.batch_size={self.batch_size} is not a multiple of {world} processes x {micro_batches} "
+                "accumulated micro-batches"
             )
-        if device_batch is None or share <= device_batch:
-            return parts
-        if parts > 1:
+        if micro_batch_size is None or share <= micro_batch_size:
+            return micro_batches
+        if micro_batches > 1:
             raise InputError(
-                f"trainer.accumulate_grad_batches={parts} leaves {share} samples at once on a device, "
-                f"data.device_batch={device_batch} allows fewer; set only one of them"
+                f"trainer.accumulate_grad_batches={micro_batches} leaves micro-batches of {share} samples, "
+                f"data.micro_batch_size={micro_batch_size} is smaller; set only one of them"
             )
-        fitting = [n for n in range(2, share + 1) if share % n == 0 and share // n <= device_batch]
+        fitting = [n for n in range(2, share + 1) if share % n == 0 and share // n <= micro_batch_size]
         return next((n for n in fitting if share // n % 2 == 0), fitting[0])  # mixup needs even batches
 
     @property
@@ -170,9 +173,15 @@ class SplitData(LightningDataModule):
         return AugmentedDataset(self.splits[split], transform, self.corrupt)
 
     def _train_sampler(self) -> TrainBatchSampler:
-        parts, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        micro_batches, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
         return TrainBatchSampler(
-            len(self.splits["train"]), self.batch_size, self.seed, parts, world, self.trainer.global_rank, self.repeats
+            len(self.splits["train"]),
+            self.batch_size,
+            self.seed,
+            micro_batches,
+            world,
+            self.trainer.global_rank,
+            self.repeats,
         )
 
     def train_dataloader(self) -> DataLoader:

@@ -74,7 +74,7 @@ class ImageClassification(ClassificationData):
         classes: keep only these, by name (ImageNet: by synset id), in this order; null: all.
         train_samples: train on a fixed stratified subset of so many images; null: on all.
         val_fraction: share of the training set to validate on, split off by a fixed stratified draw, when the data set
-            brings no validation split of its own; then its test split is used once at the end.
+            has no validation split; then its test split is used once at the end.
         on_device: keep all images on the training device and augment there (random crop and flip alone), if they have
             ``img_size`` already.
         mean, std: normalisation per channel; released ViT weights expect 0.5, DeiT's the values of ImageNet.
@@ -205,10 +205,10 @@ class ImageClassification(ClassificationData):
 
     def train_dataloader(self):
         if self.streams:
-            parts = self.trainer.accumulate_grad_batches
-            share = self.batch_size // (parts * self.trainer.world_size)
+            micro_batches = self.trainer.accumulate_grad_batches
+            share = self.batch_size // (micro_batches * self.trainer.world_size)
             stream = self._stream("train", self.train_transform(), batch_size=share)
-            batches = len(self.splits["train"]) // self.batch_size * parts
+            batches = len(self.splits["train"]) // self.batch_size * micro_batches
             return StreamLoader(stream, batches, share, num_workers=self.num_workers)
         if self.on_device:
             return DeviceLoader(*self._images("train"), self._normalize(), self._train_sampler(), self.crop_padding)

@@ -70,7 +70,7 @@ class ParquetImages:
         self._where = str(Path(files[0]).parent)
         try:
             table = datasets.load_dataset("parquet", data_files={"images": files}, split="images")
-        except Exception as error:  # datasets wraps what pyarrow says of a broken file in several kinds of its own
+        except Exception as error:  # datasets wraps what pyarrow says of a broken file in several exception types
             raise InputError(f"cannot read {', '.join(files)} as parquet ({type(error).__name__})") from error
         columns = table.column_names
         image = next((c for c in ("image", "img") if c in columns), None)
@@ -96,7 +96,7 @@ class ReaderImages:
 
     def __init__(self, dataset, where: str, mode: str = "RGB") -> None:
         self._dataset, self._where, self._mode = dataset, where, mode
-        self._reader = getattr(dataset, "reader", None)  # None: torchvision's own, already decoded
+        self._reader = getattr(dataset, "reader", None)  # None: torchvision's native one, already decoded
         if self._reader is None:
             names, labels = dataset.classes, dataset.targets
         else:
@@ -202,7 +202,7 @@ def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", **kw
             quiet_hub()
         dataset = create_dataset(name, root=root, split=split, input_img_mode=mode, **kwargs)
         return dataset if isinstance(dataset, IterableDataset) else ReaderImages(dataset, name, mode)
-    except Exception as error:  # timm, datasets, huggingface_hub, torchvision, webdataset: each raises its own kinds
+    except Exception as error:  # timm, datasets, huggingface_hub, torchvision, webdataset: exceptions differ by cause
         raise reader_error(name, split, error) from error
 
 

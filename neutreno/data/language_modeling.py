@@ -1,4 +1,4 @@
-"""Data for language modeling: text as parallel streams of words, read segment by segment."""
+"""Data for language modeling: text as parallel streams of tokens, read sequence by sequence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from neutreno.data.loading import Resumable
 from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, open_folder, open_hub, prepare
 from neutreno.errors import InputError, check_number
 
-Batch = tuple[Tensor, Tensor]  # ids (B, N) and the words that follow them (B, N)
+Batch = tuple[Tensor, Tensor]  # ids (B, N) and the tokens that follow them (B, N)
 
 
 def count_epochs(config: DictConfig) -> None:
@@ -29,67 +29,75 @@ def count_epochs(config: DictConfig) -> None:
     Raises:
         InputError: the steps are no multiple of that, or both are given.
     """
-    steps, between = config.trainer.max_steps, config.data.epoch_steps
+    steps, between = config.trainer.max_steps, config.data.val_every_n_steps
     check_number("trainer.max_steps", steps, 1, integer=True)
-    check_number("data.epoch_steps", between, 1, integer=True)
+    check_number("data.val_every_n_steps", between, 1, integer=True)
     if config.trainer.max_epochs is not None:
         raise InputError(f"trainer.max_epochs={config.trainer.max_epochs}: steps bound this run; set trainer.max_steps")
     if steps % between:
         raise InputError(
-            f"trainer.max_steps={steps} is no multiple of data.epoch_steps={between}, the steps from one validation to "
-            "the next; change one of them"
+            f"trainer.max_steps={steps} is not a multiple of data.val_every_n_steps={between}; change one of them"
         )
     config.trainer.max_epochs = steps // between
 
 
-class StreamLoader(Resumable):
-    """Training batches of one process: the text cut into ``rows`` streams of equal length, a segment of each per step.
+class TokenStreamLoader(Resumable):
+    """Training batches of one process: the text cut into ``rows`` streams of equal length, a sequence of each per step.
 
-    As in the released code a row goes on, step by step, where it was; behind its last words, of which the last step may
-    have fewer than ``segment``, it starts over. What a step reads is a function of its number alone. A process takes
-    the same rows in every step; accumulated batches are further rows of the same step.
+    As in the released code, each step continues a row where the previous one ended; after the row's last tokens (fewer
+    than ``sequence_length``, perhaps) it starts over. What a step reads is a function of its number alone. A process
+    takes the same rows in every step; accumulated micro-batches are further rows of the same step.
 
     Args:
         ids: the text's. rows: global batch. steps: in what Lightning calls an epoch.
     """
 
     def __init__(
-        self, ids: np.ndarray, rows: int, segment: int, steps: int, parts: int = 1, world: int = 1, rank: int = 0
+        self,
+        ids: np.ndarray,
+        rows: int,
+        sequence_length: int,
+        steps: int,
+        micro_batches: int = 1,
+        world: int = 1,
+        rank: int = 0,
     ) -> None:
         length = len(ids) // rows
-        self.streams = ids[: rows * length].reshape(parts, world, rows // (parts * world), length)[:, rank]
-        self.segment, self.steps, self.parts, self.epoch = segment, steps, parts, 0
-        self.segments = segments_of(length, segment)
+        rows_of_rank = rows // (micro_batches * world)
+        self.streams = ids[: rows * length].reshape(micro_batches, world, rows_of_rank, length)[:, rank]
+        self.sequence_length, self.steps, self.micro_batches, self.epoch = sequence_length, steps, micro_batches, 0
+        self.sequences = sequences_in(length, sequence_length)
         self.sampler = self  # where Lightning sets the epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.steps * self.parts
+        return self.steps * self.micro_batches
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in range(self._begin(), len(self)):
-            step, part = divmod(batch, self.parts)
-            start = (self.epoch * self.steps + step) % self.segments * self.segment
-            words = torch.from_numpy(self.streams[part, :, start : start + self.segment + 1].astype(np.int64))
+            step, micro_batch = divmod(batch, self.micro_batches)
+            start = (self.epoch * self.steps + step) % self.sequences * self.sequence_length
+            end = start + self.sequence_length + 1
+            tokens = torch.from_numpy(self.streams[micro_batch, :, start:end].astype(np.int64))
             self.given += 1
-            yield words[:, :-1], words[:, 1:]
+            yield tokens[:, :-1], tokens[:, 1:]
 
 
-class SegmentLoader:
-    """Batches to evaluate: a text cut into segments, each read without what stands before it.
+class SequenceLoader:
+    """Batches to evaluate: a text cut into sequences, each read without what stands before it.
 
-    The last one may be shorter and is a batch of its own, because positions count from a segment's end. Every process
+    The last one may be shorter and is a separate batch, because positions count from a sequence's end. Every process
     takes every ``world``-th batch.
     """
 
-    def __init__(self, ids: np.ndarray, segment: int, batch_size: int, world: int = 1, rank: int = 0) -> None:
-        self.ids, self.segment = ids, segment
-        whole = (len(ids) - 1) // segment
-        starts = [np.arange(i, min(i + batch_size, whole)) * segment for i in range(0, whole, batch_size)]
-        if whole * segment < len(ids) - 1:
-            starts.append(np.array([whole * segment]))
+    def __init__(self, ids: np.ndarray, sequence_length: int, batch_size: int, world: int = 1, rank: int = 0) -> None:
+        self.ids, self.sequence_length = ids, sequence_length
+        whole = (len(ids) - 1) // sequence_length
+        starts = [np.arange(i, min(i + batch_size, whole)) * sequence_length for i in range(0, whole, batch_size)]
+        if whole * sequence_length < len(ids) - 1:
+            starts.append(np.array([whole * sequence_length]))
         self.starts = starts[rank::world]
 
     def __len__(self) -> int:
@@ -97,28 +105,28 @@ class SegmentLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for starts in self.starts:
-            words = np.stack([self.ids[i : i + self.segment + 1] for i in starts])
-            words = torch.from_numpy(words.astype(np.int64))
-            yield words[:, :-1], words[:, 1:]
+            tokens = np.stack([self.ids[i : i + self.sequence_length + 1] for i in starts])
+            tokens = torch.from_numpy(tokens.astype(np.int64))
+            yield tokens[:, :-1], tokens[:, 1:]
 
 
-def segments_of(length: int, segment: int) -> int:
-    """How many segments a stream of ``length`` words has: its last word is only ever predicted."""
-    return -(-(length - 1) // segment)
+def sequences_in(length: int, sequence_length: int) -> int:
+    """How many sequences a stream of ``length`` tokens has: its last token is only ever predicted."""
+    return -(-(length - 1) // sequence_length)
 
 
 class TextData(SplitData):
-    """Text for a language model, as word ids.
+    """Text for a language model, as token ids.
 
     Args:
-        segment: words that the model sees at once.
-        epoch_steps: optimizer steps between two validations. This is what counts as an epoch here: steps, not passes
+        sequence_length: tokens that the model sees at once.
+        val_every_n_steps: optimizer steps between two validations. This counts as an epoch here: steps, not passes
             through the text, bound a run (trainer.max_steps).
-        min_count: words that are rarer in the training text become ``<unk>``.
+        min_count: tokens that are rarer in the training text become ``<unk>``.
         kwargs: of :class:`neutreno.data.base.SplitData`; ``batch_size`` is the number of streams.
 
     Raises:
-        InputError: a split is shorter than a segment.
+        InputError: a split is shorter than a sequence.
     """
 
     samples_are = "tokens"
@@ -126,13 +134,13 @@ class TextData(SplitData):
     @checked
     def __init__(
         self,
-        segment: Annotated[Size, FREE],
-        epoch_steps: Count,
+        sequence_length: Annotated[Size, FREE],
+        val_every_n_steps: Count,
         min_count: Annotated[Count, FREE] = 1,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        self.segment, self.epoch_steps, self.min_count = segment, epoch_steps, min_count
+        self.sequence_length, self.val_every_n_steps, self.min_count = sequence_length, val_every_n_steps, min_count
         self.text: PreparedText | None = None
 
     def prepare_text(self) -> PreparedText:
@@ -148,11 +156,11 @@ class TextData(SplitData):
             self.splits = dict(self.text.splits)
         for split, ids in self.splits.items():
             rows = self.batch_size if split == "train" and stage != "validate" else 1
-            if len(ids) // rows <= self.segment:
+            if len(ids) // rows <= self.sequence_length:
                 streams = "" if rows == 1 else f", {len(ids) // rows:,} in each of data.batch_size={rows} streams"
                 raise InputError(
-                    f"data.segment={self.segment} is longer than the {split} text of {len(ids):,} words{streams}; "
-                    "lower it" + (" or data.batch_size" if rows > 1 else "")
+                    f"data.sequence_length={self.sequence_length} is longer than the {split} text of {len(ids):,} "
+                    f"tokens{streams}; lower it" + (" or data.batch_size" if rows > 1 else "")
                 )
 
     def model_arguments(self) -> dict[str, Any]:
@@ -160,13 +168,13 @@ class TextData(SplitData):
         return {"vocabulary": self.vocabulary}
 
     def record(self) -> dict[str, Any]:
-        words = {split: len(ids) for split, ids in self.splits.items()}
+        tokens = {split: len(ids) for split, ids in self.splits.items()}
         vocabulary = {"size": len(self.vocabulary), "sha256": self.vocabulary.sha256}
-        text = {"sha256": self.text.sources, "words": words, "vocabulary": vocabulary}
+        text = {"sha256": self.text.sources, "tokens": tokens, "vocabulary": vocabulary}
         return {"text": text, "digests": self.text.sources}
 
     def baselines(self) -> dict[str, float]:
-        """Perplexity of the words' frequencies in training, without any context."""
+        """Perplexity of the tokens' frequencies in training, without any context."""
         return {
             f"unigram/{split}_ppl": float(np.exp(self.vocabulary.unigram_nll(self.splits[split][1:])))
             for split in ("val", "test")
@@ -176,42 +184,46 @@ class TextData(SplitData):
     def steps_per_epoch(self) -> int:
         limit = self.trainer.limit_train_batches if self.trainer else None
         if isinstance(limit, float):
-            return max(1, int(self.epoch_steps * limit))
-        return self.epoch_steps if limit is None else max(1, min(self.epoch_steps, limit // self._parts))
+            return max(1, int(self.val_every_n_steps * limit))
+        steps = self.val_every_n_steps
+        return steps if limit is None else max(1, min(steps, limit // self._micro_batches))
 
     @property
     def samples_per_step(self) -> int:
-        return self.batch_size * self.segment
+        return self.batch_size * self.sequence_length
 
     def eval_batches(self, world: int) -> int:
-        return len(SegmentLoader(self.splits["val"], self.segment, self.eval_batch_size, world))
+        return len(SequenceLoader(self.splits["val"], self.sequence_length, self.eval_batch_size, world))
 
     @property
-    def _parts(self) -> int:
+    def _micro_batches(self) -> int:
         return self.trainer.accumulate_grad_batches
 
-    def train_dataloader(self) -> StreamLoader:
+    def train_dataloader(self) -> TokenStreamLoader:
         for split in ("val", "test"):  # before the long work
-            if len(self.splits[split]) - 1 <= self.segment * (self.trainer.world_size - 1):
+            if len(self.splits[split]) - 1 <= self.sequence_length * (self.trainer.world_size - 1):
                 raise InputError(
-                    f"the {split} text of {len(self.splits[split]):,} words has fewer segments of {self.segment} than "
-                    f"there are processes ({self.trainer.world_size}); use fewer"
+                    f"the {split} text of {len(self.splits[split]):,} tokens has fewer sequences of "
+                    f"{self.sequence_length} than there are processes ({self.trainer.world_size}); use fewer"
                 )
         world, rank = self.trainer.world_size, self.trainer.global_rank
         ids, rows = self.splits["train"], self.batch_size
-        return StreamLoader(ids, rows, self.segment, self.epoch_steps, self._parts, world, rank)
+        return TokenStreamLoader(
+            ids, rows, self.sequence_length, self.val_every_n_steps, self._micro_batches, world, rank
+        )
 
-    def _eval_loader(self, split: str) -> SegmentLoader:
+    def _eval_loader(self, split: str) -> SequenceLoader:
         ids, world, rank = self.splits[split], self.trainer.world_size, self.trainer.global_rank
-        share = max(1, segments_of(len(ids), self.segment) // world)  # every process gets a batch
-        return SegmentLoader(ids, self.segment, min(self.eval_batch_size, share), world, rank)
+        share = max(1, sequences_in(len(ids), self.sequence_length) // world)  # every process gets a batch
+        return SequenceLoader(ids, self.sequence_length, min(self.eval_batch_size, share), world, rank)
 
     def probe_samples(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Segments (n, N) and the words that follow each of theirs, (n, N)."""
-        ids, segment = self.splits["val"], self.segment
-        starts = np.linspace(0, (len(ids) - 1) // segment - 1, min(num_samples, (len(ids) - 1) // segment)).round()
-        words = np.stack([ids[i : i + segment + 1] for i in starts.astype(int) * segment]).astype(np.int64)
-        return torch.from_numpy(words[:, :-1].copy()), torch.from_numpy(words[:, 1:].copy())
+        """Sequences (n, N) and the tokens that follow each of theirs, (n, N)."""
+        ids, length = self.splits["val"], self.sequence_length
+        whole = (len(ids) - 1) // length
+        starts = np.linspace(0, whole - 1, min(num_samples, whole)).round()
+        tokens = np.stack([ids[i : i + length + 1] for i in starts.astype(int) * length]).astype(np.int64)
+        return torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(tokens[:, 1:].copy())
 
 
 class TextFiles(TextData):
@@ -263,7 +275,7 @@ class TextFiles(TextData):
 
 
 class PythonDocs(TextData):
-    """The embedded text: the language reference that ``help()`` of every CPython shows, some 65,000 words in topics.
+    """The embedded text: the language reference that ``help()`` of every CPython shows, some 65,000 tokens in topics.
 
     Words and punctuation are told apart. Of the topics in the order of their length every tenth validates and every
     tenth tests. The text changes with the Python release, so its checksum and that version are in every record.

@@ -130,9 +130,9 @@ def collate_readable(samples: list):
 class TrainBatchSampler(Sampler):
     """Batches of (index, sample seed) for one process, out of an order that all processes share.
 
-    The global batch is what the optimizer sees in one step. It is cut into ``parts`` (gradient accumulation) and each
-    part is dealt out to the processes in turn, so the same global batches are formed on any number of processes. An
-    incomplete last global batch is dropped.
+    The global batch is what the optimizer sees in one step. It is split into ``micro_batches`` (gradient
+    accumulation), and each of them across the ranks in turn, so the same global batches are formed on any number of
+    processes. An incomplete last global batch is dropped.
 
     ``repeats`` > 1 is repeated augmentation (Hoffer et al., 2020; DeiT uses 3): every sample stands so many times in a
     row in the order, each time augmented anew, and the epoch ends after as many samples as without, so it sees only
@@ -144,14 +144,14 @@ class TrainBatchSampler(Sampler):
         samples: int,
         global_batch: int,
         seed: int,
-        parts: int = 1,
+        micro_batches: int = 1,
         world: int = 1,
         rank: int = 0,
         repeats: int = 1,
     ) -> None:
         self.samples, self.seed, self.rank, self.world, self.repeats = samples, seed, rank, world, repeats
-        self.per_step = global_batch // parts
-        self.batches = samples // global_batch * parts
+        self.per_step = global_batch // micro_batches
+        self.batches = samples // global_batch * micro_batches
         self.epoch = self.start = 0
         self.sampler = self  # Lightning sets the epoch of a batch sampler's sampler, not of the batch sampler
 

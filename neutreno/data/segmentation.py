@@ -221,7 +221,7 @@ class SegmentationFolders(SegmentationData):
 
 def _two(name: str, values: Sequence) -> tuple:
     if len(values) != 2:
-        raise InputError(f"{name}={list(values)} is no list of two numbers")
+        raise InputError(f"{name}={list(values)} is not a list of two numbers")
     return tuple(values)
 
 
@@ -236,7 +236,7 @@ def read_class_names(file: Path, num_classes: int) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"data.class_names: {file} is not a readable text file; null names by number") from error
     if len(names) != num_classes:
-        raise InputError(f"{file} names {len(names)} classes, data.num_classes={num_classes}; set one of them right")
+        raise InputError(f"{file} names {len(names)} classes, data.num_classes={num_classes}; correct one of them")
     return names
 
 
@@ -341,7 +341,7 @@ class HubPairs(Sequence):
         self._names = [f"{reader}, {split}, {column}" for column in self._columns]
         try:
             table = datasets.load_dataset(reader.removeprefix("hfds/"), split=split, cache_dir=root)
-        except Exception as error:  # datasets, huggingface_hub, pyarrow: each raises its own kinds
+        except Exception as error:  # datasets, huggingface_hub, pyarrow: exceptions differ by cause
             raise reader_error(reader, split, error) from error
         for key, column in columns.items():
             if not isinstance(table.features.get(column), datasets.Image):

@@ -1,4 +1,4 @@
-"""Text → word ids: the vocabulary's rule, where text is read from, and the memory-mapped arrays it is kept in."""
+"""Text → token ids: the vocabulary's rule, where text is read from, and the memory-mapped arrays it is kept in."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class Vocabulary:
             return
         theirs = words.split("\n")
         differ = next((i for i, (a, b) in enumerate(zip(theirs, self.words, strict=False)) if a != b), None)
-        what = f"{len(theirs):,} words, the data {len(self):,}"
+        what = f"{len(theirs):,} tokens, the data {len(self):,}"
         if differ is not None:
-            what += f"; the first difference is word {differ}, {theirs[differ]!r} there and {self.words[differ]!r} here"
+            what += f"; they first differ at token {differ}, {theirs[differ]!r} there and {self.words[differ]!r} here"
         raise InputError(f"{source} was trained with another vocabulary than the data's: it has {what}")
 
 
@@ -232,9 +232,7 @@ def open_folder(root: str | Path) -> dict[str, TextFile | ParquetFiles]:
             )
         if len(found) > 1:
             there = ", ".join(source.files[0].name for source in found)
-            raise InputError(
-                f"data.root={root} has the {names[0]} split more than once: {there}; leave one of them there"
-            )
+            raise InputError(f"data.root={root} has the {names[0]} split more than once: {there}; keep one of them")
         for path in found[0].files:
             if path.stat().st_size == 0:
                 raise InputError(f"{path} is empty")
@@ -257,7 +255,7 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, HubText]:
     quiet_hub()
     try:
         found = datasets.load_dataset(reader.removeprefix("hfds/"), **reader_args)
-    except Exception as error:  # no network, no such data set, a config that must be named: each raises its own kind
+    except Exception as error:  # no network, no such data set, a config that must be named: exceptions differ by cause
         raise InputError(f"data.reader={reader} cannot be read: {' '.join(str(error).split())}") from error
     sources = {}
     for split, names in SPLITS.items():
@@ -268,7 +266,7 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, HubText]:
             raise InputError(f"data.reader={reader} has no column text; it has: {', '.join(found[name].column_names)}")
         if not found[name].cache_files:
             raise InputError(
-                f"data.reader={reader} is held in memory alone, so no change would be noticed; read it from disk"
+                f"data.reader={reader} is held in memory only, so changes would go unnoticed; load it from disk"
             )
         sources[split] = HubText(found[name])
     return sources
@@ -294,7 +292,7 @@ def prepare(sources: dict[str, Any], folder: Path, min_count: int, where: str) -
     checksums = {split: checksum(source.files) for split, source in sources.items()}
     if folder.exists() and not (folder / "record.json").exists():
         raise InputError(
-            f"{folder} is there, but does not hold the ids of {where}; name another folder, data.cache=FOLDER"
+            f"{folder} exists, but does not hold the ids of {where}; name another folder, data.cache=FOLDER"
         )
     if not (folder / "record.json").exists():
         try:
@@ -338,7 +336,7 @@ def _build(sources: dict[str, Any], checksums: dict[str, str], folder: Path, min
         lengths["train"] = _write(unfinished / "train.ids", map(builder.add, sources["train"].blocks()))
         vocabulary, ids = builder.finish()
         if len(vocabulary) == 2:
-            rare = f" that stands there {min_count} times or more (data.min_count)" if min_count > 1 else ""
+            rare = f" that occurs {min_count} times or more (data.min_count)" if min_count > 1 else ""
             raise InputError(f"{sources['train'].files[0]} holds no word{rare}")
         if lengths["train"]:
             preliminary = np.memmap(unfinished / "train.ids", np.int32, "r+")
@@ -375,7 +373,7 @@ def _write(path: Path, blocks: Iterable[np.ndarray]) -> int:
 
 
 def _read(folder: Path, checksums: dict[str, str], where: str) -> PreparedText:
-    again = f"remove the folder {folder} to make it anew"
+    again = f"remove the folder {folder} to build it again"
     try:
         record = json.loads((folder / "record.json").read_text())
         files, before = record["files"], record["sources"]

@@ -128,7 +128,7 @@ def _choice_problems(composed: Composed, sections: dict[str, Any], names: list[s
     for name in names:
         if name not in sections:
             there = ", ".join(sections)
-            yield f"evaluators: there is no {name}{close(name, sections, '') or f'; there are: {there}'}"
+            yield f"evaluators: no evaluator {name}{close(name, sections, '') or f'; available: {there}'}"
             continue
         if problems := part_problems(sections[name], f"evaluator.{name}"):
             yield from problems
@@ -139,7 +139,7 @@ def _choice_problems(composed: Composed, sections: dict[str, Any], names: list[s
     for name, key in _typed(composed).items():
         if name not in names:
             yield (
-                f"{key}: {name} is not evaluated here, only {', '.join(names)}; leave it out, or choose it: "
+                f"{key}: {name} is not evaluated here, only {', '.join(names)}; leave it out, or select it: "
                 f"evaluators=[{','.join([*names, name])}]"
             )
 

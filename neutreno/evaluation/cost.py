@@ -91,7 +91,7 @@ class Cost(Evaluator):
 
     def check(self, subject: Subject) -> None:
         if subject.data.image_shape is None:
-            raise NothingToMeasure("evaluator.cost is the cost of an image, and this data has none; leave cost out")
+            raise NothingToMeasure("evaluator.cost measures the cost per image, and this data has none; leave cost out")
 
     def run(self, subject: Subject) -> Findings:
         with subject.trainer.precision_plugin.forward_context():
@@ -109,7 +109,7 @@ def figures(cost: dict[str, Any]) -> list[tuple[str, str]]:
         memory = "peak RSS of the process, data and libraries included", f"{cost['process_peak_rss_mib']:,.0f} MiB"
     return [
         ("parameters", f"{cost['parameters']:,}"),
-        (f"multiply-adds of an image, {size}", f"{cost['multiply_adds'] / 1e9:.3f} G"),
+        (f"multiply-adds per image, {size}", f"{cost['multiply_adds'] / 1e9:.3f} G"),
         (
             f"images/s, batch {cost['batch_size']}, {cost['precision']}, {cost['device']}{threads}",
             f"{cost['images_per_s']:.1f}",

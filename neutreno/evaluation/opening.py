@@ -34,7 +34,7 @@ from neutreno.variants import (
     words,
 )
 
-ALLOWED = "other_variants=[{axes}] evaluates them nevertheless"
+ALLOWED = "other_variants=[{axes}] evaluates them anyway"
 OF_TRAINER = ("precision", "limit_val_batches")  # of a run's trainer, what its evaluation does alike
 OVER_A_RUN = ("data", "task", "trainer", "probe", "logger", "name", "output_dir")  # what may be set beside a run folder
 
@@ -135,7 +135,7 @@ def model_settings(composed: Composed) -> Composed:
     if config.model.get("new_head"):
         raise InputError("model.new_head=true leaves the head untrained: train it first, then evaluate that run")
     if "ema_decay" in config.task:
-        config.task.ema_decay = None  # there is no average of the weights
+        config.task.ema_decay = None  # there is no EMA of the weights
     return composed.anew()
 
 

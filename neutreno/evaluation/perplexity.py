@@ -17,11 +17,11 @@ from neutreno.reports.evaluation import Table
 
 
 def windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(first word, end, words to score) of every window over ``tokens`` words that predict another one each.
+    """(first token, end, tokens to score) of every window over ``tokens`` that each predict the next.
 
-    Windows begin at the multiples of ``stride``; the first scores all its words, every other one those that none before
-    it has scored: its last ``stride``, and the last window, which may be shorter, what is left. Each word is scored
-    exactly once. ``stride = window`` are independent segments, ``stride = 1`` gives each word the longest context.
+    Windows begin at the multiples of ``stride``; the first scores all its tokens, every other one those not scored
+    before: its last ``stride``, and the last window, which may be shorter, what is left. Each token is scored
+    exactly once. ``stride = window`` are independent sequences, ``stride = 1`` gives each token the longest context.
     """
     yield 0, min(window, tokens), min(window, tokens)
     for start in range(stride, tokens - window + stride, stride):
@@ -33,25 +33,25 @@ def windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, i
 def score(
     model: nn.Module, ids: np.ndarray, window: int, stride: int, batch_size: int, limit: int | None = None
 ) -> dict[str, Any]:
-    """Perplexity of ``model`` on the text ``ids``, each word predicted from at most ``window`` words before it.
+    """Perplexity of ``model`` on the text ``ids``, each token predicted from at most ``window`` tokens before it.
 
-    The text's first word has nothing before it and is not scored. In evaluation mode and the caller's precision,
+    The text's first token has nothing before it and is not scored. In evaluation mode and the caller's precision,
     windows of equal size in batches.
 
     Args:
-        ids: (T,). limit: score only so many words from the text's beginning on.
+        ids: (T,). limit: score only so many tokens from the text's beginning on.
 
     Returns:
-        ``ppl``, ``loss`` (nats per word), ``tokens`` (how many were scored), ``windows``.
+        ``ppl``, ``loss`` (nats per token), ``tokens`` (how many were scored), ``windows``.
     """
     model.eval()
     device = next(model.parameters()).device
     tokens = len(ids) - 1 if limit is None else min(limit, len(ids) - 1)
     total, scored, count = 0.0, 0, 0
     for batch in _batches(windows(tokens, window, stride), batch_size):
-        words = np.stack([ids[start : end + 1] for start, end, _ in batch]).astype(np.int64)
-        words, new = torch.from_numpy(words).to(device), batch[0][2]
-        nll = model(words[:, :-1], words[:, -new:])
+        sequences = np.stack([ids[start : end + 1] for start, end, _ in batch]).astype(np.int64)
+        sequences, new = torch.from_numpy(sequences).to(device), batch[0][2]
+        nll = model(sequences[:, :-1], sequences[:, -new:])
         total += nll.double().sum().item()
         scored += nll.numel()
         count += len(batch)
@@ -59,7 +59,7 @@ def score(
 
 
 def _batches(found: Iterator[tuple[int, int, int]], batch_size: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Windows in batches of equal length and equally many words to score."""
+    """Windows in batches of equal length and equally many tokens to score."""
     batch: list[tuple[int, int, int]] = []
     for start, end, new in found:
         like = batch and (end - start, new) == (batch[0][1] - batch[0][0], batch[0][2])
@@ -71,9 +71,9 @@ def _batches(found: Iterator[tuple[int, int, int]], batch_size: int) -> Iterator
         yield batch
 
 
-def protocols(sliding: Sequence[int | dict[str, int]], window: int) -> list[tuple[int, int | None]]:
-    """(stride, limit) of every protocol: independent segments, and what ``sliding`` asks for, each a stride or
-    ``{stride: …, tokens: …}``, the latter on the text's first words alone.
+def strides_and_limits(sliding: Sequence[int | dict[str, int]], window: int) -> list[tuple[int, int | None]]:
+    """(stride, limit) of every protocol: independent sequences, and what ``sliding`` asks for, each a stride or
+    ``{stride: …, tokens: …}``, the latter on the text's first tokens alone.
 
     Raises:
         InputError: an entry says no stride, or one that is longer than the window.
@@ -94,7 +94,7 @@ def perplexities(
     """:func:`score` of every text by every protocol, with ``metric``, ``split``, ``window`` and ``stride``."""
     found = []
     for split, ids in texts.items():
-        for stride, limit in protocols(sliding, window):
+        for stride, limit in strides_and_limits(sliding, window):
             metric = f"{split}/ppl" + (f"_stride{stride}" if stride != window else "")
             metric += "" if limit is None else f"_first{limit}"
             scored = score(model, ids, window, stride, batch_size, limit)
@@ -106,8 +106,8 @@ class Perplexity(Evaluator):
     """:func:`perplexities` of the validation and the test text; metrics such as ``test/ppl_stride32``.
 
     Args:
-        sliding: strides beside independent segments, each a number or ``{stride: …, tokens: …}``; None: an eighth of a
-            segment.
+        sliding: strides beside independent sequences, each a number or ``{stride: …, tokens: …}``; None: an eighth of
+            the sequence length.
     """
 
     alone = True
@@ -116,24 +116,28 @@ class Perplexity(Evaluator):
     def __init__(self, sliding: list[Count | dict[Literal["stride", "tokens"], Count]] | None = None) -> None:
         self.sliding = sliding
 
-    def strides(self, segment: int) -> list[int | dict[str, int]]:
-        return [max(1, segment // 8)] if self.sliding is None else self.sliding
+    def strides(self, sequence_length: int) -> list[int | dict[str, int]]:
+        return [max(1, sequence_length // 8)] if self.sliding is None else self.sliding
 
     def check(self, subject: Subject) -> None:
-        if not hasattr(subject.data, "segment"):
+        if not hasattr(subject.data, "sequence_length"):
             raise NothingToMeasure("evaluator.perplexity is for language models, whose data is text; leave it out")
-        protocols(self.strides(subject.data.segment), subject.data.segment)
+        strides_and_limits(self.strides(subject.data.sequence_length), subject.data.sequence_length)
 
     def run(self, subject: Subject) -> Findings:
         data = subject.data
         texts = {split: data.splits[split] for split in ("val", "test")}
         with subject.trainer.precision_plugin.forward_context():
             found = perplexities(
-                subject.task.model, texts, data.segment, self.strides(data.segment), data.eval_batch_size
+                subject.task.model,
+                texts,
+                data.sequence_length,
+                self.strides(data.sequence_length),
+                data.eval_batch_size,
             )
         rows = [
             [r["split"], str(r["stride"]), f"{r['tokens']:,}", f"{r['windows']:,}", f"{r['ppl']:.3f}"] for r in found
         ]
-        first = f"perplexity, windows of {data.segment} words"
-        table = Table([first, "stride", "words scored", "windows", "perplexity"], rows)
+        first = f"perplexity, windows of {data.sequence_length} tokens"
+        table = Table([first, "stride", "tokens scored", "windows", "perplexity"], rows)
         return Findings(metrics={r["metric"]: r["ppl"] for r in found}, tables=[table], record=found)

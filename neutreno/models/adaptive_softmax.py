@@ -14,14 +14,14 @@ from neutreno.errors import InputError
 
 
 class AdaptiveSoftmax(nn.Module):
-    """Adaptive softmax (Grave et al., 2017) whose output matrix is the input embedding too; every word has width C.
+    """Adaptive softmax (Grave et al., 2017) whose output matrix is the input embedding too; every token has width C.
 
-    The words, from frequent to rare, are cut at ``cutoffs`` into a shortlist and tail clusters 1 … n. A *head* knows
-    the shortlist and one logit per cluster, ``p(word) = p(cluster) p(word | cluster)``, so a rare word's logits are
+    The tokens, from frequent to rare, are cut at ``cutoffs`` into a shortlist and tail clusters 1 … n. A *head* knows
+    the shortlist and one logit per cluster, ``p(token) = p(cluster) p(token | cluster)``, so a rare token's logits are
     computed only for the tokens that are in its cluster: nothing of size tokens x vocabulary is held in training. As in
     the released code cluster i reads the head's logit −i, counted from the end. No cutoffs: a plain softmax.
 
-    ``torch.nn.AdaptiveLogSoftmaxWithLoss`` does not serve: its tails have projections and matrices of their own, which
+    ``torch.nn.AdaptiveLogSoftmaxWithLoss`` does not serve: its tails have separate projections and matrices, which
     cannot be tied, and it reads the clusters in the other order.
 
     Args:
@@ -40,7 +40,7 @@ class AdaptiveSoftmax(nn.Module):
             raise InputError(f"model.cutoffs={cutoffs} are no increasing whole numbers; write e.g. [20000,40000]")
         if cutoffs and cutoffs[-1] >= vocab_size:
             raise InputError(
-                f"model.cutoffs={cutoffs} go beyond the vocabulary of {vocab_size:,} words; lower them, or take "
+                f"model.cutoffs={cutoffs} go beyond the vocabulary of {vocab_size:,} tokens; lower them, or take "
                 "model.cutoffs=[] for a plain softmax"
             )
         self.bounds = [0, *cutoffs, vocab_size]
@@ -84,7 +84,7 @@ class AdaptiveSoftmax(nn.Module):
         return nll.view(shape)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities of all words, (…, C) → (…, V)."""
+        """Log-probabilities of all tokens, (…, C) → (…, V)."""
         head, *tails = (F.log_softmax(F.linear(hidden, *part), dim=-1) for part in self._parts())
         clusters = [tail + head[..., self._column(i), None] for i, tail in enumerate(tails, 1)]
         return torch.cat([head[..., : self.sizes[0]], *clusters], dim=-1)

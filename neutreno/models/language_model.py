@@ -30,7 +30,7 @@ from neutreno.models.transformer import Block, Trunk
 from neutreno.models.vit import of_size
 
 SIZES = {
-    # For small texts and one CPU. Smaller initial weights let the words drown in the positions at this width.
+    # For small texts and one CPU. Smaller initial weights let the embeddings drown in the positions at this width.
     "mini": {"embed_dim": 64, "depth": 12, "num_heads": 4, "mlp_ratio": 4, "init_std": 0.07},
     "small": {"embed_dim": 128, "depth": 16, "num_heads": 8, "mlp_ratio": 16},  # the paper's, in the released code
 }
@@ -48,8 +48,8 @@ class LanguageModel(nn.Module):
     """Post-norm causal transformer with sinusoidal positions and a tied adaptive softmax (Vaswani et al., 2017;
     Baevski & Auli, 2019), as in the released code: ReLU, no biases in attention, embeddings scaled by √C.
 
-    ``model(ids)`` gives log-probabilities of each next word, (B, N) → (B, N, V); ``model(ids, targets)`` the negative
-    log-likelihood of ``targets`` (B, M), the words that follow the last M ≤ N tokens, without holding that tensor.
+    ``model(ids)`` gives log-probabilities of each next token, (B, N) → (B, N, V); ``model(ids, targets)`` the negative
+    log-likelihood of ``targets`` (B, M), the tokens that follow the last M ≤ N tokens, without holding that tensor.
     There is no memory from one call to the next.
 
     Args:
@@ -60,7 +60,7 @@ class LanguageModel(nn.Module):
         init_std: of all weight matrices at the start (normal); LayerNorm's weights start at N(1, 0.02), as released.
     """
 
-    output = "words"
+    output = "tokens"
 
     @checked
     def __init__(
@@ -131,8 +131,8 @@ class LanguageModel(nn.Module):
             return self.softmax.log_prob(hidden)
         return self.softmax.nll(hidden[:, -targets.shape[1] :], targets)
 
-    def next_word(self, ids: Tensor) -> Tensor:
-        """Log-probabilities of the word after the last token alone, (B, N) → (B, V)."""
+    def next_token(self, ids: Tensor) -> Tensor:
+        """Log-probabilities of the token after the last one only, (B, N) → (B, V)."""
         return self.softmax.log_prob(self.forward_features(ids)[:, -1])
 
 
@@ -202,7 +202,7 @@ def lm(
         named = own_names(state_dict_of(content))
         if isinstance(word := named.get("softmax.weight"), Tensor) and len(word) != len(vocabulary):
             raise InputError(
-                f"the weights of {weights} are for a vocabulary of {len(word):,} words, the data has "
+                f"the weights of {weights} are for a vocabulary of {len(word):,} tokens, the data has "
                 f"{len(vocabulary):,}"
             )
         load_strictly(model, named, weights)

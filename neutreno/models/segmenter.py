@@ -26,7 +26,7 @@ from neutreno.models.vit import SIZES, VisionTransformer, of_size
 class MaskTransformer(nn.Module):
     """Segmenter's decoder: patches and one embedding per class pass through blocks together; a mask is their product.
 
-    It has a trunk, and so first-layer values V_0, of its own. Patch tokens (B, N, C) → masks (B, num_classes, N).
+    It has a trunk, and so separate first-layer values V_0. Patch tokens (B, N, C) → masks (B, num_classes, N).
 
     Args:
         dim: C, the width of the encoder; the decoder keeps it.

@@ -113,7 +113,7 @@ def timm_model(
     weights: Weights = None,
     new_head: bool = False,
 ) -> TimmModel:
-    """The timm model ``name``, a tag such as ``.augreg_in21k`` included; its attention is timm's own.
+    """The timm model ``name``, a tag such as ``.augreg_in21k`` included; its attention is timm's native one.
 
     Args:
         img_size: side of its images in pixels; None: what it was made for.
@@ -124,7 +124,7 @@ def timm_model(
             num_heads, window_size: timm's, where the model knows them; None leaves its default.
 
     Raises:
-        InputError: no such model, it cannot be built so, or its weights do not fit or cannot be had.
+        InputError: no such model, it cannot be built so, or its weights do not fit or are not available.
     """
     made_for = _pretrained_cfg(name)
     if pretrained and weights is None and made_for.num_classes != num_classes and not new_head:
@@ -166,7 +166,7 @@ def data_settings(name: str) -> dict[str, Any]:
 def _pretrained_cfg(name: str) -> Any:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise InputError(f"model.name={name} is no model of timm" + (f"; near: {', '.join(near)}" if near else ""))
+        raise InputError(f"model.name={name} is not a timm model" + (f"; near: {', '.join(near)}" if near else ""))
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # a tag that the model does not have

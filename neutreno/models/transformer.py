@@ -79,10 +79,10 @@ class Block(nn.Module):
 
 
 class FeatScaleBlock(Block):
-    """FeatScale: reweigh the direct-current and high-frequency parts of the attention sublayer's output x.
+    """FeatScale: reweight the DC and high-frequency components of the attention sublayer's output x.
 
     ``DC = mean of x over tokens, HC = x − DC, out = x + λ₁ ⊙ DC + λ₂ ⊙ HC`` with learned λ₁, λ₂ (C,) that start at 0,
-    so the block starts as the plain one. The mean runs over all tokens, so it is no block for causal models. (Wang et
+    so the block starts as the plain one. The mean runs over all tokens, so it is not for causal models. (Wang et
     al., "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis", ICLR 2022. Their DeiT code
     adds the scaled parts twice; this follows the paper's formula.)
 
@@ -136,7 +136,7 @@ class ContraNormBlock(Block):
     The paper's rule takes the similarities x xᵀ as they are; its code takes those of normalised tokens, as does this
     unless ``normalize`` is off: tokens of width C that left a norm have ‖x‖² ≈ C, so that the softmax of plain products
     is the identity and nothing but LN is left. (Guo et al., "ContraNorm: A Contrastive Learning Perspective on
-    Oversmoothing and Beyond", ICLR 2023.) The softmax runs over all tokens, so it is no block for causal models.
+    Oversmoothing and Beyond", ICLR 2023.) The softmax runs over all tokens, so it is not a block for causal models.
 
     Args:
         scale: s > 0; 0.1 in the released code.

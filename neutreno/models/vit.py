@@ -308,7 +308,7 @@ def of_size(size: str, sizes: dict[str, dict[str, Any]]) -> dict[str, Any]:
         InputError: no such size.
     """
     if size not in sizes:
-        raise InputError(f"model.size={size} is not known; there are: {', '.join(sizes)}")
+        raise InputError(f"model.size={size} is not known; available: {', '.join(sizes)}")
     return sizes[size]
 
 

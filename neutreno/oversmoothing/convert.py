@@ -1,8 +1,8 @@
-"""NeuTRENO's fidelity term for a model that somebody else wrote: timm's, Hugging Face's, one's own.
+"""NeuTRENO's fidelity term for a model that somebody else wrote: timm's, Hugging Face's, or your own.
 
 Hooks read the values where they are projected and add the term before the output projection, so nothing of the model
 is replaced. V_0 is remembered by the tokens that enter each layer, for as long as those live: activation checkpointing,
-which runs a layer once more with the same tokens, so finds the V_0 of its own forward pass among several.
+which runs a layer once more with the same tokens, so finds the V_0 of the same forward pass among several.
 """
 
 from __future__ import annotations

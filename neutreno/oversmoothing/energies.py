@@ -66,7 +66,7 @@ def _distance(u: Tensor, end: Tensor, kernel: Tensor) -> Tensor:
 
 
 def measure_energies(model: nn.Module, samples: Any, batch_size: int = 8, **fixed: Any) -> list[dict[str, Any]]:
-    """The layer-wise metrics J and G of a model's own values, and the cosine similarity, of all tokens of each stack.
+    """The layer-wise metrics J and G of a model's native values, and the cosine similarity, of all tokens per stack.
 
     Layer k of J and G is the attention of block k, from 1, on the tokens that enter it; of ``cosine`` what leaves
     block k, layer 0 being the embedding. ``samples`` as for :func:`neutreno.oversmoothing.recorder.measure`.

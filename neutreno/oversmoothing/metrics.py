@@ -38,7 +38,7 @@ class LayerTokens:
 
     Attributes:
         features: what leaves the layer (enters the first, for layer 0), (B, N, d). A graph is one sample of N nodes.
-        mask: which tokens count, (B, N); None: all. Padding and subsets of tokens are masks.
+        mask: which tokens count, (B, N); None: all. Padding and token subsets are masks.
         labels: of the samples, (B, …), as the data gives them; None: there are none.
         inputs: what the network was given, (B, …).
         weights: makes A (B, H, N, N) of the layer's attention; None where the layer has none that can be rebuilt.
@@ -112,15 +112,15 @@ def layerwise_metric(
     return register
 
 
-def _tokens(x: Tensor, measure: str) -> Tensor | None:
+def _tokens(x: Tensor, metric: str) -> Tensor | None:
     """X in float64; None, after a warning, if it is a single token."""
     if not isinstance(x, Tensor) or x.ndim < 2 or 0 in x.shape[-2:]:
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"{measure} is measured on tokens of shape (…, N, d) with N, d ≥ 1, not {shape}")
+        raise InputError(f"{metric} is measured on tokens of shape (…, N, d) with N, d ≥ 1, not {shape}")
     if not torch.isfinite(x).all():
-        raise InputError(f"{measure}: the tokens hold values that are not finite; did the training diverge?")
+        raise InputError(f"{metric}: the tokens contain NaN or Inf; did the training diverge?")
     if x.shape[-2] < 2:
-        warnings.warn(f"{measure} needs at least two tokens; reporting 0", stacklevel=3)
+        warnings.warn(f"{metric} needs at least two tokens; reporting 0", stacklevel=3)
         return None
     return x.double()
 
@@ -130,7 +130,7 @@ def _zeros(x: Tensor) -> Tensor:
 
 
 def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``‖1 x̄ᵀ‖_F`` and ``‖X − 1 x̄ᵀ‖_F``: what all tokens share (the direct current) and what sets them apart.
+    """``‖1 x̄ᵀ‖_F`` and ``‖X − 1 x̄ᵀ‖_F``: what all tokens share (the DC component) and what sets them apart.
 
     Scaled by the largest entry, which both ratios below do not feel, so that no square overflows or vanishes.
     """
@@ -141,7 +141,7 @@ def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_cosine_similarity(x: Tensor) -> Tensor:
-    """Mean pairwise cosine similarity of tokens, the paper's measure of over-smoothing: 1 when all point the same way.
+    """Mean pairwise cosine similarity of tokens, the paper's metric of over-smoothing: 1 when all point the same way.
 
     Signed, over all pairs i ≠ j, from ``(‖Σᵢ x̂ᵢ‖² − Σᵢ ‖x̂ᵢ‖²) / (N (N − 1))`` with x̂ = x / ‖x‖, in O(N d). A zero token
     has x̂ = 0 and so counts as orthogonal to all others.
@@ -179,7 +179,7 @@ def high_frequency_share(x: Tensor) -> Tensor:
     """``‖X − 1 x̄ᵀ‖_F / ‖1 x̄ᵀ‖_F``: what sets tokens apart, against what they share; 0 when they are one.
 
     (Wang et al., "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis", ICLR 2022: the
-    high-frequency part over the direct current.) (…, N, d) → (…), in O(N d); 0 for tokens that are all zero, ∞ for
+    high-frequency part over the DC component.) (…, N, d) → (…), in O(N d); 0 for tokens that are all zero, ∞ for
     others whose mean is zero.
     """
     given, x = x, _tokens(x, "the high-frequency share")
@@ -285,7 +285,7 @@ def of_attention(tokens: LayerTokens) -> Tensor:
 
 @layerwise_metric(needs=["weights", "values"])
 def J(tokens: LayerTokens) -> Tensor:
-    """The smoothing functional J of the layer's values under its own attention, summed over heads, over ‖V_l‖².
+    """The smoothing functional J of the layer's values under its native attention, summed over heads, over ‖V_l‖².
 
     u = V_l, K = A_l, whose rows sum to 1: 0 if all tokens have one value. Divided, so that layers compare.
     """
@@ -323,13 +323,13 @@ def metric_named(name: str, key: str = "probe.metrics") -> Metric:
     if "." in name:
         found = locate(name, key)
         if not hasattr(found, "__layerwise__"):
-            raise InputError(f"{key}: {name} is no layer-wise metric; is it decorated with layerwise_metric()?")
+            raise InputError(f"{key}: {name} is not a layer-wise metric; is it decorated with layerwise_metric()?")
         return found.__layerwise__
     for function in vars(sys.modules[__name__]).values():
         if hasattr(function, "__layerwise__") and function.__layerwise__.name == name:
             return function.__layerwise__
     raise InputError(
-        f"{key}: there is no layer-wise metric {name}; there are {', '.join(known_metrics())}, and those of another "
+        f"{key}: no layer-wise metric {name}; available: {', '.join(known_metrics())}, and those of another "
         "package by their path (mine.metrics.alignment)"
     )
 
@@ -338,17 +338,19 @@ def named_metrics(metrics: Any, key: str = "probe.metrics") -> list[Metric]:
     """The layer-wise metrics that a setting names, each once.
 
     Raises:
-        InputError: it is no list of names, one is not known, or two have one name.
+        InputError: it is not a list of names, one is not known, or two have one name.
     """
     if not isinstance(metrics, Sequence) or isinstance(metrics, str) or not all(isinstance(m, str) for m in metrics):
-        raise InputError(f"{key}={metrics} is no list of layer-wise metrics; there are: {', '.join(known_metrics())}")
+        raise InputError(
+            f"{key}={metrics} is not a list of layer-wise metrics; available: {', '.join(known_metrics())}"
+        )
     found: dict[str, Metric] = {}
     for name in metrics:
         metric = metric_named(name, key)
         if found.setdefault(metric.name, metric) != metric:
-            raise InputError(f"{key}: two layer-wise metrics are called {metric.name}; rename one")
+            raise InputError(f"{key}: two layer-wise metrics are named {metric.name}; rename one")
     if not found:
-        raise InputError(f"{key}=[] names no layer-wise metric; there are: {', '.join(known_metrics())}")
+        raise InputError(f"{key}=[] names no layer-wise metric; available: {', '.join(known_metrics())}")
     return list(found.values())
 
 

@@ -16,7 +16,7 @@ const text = (v) => (typeof v === "number" && !Number.isInteger(v) ? String(Numb
 const mean = (v) => v.reduce((a, b) => a + b, 0) / v.length;
 const sd = (v) => (v.length < 2 ? 0 : Math.sqrt(v.reduce((s, x) => s + (x - mean(v)) ** 2, 0) / (v.length - 1)));
 for (const run of runs) {
-  const similarity = run.measured.cosine ?? [];
+  const similarity = run.byLayer.cosine ?? [];
   run.final = run.status === "finished" && similarity.length ? last(last(similarity).layers) : null;
   run.key = JSON.stringify([{ ...run.about, seed: null }, run.settings]);
 }
@@ -135,7 +135,7 @@ const label = (group) => {
 };
 
 // One scale of colours over the number compared, where runs beside the baseline have made the same choice on every axis.
-// Else every row has a colour of its own.
+// Else every row has its own colour.
 function findScale() {
   const key = numbers()[0];
   const others = shown.filter((run) => !run.baseline);
@@ -201,7 +201,7 @@ function draw(id, traces, xaxis, yaxis, legend = true, colourbar = false, above 
 
 function drawLayers() {
   const series = groups().flatMap((group) => {
-    const ys = group.map((run) => run.measured[view.measure] ?? []).filter((taken) => taken.length).map((taken) => {
+    const ys = group.map((run) => run.byLayer[view.layerMetric] ?? []).filter((taken) => taken.length).map((taken) => {
       const until = (last(taken).step * view.when) / 100;
       return last(taken.filter((m, i) => i === 0 || m.step <= until)).layers;
     });
@@ -210,9 +210,9 @@ function drawLayers() {
   });
   const crowded = series.length > MANY;
   const values = series.flatMap((s) => s.ys.flat());
-  const cosine = view.measure === "cosine";
+  const cosine = view.layerMetric === "cosine";
   const range = cosine ? [Math.min(0, ...values) - 0.02, 1] : [0, 1.05 * Math.max(0, ...values)];
-  const title = cosine ? "cosine similarity" : view.measure.replaceAll("_", " ");
+  const title = cosine ? "cosine similarity" : view.layerMetric.replaceAll("_", " ");
   draw("layers", lines(series, crowded), { title: { text: "layer (0 = embedding)" } },
     { title: { text: title }, range }, !crowded && innerWidth > 700, true);
   $("share").textContent = view.when === 0 ? "at initialisation" : view.when === 100 ? "trained" : `${view.when} % of training`;
@@ -319,13 +319,13 @@ function choices() {
   if (!metrics.includes(view.metric)) view.metric = some.map((run) => run.main).find(Boolean) ?? metrics[0];
   const curves = [...new Set(some.flatMap((run) => Object.keys(run.curves)))].sort();
   if (!curves.includes(view.curve)) view.curve = some.map((run) => run.validated).find((name) => curves.includes(name)) ?? curves[0];
-  const measures = [...new Set(some.flatMap((run) => Object.keys(run.measured)))].sort();
-  if (!measures.includes(view.measure)) view.measure = "cosine";
+  const layerMetrics = [...new Set(some.flatMap((run) => Object.keys(run.byLayer)))].sort();
+  if (!layerMetrics.includes(view.layerMetric)) view.layerMetric = "cosine";
   const compared = numbers();
   if (!compared.includes(view.number)) view.number = compared[0];
   findColumns();
   fill("number", compared, view.number, titles);
-  fill("measure", measures, view.measure);
+  fill("layerMetric", layerMetrics, view.layerMetric);
   fill("task", tasks, view.task);
   fill("metric", metrics, view.metric);
   fill("curve", curves, view.curve);
@@ -349,7 +349,7 @@ function setTheme() {
   document.documentElement.dataset.theme = view.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 }
 
-for (const id of ["task", "metric", "measure", "curve", "number", "left", "right"]) $(id).onchange = () => { view[id] = $(id).value; update(); };
+for (const id of ["task", "metric", "layerMetric", "curve", "number", "left", "right"]) $(id).onchange = () => { view[id] = $(id).value; update(); };
 $("filter").value = view.filter;
 $("filter").oninput = () => { view.filter = $("filter").value; update(); };
 $("clear").onclick = () => { view.chosen = []; update(); };

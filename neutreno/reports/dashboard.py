@@ -65,7 +65,7 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
         "smaller": run.smaller_is_better,
         "settings": {k: v for k, v in run.row.items() if v is not None},
         "curves": training_curves(run.path / "metrics.csv"),
-        "measured": by_layer(run),
+        "byLayer": by_layer(run),
     }
 
 

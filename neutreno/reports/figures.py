@@ -30,7 +30,7 @@ STYLE = {
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito
 GREY = "#888888"
 SIMILARITY = "cosine similarity between tokens"
-LINES = ("-", ":", "--", "-.")  # of the subsets of tokens, all of them first
+LINES = ("-", ":", "--", "-.")  # of the token subsets, all of them first
 
 
 def plain(text: str, most: int | None = None) -> str:

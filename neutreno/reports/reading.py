@@ -146,12 +146,12 @@ def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
         for path in inside or [folder]:
             try:
                 if not path.is_dir():
-                    raise InputError(f"{path}: there is no such folder")
+                    raise InputError(f"{path}: no such folder")
                 runs.append(read_run(path))
             except InputError as error:
                 problems.append(str(error))
     if not runs:
-        raise InputError("there are no runs to read" + (f": {'; '.join(problems)}" if problems else ""))
+        raise InputError("no runs to read" + (f": {'; '.join(problems)}" if problems else ""))
     return runs, problems
 
 
@@ -179,7 +179,7 @@ def _check(result: dict[str, Any], path: Path) -> None:
         and all(_is_number(row.get("step", 0)) for row in measured)
     )
     if not sound or not isinstance(result["settings"]["seed"], int):
-        raise InputError(f"{path} is not what a run writes; was it edited?")
+        raise InputError(f"{path} was not written by a run; was it edited?")
 
 
 def _are_words(value: Any) -> bool:

@@ -50,7 +50,7 @@ class Origins:
         return found
 
     def packages(self) -> list[str]:
-        """Those that hold the classes of what was composed: files of one's own name them."""
+        """Those that hold the classes of what was composed: files of other packages name them."""
         found = [v for known in self._known.values() if isinstance(known, dict) for k, v in known.items()
                  if k.endswith("_target_") and isinstance(v, str)]  # fmt: skip
         return sorted({path.partition(".")[0] for path in found})

@@ -60,18 +60,18 @@ def print_tables(
     origins = Origins(config_dirs)
     rows, notes = rows_of(runs, origins) if of is None else rows_in(of, runs, origins)
     if not rows:
-        raise InputError(f"none of the runs is finished: {'; '.join(notes)}")
-    trust = [*trust, *(origins.packages() if of is not None else ())]  # files of one's own named them
+        raise InputError(f"no run is finished: {'; '.join(notes)}")
+    trust = [*trust, *(origins.packages() if of is not None else ())]  # files of other packages named them
     tasks: dict[str, list[Row]] = {}
     for row in rows:
         tasks.setdefault(row.group.runs[0].task, []).append(row)
     known = {task: _known_metrics(own) for task, own in tasks.items()}
     everywhere = list(dict.fromkeys(metric for own in known.values() for metric in own))
     if unknown := [metric for metric in metrics or () if metric not in everywhere]:
-        raise InputError(f"no run has the metric {', '.join(unknown)}; there are: {', '.join(everywhere)}")
+        raise InputError(f"no run has the metric {', '.join(unknown)}; available: {', '.join(everywhere)}")
     if of is not None:
         absent = [metric for metric in (of.metric, *of.metrics) if metric is not None and metric not in everywhere]
-        notes += [f"{metric}: no run has this metric; there are: {', '.join(everywhere)}" for metric in absent]
+        notes += [f"{metric}: no run has this metric; available: {', '.join(everywhere)}" for metric in absent]
     if baseline is not None:
         _row_named(baseline, rows)
     columns = columns or (of.columns if of is not None else ())
@@ -196,7 +196,7 @@ def table(
 ) -> pd.DataFrame:
     """``rows`` of one task. Every figure is a dict, see :func:`render`.
 
-    ``baseline``: part of the name of the row to measure all others against; default: that at the baseline of all axes.
+    ``baseline``: part of the name of the row to compare all others with; default: that at the baseline of all axes.
     ``columns``: further ones: ``parameters``, a metric of the probe by its name (after the last layer, trained), or the
     dotted path of a function from a group, its baseline (None: it is one) and the packages to ``trust`` to text.
 
@@ -267,7 +267,7 @@ def _cell(content: Any, column: str) -> str:
 
 
 def render(frame: pd.DataFrame, style: str = "md") -> str:
-    """As Markdown, LaTeX (booktabs) or CSV, where every number has a column of its own."""
+    """As Markdown, LaTeX (booktabs) or CSV, where every number has a separate column."""
     if style == "csv":
         flat = [
             {

@@ -1,4 +1,4 @@
-"""What every task shares: optimizer, schedule, average of the weights, and what is logged while training."""
+"""What every task shares: optimizer, schedule, EMA of the weights, and what is logged while training."""
 
 from __future__ import annotations
 
@@ -42,14 +42,17 @@ class Task(LightningModule):
             linear warm-up, moved on per ``step`` or per ``epoch`` (DeiT's way: there epochs 0 and 1 both run at
             ``warmup_lr``).
         warmup_steps: instead of ``warmup_epochs``, with ``lr_per=step``.
-        ema_decay: keep an exponential average of the weights per step, evaluated beside the raw weights; None: do not.
+        ema_decay: keep EMA of the weights, updated each step, evaluated in addition to the raw weights; None: off.
     """
 
     main_metric: str
     main_metric_mode = "max"
     throughput = "train/samples_per_s"
 
-    evaluators: tuple[str, ...] = ("metrics", "curves")  # of evaluate.py, by name; one of your own by its class' path
+    evaluators: tuple[str, ...] = (
+        "metrics",
+        "per_layer",
+    )  # of evaluate.py, by name; your own by its class path
     percent: tuple[str, ...] = ()  # how the names of those metrics end that are given in percent
 
     writer: str | None = None  # path of a function that writes what left() gives: (left, folder, prefix) -> files

@@ -20,7 +20,7 @@ from neutreno.tasks.base import Task
 class Classification(Task):
     """Trains an image classifier and reports ``val/top1``, ``val/top5`` (percent), ``val/loss`` (cross entropy).
 
-    Metrics are summed over all samples and processes. Those of the averaged weights carry the prefix ``ema/``.
+    Metrics are summed over all samples and processes. Those of the EMA weights carry the prefix ``ema/``.
 
     Args:
         num_classes: of the data.
@@ -30,7 +30,7 @@ class Classification(Task):
     """
 
     main_metric = "val/top1"
-    evaluators = ("metrics", "crops", "robustness", "cost", "curves")
+    evaluators = ("metrics", "crops", "robustness", "cost", "per_layer")
     percent = ("top1", "top5")
 
     accepts = "classes"

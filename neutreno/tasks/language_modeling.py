@@ -1,4 +1,4 @@
-"""Language modeling: cross entropy of the next word, perplexity."""
+"""Language modeling: cross entropy of the next token, perplexity."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from neutreno.tasks.base import Task
 
 
 class LanguageModeling(Task):
-    """Trains a language model and reports ``val/loss``, nats per word, and ``val/ppl``, perplexity: its exponential.
+    """Trains a language model and reports ``val/loss``, nats per token, and ``val/ppl``, perplexity: its exponential.
 
-    Over all words and processes, each segment read without the words before it. Metrics of the averaged weights carry
+    Over all tokens and ranks, each sequence read without the tokens before it. Metrics of the EMA weights carry
     the prefix ``ema/``. Checkpoints hold the vocabulary, so that the model can write without its data.
 
     Args:
@@ -27,9 +27,9 @@ class LanguageModeling(Task):
 
     main_metric = "val/ppl"
     main_metric_mode = "min"
-    evaluators = ("metrics", "perplexity", "curves")
+    evaluators = ("metrics", "perplexity", "per_layer")
     throughput = "train/tokens_per_s"
-    accepts = "words"
+    accepts = "tokens"
 
     def __init__(self, model: Annotated[nn.Module, SUPPLIED], **kwargs) -> None:
         super().__init__(model, **kwargs)

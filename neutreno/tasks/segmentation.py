@@ -45,7 +45,7 @@ class Segmentation(Task):
     """Trains a Segmenter and reports ``val/miou``, ``val/pixel_acc``, ``val/mean_acc`` in percent.
 
     All come from one confusion matrix over all pixels of the set at the labels' own size, whatever the number of
-    processes. Metrics of the averaged weights carry the prefix ``ema/``.
+    processes. Metrics of the EMA weights carry the prefix ``ema/``.
 
     Args:
         num_classes: of the data.
@@ -59,7 +59,7 @@ class Segmentation(Task):
     """
 
     main_metric = "val/miou"
-    evaluators = ("metrics", "windows", "cost", "curves")
+    evaluators = ("metrics", "windows", "cost", "per_layer")
     percent = ("miou", "pixel_acc", "mean_acc")
 
     accepts = "masks"
@@ -95,7 +95,7 @@ class Segmentation(Task):
         known = [field.name for field in fields(SlidingWindow)]
         out = f"; task.{key}=null leaves it out" if key.startswith("protocols") else ""
         if unknown := [name for name in settings if name not in known]:
-            raise InputError(f"task.{key}: no setting {unknown[0]}; there are: {', '.join(known)}{out}")
+            raise InputError(f"task.{key}: no setting {unknown[0]}; available: {', '.join(known)}{out}")
         if absent := [name for name in ("window", "stride") if name not in settings]:
             raise InputError(f"task.{key}: {absent[0]} is missing{out}")
         if isinstance(side, int) and 0 < side < least:

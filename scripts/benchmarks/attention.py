@@ -28,7 +28,7 @@ class ExplicitNeutreno(NeutrenoAttention):
         return a @ v if v0 is None else a @ v + self.lam * (v0 - v)
 
 
-KINDS = {"fused": NeutrenoAttention, "explicit": ExplicitNeutreno}
+ATTENTIONS = {"fused": NeutrenoAttention, "explicit": ExplicitNeutreno}
 
 
 def bench_step(repeats: int) -> list[tuple[str, str]]:
@@ -53,7 +53,7 @@ def attention_pass(kind: type[NeutrenoAttention], tokens: int) -> Callable[[], N
 
 
 def peak_mib(kind: str, tokens: int) -> float:
-    """Memory of one forward and backward pass beyond what stood before it, in a process of its own."""
+    """Memory of one forward and backward pass beyond what stood before it, in a separate process."""
     words = [sys.executable, sys.argv[0], "--peak", kind, str(tokens), "--device", benchmarks.DEVICE.type]
     return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 

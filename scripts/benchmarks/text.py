@@ -54,7 +54,7 @@ def bench_lm(repeats: int) -> list[tuple[str, str]]:
         return once
 
     ours, released = step(NeutrenoAttention), step(ReleasedAttention)
-    what = f"training step of the paper's language model, {rows} x 256 words"
+    what = f"training step of the paper's language model, {rows} x 256 tokens"
     speed = 256 * rows / statistics.median(seconds(ours) for _ in range(repeats))
     return [
         (f"{what}: fused attention against the released code's", ratio(ours, released, repeats)),
@@ -98,7 +98,7 @@ def measure_prepare(root: str) -> str:
     """Seconds, peak GiB of this process, tokens, words."""
     from neutreno.data.language_modeling import TextFiles
 
-    data = TextFiles(root, segment=256, epoch_steps=1, batch_size=96)
+    data = TextFiles(root, sequence_length=256, val_every_n_steps=1, batch_size=96)
     spent = seconds(data.setup)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     return f"{spent} {peak} {len(data.splits['train'])} {len(data.vocabulary)}"

@@ -139,7 +139,7 @@ PACKAGE = {
 
             main_metric = "val/mae"
             main_metric_mode = "min"
-            evaluators = ("metrics", "curves", "mine.evaluators.ErrorBySize")
+            evaluators = ("metrics", "per_layer", "mine.evaluators.ErrorBySize")
 
             @checked
             def __init__(self, model, delta: Positive = 1.0, **kwargs) -> None:
@@ -257,7 +257,7 @@ CONFIGS = {
           none: norm=none
           centre: norm=centre
         paper:
-          none: {val/mae: {value: 0.5, provenance: recalled}}
+          none: {val/mae: {value: 0.5, provenance: "from memory, unverified"}}
         """,
 }
 TRAIN = ["model=setnet", "data=sets"]
@@ -296,7 +296,7 @@ def swept(package, tmp_path_factory):
     cwd = tmp_path_factory.mktemp("swept")
     done = call(
         *("train.py", "-m", "model=setnet", "--config-dir", str(package / "conf"), "data=sets"),
-        *("norm=none,centre", "seed=0,1", "launcher.at_once=2"),
+        *("norm=none,centre", "seed=0,1", "launcher.max_parallel=2"),
         package=package,
         cwd=cwd,
     )
@@ -353,12 +353,12 @@ def test_it_is_evaluated_only_where_it_is_trusted(package, swept, tmp_path):
         assert_one_line_error(call("evaluate.py", run, word, package=package, cwd=tmp_path), "mine.data.Sets")
 
 
-def test_its_task_brings_an_evaluator_of_its_own(package, swept, tmp_path):
+def test_its_task_brings_its_own_evaluator(package, swept, tmp_path):
     words = [str(swept / "sets-setnet_depth2-centre-scale0.5-seed0"), "trust=mine", "name=x"]
     done = call("evaluate.py", *words, package=package, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
-    assert found["settings"]["evaluators"] == ["metrics", "curves", "ErrorBySize"]
+    assert found["settings"]["evaluators"] == ["metrics", "per_layer", "ErrorBySize"]
     assert found["metrics"]["val_first8/mae"] == pytest.approx(found["metrics"]["val/mae"], rel=1e-5)
     assert found["metrics"]["val_first4/mae"] == found["records"]["ErrorBySize"]["4"]
     assert "| points seen" in done.stdout and "| val_first4/mae" in done.stdout
@@ -412,7 +412,7 @@ def test_its_table_is_reproduced_with_a_column_of_its_own(package, tmp_path):
     assert "| none " in done.stdout and "| centre " in done.stdout and "departs" not in done.stdout
     tabled = call("scripts/tables.py", "sets", *conf, package=package, cwd=tmp_path)
     header, _, first, _ = (line.split("|") for line in tabled.stdout.splitlines() if line.startswith("|"))
-    assert first[1].strip() == "none" and "0.50 (recalled)" in tabled.stdout
+    assert first[1].strip() == "none" and "0.50 (from memory, unverified)" in tabled.stdout
     assert header[-2].strip() == "elements" and first[-2].strip() == "8"
     assert "| sets/none " in call("scripts/tables.py", "outputs", *conf, package=package, cwd=tmp_path).stdout
 
@@ -420,10 +420,10 @@ def test_its_table_is_reproduced_with_a_column_of_its_own(package, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["norm=centred"], ["norm=centred", "did you mean centre"]),
+        (["norm=centered"], ["norm=centered", "did you mean centre"]),
         (["attention=xsa"], ["attention=xsa", "no axis attention; its axes are norm"]),
         (["norm=centre", "norm.scale=-1"], ["norm.scale=-1"]),
-        (["norm=centre", "+norm.power=1"], ["norm.power", "Centre takes no such option"]),
+        (["norm=centre", "+norm.power=1"], ["norm.power", "Centre has no such option"]),
         (["model.dept=3"], ["did you mean model.depth"]),
         (["norm._target_=mine.model.Center"], ["norm._target_", "did you mean Centre"]),
         (["norm._target_=their.model.Centre"], ["no module their"]),
@@ -453,7 +453,7 @@ BUGS = {
 
 
 @pytest.mark.parametrize("where", BUGS)
-def test_a_bug_of_its_own_ends_in_its_traceback(where, package, tmp_path):
+def test_its_own_bug_ends_in_its_traceback(where, package, tmp_path):
     name, right, wrong, kind = BUGS[where]
     shutil.copytree(package, tmp_path / "copy")
     file = tmp_path / "copy/mine" / name

@@ -14,7 +14,7 @@ from neutreno.reports.figures import plot_similarity
 from neutreno.reports.layers import ALL, LAYERS, part_of, said_of, stacks_of, title_of
 
 
-class Curves(Evaluator):
+class PerLayer(Evaluator):
     """What the probe measures at the end of training, with its settings: ``probe.metrics``, ``probe.num_samples``."""
 
     alone = True
@@ -23,7 +23,7 @@ class Curves(Evaluator):
         try:
             find_layers(subject.task.model)
         except InputError as error:
-            raise NothingToMeasure(f"evaluator.curves: {error}") from error
+            raise NothingToMeasure(f"evaluator.per_layer: {error}") from error
 
     def run(self, subject: Subject) -> Findings:
         probe = subject.settings["probe"]
@@ -35,7 +35,7 @@ class Curves(Evaluator):
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
-    """A table per stack: a row per layer, a column per metric and subset of tokens, mean ± sd over samples."""
+    """A table per stack: a row per layer, a column per metric and token subset, mean ± sd over samples."""
     stacks = stacks_of(rows)
     for stack in stacks:
         own = [row for row in rows if row["stack"] == stack]

@@ -89,6 +89,7 @@ def launch(
     finished runs' folders (default: :func:`neutreno.reports.tables.print_tables`).
     """
     launcher = build(OmegaConf.to_container(config.launcher, resolve=True))
+    jobs = _once_each(jobs)
     todo = [job for job in jobs if job.state in ("to run", "to resume")]
     done = [job for job in jobs if job.state == "finished"]
     failed = [(job, job.state) for job in jobs if job not in todo and job not in done]
@@ -116,19 +117,14 @@ def launch(
         if config.preflight and reason is None:  # what it says is all it leaves
             print(job.log.read_text())
 
-    while todo:  # once where no run needs another
-        for job in list(todo):
-            missing = [needed.name for needed, _ in failed if needed in job.needs]
-            if not missing:
-                continue
-            todo.remove(job)
-            reason = f"needs {', '.join(missing)}, which failed"
-            failed.append((job, reason))
-            manifest.note(job, "failed", reason=reason)
-            progress.refused(job, reason)
-        ready = [job for job in todo if all(needed in done for needed in job.needs)]
-        todo = [job for job in todo if job not in ready]
-        launcher.run(ready, started, ended, progress.running)
+    try:
+        while todo:  # once where no run needs another
+            ready, todo = _ready(todo, done, failed, manifest, progress)
+            launcher.run(ready, started, ended, progress.running)
+    except BaseException:
+        if manifest is not None:
+            manifest.interrupted()
+        raise
     progress.close()
     try:
         if done and not config.preflight:
@@ -137,6 +133,31 @@ def launch(
         for job, reason in failed:
             print(f"error: {job.name}: {reason}", file=sys.stderr)
     return failed
+
+
+def _ready(
+    todo: list[Job], done: list[Job], failed: list[tuple[Job, str]], manifest: Manifest, progress: Progress
+) -> tuple[list[Job], list[Job]]:
+    """The jobs whose needs are finished, and those that wait; one that needs a failed one is added to ``failed``."""
+    left = []
+    for job in todo:
+        if missing := [needed.name for needed, _ in failed if needed in job.needs]:
+            failed.append((job, reason := f"needs {', '.join(missing)}, which failed"))
+            manifest.note(job, "failed", reason=reason)
+            progress.refused(job, reason)
+        else:
+            left.append(job)
+    ready = [job for job in left if all(needed in done for needed in job.needs)]
+    return ready, [job for job in left if job not in ready]
+
+
+def _once_each(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs without those whose run another one makes already, which is said."""
+    found: dict[Path, Job] = {}
+    for job in jobs:
+        if found.setdefault(job.run.path, job) is not job:
+            print(f"skipped {job.name}: this sweep has that run already")
+    return list(found.values())
 
 
 def _conclude(done: Sequence[Job], output_dir: str, table: Callable[[Sequence[Path]], None] | None) -> None:
@@ -168,8 +189,8 @@ def now() -> str:
 class Manifest:
     """``manifest.json`` of a sweep: its command, when it began, and of each run what was last known of it.
 
-    A run's ``state`` is ``waiting``, ``running``, ``finished``, ``failed`` or ``skipped``, the last two with the
-    ``reason``; a killed sweep leaves what it knew.
+    A run's ``state`` is ``waiting``, ``running``, ``finished``, ``failed``, ``skipped`` (these two with the ``reason``)
+    or ``interrupted``; a killed sweep leaves what it knew.
     """
 
     def __init__(self, jobs: Sequence[Job], output_dir: Path) -> None:
@@ -214,6 +235,13 @@ class Manifest:
             self._write()
         except InputError as error:
             print(f"warning: {error}", file=sys.stderr)
+
+    def interrupted(self) -> None:
+        """The sweep ends before its runs do."""
+        for run in self._runs.values():
+            if run["state"] == "running":
+                run |= {"state": "interrupted", "ended": now()}
+        self._write()
 
     def _write(self) -> None:
         with replacing(self.folder / "manifest.json") as file:

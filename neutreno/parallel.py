@@ -52,8 +52,11 @@ def shard(task: LightningModule) -> None:
         for unit in units(network):
             fully_shard(unit, mesh=mesh)
         fully_shard(network, mesh=mesh)
-        if hasattr(network, "forward_features"):  # what the probe runs
-            register_fsdp_forward_method(network, "forward_features")
+        if hasattr(
+            network, "forward_features"
+        ):  # what the probe runs; forward() calls it, so it cannot be entered itself
+            network.features_alone = network.forward_features
+            register_fsdp_forward_method(network, "features_alone")
 
 
 class ShardedStrategy(ModelParallelStrategy):

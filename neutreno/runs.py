@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,10 @@ class RunFolder:
     def __init__(self, path: str | Path, name: str = "") -> None:
         if re.search(r"[/\\=,]", str(name)) or name in (".", ".."):
             raise InputError(f"name={name} is not a folder name: leave out / \\ = and ,")
+        if len(os.fsencode(str(name))) > 240:  # file systems end at 255 bytes
+            raise InputError(
+                f"name={str(name)[:40]}… has {len(os.fsencode(str(name)))} bytes; at most 240 are possible"
+            )
         self.path = Path(path) / str(name)
         self.config_file = self.path / "config.yaml"
         self.result_file = self.path / "result.json"

@@ -62,6 +62,8 @@ class Table:
         """All that is typed after ``train.py`` for the run of a row. Of two words for a key the later counts: ``more``
         goes before the row's own, these before those of all rows."""
         own = merged([*self.overrides, *self.rows[label], f"seed={seed}", *more])
+        if "preflight=true" in own:  # the cost is that of any weights
+            own += [f"{key}=null" for key in self.needs.get(label, {})]
         for key, needed in self.needed(label, more).items():
             start = str(self.run_of(needed, seed, more).path)
             try:
@@ -83,7 +85,8 @@ class Table:
     def needed(self, label: str, more: Sequence[str] = ()) -> dict[str, str]:
         """What a row needs, by the key that takes it, apart from what ``more`` gives."""
         given = [key_of(word) for word in more]
-        return {key: row for key, row in self.needs.get(label, {}).items() if key not in given}
+        needs = {} if "preflight=true" in more else self.needs.get(label, {})
+        return {key: row for key, row in needs.items() if key not in given}
 
     def run_of(self, needed: str, seed: int, more: Sequence[str] = ()) -> RunFolder:
         """The run folder of a row of this table, or of ``TABLE/ROW``, where of ``more`` the place alone counts."""
@@ -256,11 +259,12 @@ def _problems(content: dict[str, Any]) -> Iterator[str]:
             if label not in rows:
                 there = ", ".join(map(str, rows))
                 yield f"{key}.{label}: no such row{close(str(label), rows, '')}; rows: {there}"
-            if not isinstance(inner, dict):
+            if not isinstance(inner, dict) or not all(isinstance(name, str) for name in inner):
                 yield f"{key}.{label}={inner} is not a mapping of {what}"
+            elif fixed := [name for name in inner if key == "needs" and name in (*OF_RUNS, "output_dir")]:
+                yield f"needs.{label}.{fixed[0]}: takes no run folder; name a key such as model.weights"
     for label, figures in (content.get("paper") or {}).items():
-        for metric, figure in figures.items() if isinstance(figures, dict) else ():
-            yield from _wrong_figure(figure, f"paper.{label}.{metric}")
+        yield from wrong_figures(figures, f"paper.{label}") if isinstance(figures, dict) else ()
 
 
 def _wrong_words(words: Any, where: str) -> Iterator[str]:
@@ -274,6 +278,15 @@ def _wrong_words(words: Any, where: str) -> Iterator[str]:
         return
     if fixed := [word for word in split if key_of(word) in OF_RUNS]:
         yield f"{where}: {' '.join(fixed)}: set by the runs of a row; leave it out"
+
+
+def wrong_figures(figures: Any, where: str) -> Iterator[str]:
+    """What is wrong with a paper's figures by metric, ``{metric: {value, provenance}}``."""
+    if not isinstance(figures, dict):
+        yield f"{where}={figures} is not a mapping of metrics"
+        return
+    for metric, figure in figures.items():
+        yield from _wrong_figure(figure, f"{where}.{metric}")
 
 
 def _wrong_figure(figure: Any, where: str) -> Iterator[str]:

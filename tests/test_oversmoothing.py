@@ -359,7 +359,7 @@ def test_two_metrics_of_one_name_and_functions_that_are_none_are_refused():
         named_metrics(["nowhere.metric"])
     with pytest.raises(InputError, match="two layer-wise metrics are named cosine"):
         named_metrics(["cosine", f"{__name__}.another"])
-    with pytest.raises(InputError, match="two layer-wise metrics are called cosine"):
+    with pytest.raises(InputError, match="two layer-wise metrics are named cosine"):
         probed([f"{__name__}.another"])
     with pytest.raises(ValueError, match="may need labels, inputs, weights, values, not colour"):
         layerwise_metric(needs=["colour"])

@@ -393,7 +393,7 @@ def test_an_empty_split_is_said(root):
         ("resize", 512, r"^resize=512 is not a list; write resize=\[512\]"),
         ("resize", [512], r"data\.resize=\[512\] is not a list of two numbers"),
         ("resize", [512, 0], r"^resize=\[512, 0\] \(item 1\)"),
-        ("scale", None, "^scale=None"),
+        ("scale", None, "^scale=null"),
         ("scale", [2.0, 0.5], r"data\.scale=\[2\.0, 0\.5\] must rise"),
         ("scale", [0, 1], r"^scale=\[0, 1\] \(item 0\)"),
         ("max_class_share", 1.5, "^max_class_share=1.5"),

@@ -112,8 +112,8 @@ def test_one_view_gives_the_likeliest_class_without_probabilities():
     [
         ({"window": 0, "stride": 1}, "window=0"),
         ({"window": 8, "stride": 9}, "leave gaps"),
-        ({"window": 8, "stride": 8, "scales": []}, "no list of factors"),
-        ({"window": 8, "stride": 8, "scales": 1.0}, "no list of factors"),
+        ({"window": 8, "stride": 8, "scales": []}, "not a list of factors"),
+        ({"window": 8, "stride": 8, "scales": 1.0}, "not a list of factors"),
         ({"window": 8, "stride": 8, "scales": [0]}, "scales=0"),
         ({"window": 8, "stride": 8, "flip": "yes"}, "flip=yes"),
         ({"window": 8, "stride": 8, "batch": 0}, "batch=0"),

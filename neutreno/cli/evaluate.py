@@ -174,6 +174,14 @@ def record(subject: Subject, composed: Composed, found: dict[str, Findings]) -> 
 
     settings, data = subject.settings, subject.data
     metrics = {name: value for one in found.values() for name, value in one.metrics.items()}
+    how = {
+        "precision": str(subject.trainer.precision),
+        "limit_val_batches": settings["trainer"].get("limit_val_batches"),
+        "other_variants": list(subject.other_variants),
+        **{key: settings[key] for key in ("data", "model", "task")},
+    }
+    earlier = earlier_findings(subject, how, found)
+    metrics |= {name: value for one in earlier.values() for name, value in one["metrics"].items()}
     corrupt = len(data.corrupt.read())
     further = [("corrupt images left out, see evaluation_corrupt_images.txt", str(corrupt))] if corrupt else []
     further += [row for one in found.values() for row in one.figures]
@@ -183,20 +191,47 @@ def record(subject: Subject, composed: Composed, found: dict[str, Findings]) -> 
         "weights": subject.source,
         "metrics": metrics,
         "corrupt_images": corrupt,
-        "records": {name: one.record for name, one in found.items() if one.record is not None},
+        "records": {name: one.record for name, one in found.items() if one.record is not None}
+        | {name: one["record"] for name, one in earlier.items() if one["record"] is not None},
+        "of_evaluator": {name: list(one.metrics) for name, one in found.items()}
+        | {name: list(one["metrics"]) for name, one in earlier.items()},
+        "kept": list(earlier),
         "tables": [{"columns": table.columns, "rows": table.rows} for table in tables],
         "settings": {
             "run": composed.config.run,
-            **{key: settings[key] for key in ("data", "model", "task", "probe")},
-            "precision": str(subject.trainer.precision),
-            "limit_val_batches": settings["trainer"].get("limit_val_batches"),
+            "probe": settings["probe"],
+            **how,
             "evaluators": list(found),
             "evaluator": {name: composed.settings["evaluator"].get(name, {}) for name in found},
-            "other_variants": list(subject.other_variants),
         },
         **data.record(),
         **results.environment(),
     }
+
+
+def earlier_findings(subject: Subject, how: dict[str, Any], found: dict[str, Findings]) -> dict[str, dict[str, Any]]:
+    """What evaluators that were not run now found earlier of the same weights in the same way: ``metrics``, ``record``.
+
+    So that a further evaluation of a run costs nothing that an earlier one has found.
+    """
+    import json
+
+    file = subject.folder / "evaluation.json"
+    try:
+        before, when = json.loads(file.read_text()), file.stat().st_mtime
+        same = before["weights"] == subject.source and all(before["settings"][key] == how[key] for key in how)
+        if not same or subject.last is None or subject.last.stat().st_mtime > when:
+            return {}
+        return {
+            name: {
+                "metrics": {metric: before["metrics"][metric] for metric in metrics},
+                "record": before["records"].get(name),
+            }
+            for name, metrics in before["of_evaluator"].items()
+            if name not in found
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or of another version
+        return {}
 
 
 def write(
@@ -212,7 +247,8 @@ def write(
     page = render(evaluation)
     results.write_text(folder / "evaluation.md", page)
     files = [file for one in found.values() for file in one.files]
-    loggers = make_loggers(composed.settings["logger"] or {}, folder, group_of(run, composed.choices), "eval")
+    asked = composed.settings["logger"] or {}
+    loggers = make_loggers(asked, folder, group_of(run, composed.choices), "eval") if asked else []
     for logger in loggers:
         logger.log_hyperparams(evaluation["settings"])
     rows = [row for one in found.values() for row in one.layers]

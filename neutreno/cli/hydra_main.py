@@ -96,7 +96,8 @@ def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[str]]:
             raise InputError(f"--config-dir {folder}: no such folder")
     if waiting:
         raise InputError("--config-dir has no value: give a folder of config files")
-    return rest, [str(Path(folder).resolve()) for folder in folders]
+    resolved = dict.fromkeys(str(Path(folder).resolve()) for folder in folders)
+    return rest, [folder for folder in resolved if folder != str(CONFIGS.resolve())]
 
 
 def guarded(action: Callable[[], int]) -> int:

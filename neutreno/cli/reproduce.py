@@ -24,6 +24,8 @@ from neutreno.cli.hydra_main import split_config_dirs
 from neutreno.errors import InputError, report
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from omegaconf import DictConfig
 
     from neutreno.launchers import Job
@@ -56,6 +58,12 @@ def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[
         jobs[label, seed] = job = plan(table.compose(label, seed, overrides))
         needed = table.needed(label, overrides).values()
         job.needs = [jobs[row, seed] for row in needed if row in table.rows]
+    places: dict[Path, str] = {}
+    for (label, _), job in jobs.items():
+        if (other := places.setdefault(job.run.path, label)) != label:
+            typed = f" with {' '.join(overrides)}" if overrides else ""
+            said = f"{table.file}: the rows {other} and {label} are the same run{typed}"
+            raise InputError(f"{said}; remove one, or the word that makes them alike")
     return list(jobs.values()), first[labels[0]].config
 
 
@@ -75,6 +83,7 @@ def unfinished_elsewhere(table: Table, seeds: int, overrides: Sequence[str]) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    from neutreno.config.words import key_of
     from neutreno.tablefiles import OF_RUNS, read_table, tables_in
 
     parser = parser_of("reproduce", __doc__)
@@ -93,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = read_table(a.table, config_dirs)
         if a.seeds < 1:
             raise InputError(f"--seeds {a.seeds}: at least one")
-        if fixed := [o for o in a.overrides if o.partition("=")[0] in (*OF_RUNS, "experiment")]:
+        if fixed := [o for o in a.overrides if key_of(o) in (*OF_RUNS, "experiment")]:
             raise InputError(f"{' '.join(fixed)}: the table sets it for every run; leave it out")
         jobs, config = plan_runs(table, a.seeds, a.overrides)
         first = unfinished_elsewhere(table, a.seeds, a.overrides)

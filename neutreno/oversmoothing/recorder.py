@@ -116,7 +116,7 @@ def measure(
 def _forward(model: nn.Module, kwargs: Mapping[str, Any], layers: Any) -> Callable[..., Any]:
     """What runs the layers: without the head where a model of timm's kind has a method for that, and never compiled."""
     if not kwargs and layers is None and hasattr(model, "forward_features"):
-        return model.forward_features
+        return getattr(model, "features_alone", model.forward_features)  # the way into a sharded network
     return model if getattr(model, "_compiled_call_impl", None) is None else model.forward
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from neutreno.errors import InputError
 from neutreno.reports.layers import ALL, curve, stacks_of
 from neutreno.runs import RunFolder, read_result, shared, whole
+from neutreno.tablefiles import wrong_figures
 from neutreno.variants import model_words, words
 
 
@@ -85,7 +86,10 @@ class Run:
         """The run's own metrics and what ``evaluate.py`` found beside them, such as ``val_multi_scale/miou``."""
         found: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = dict(json.loads((self.path / "evaluation.json").read_text())["metrics"])
+            evaluation = json.loads((self.path / "evaluation.json").read_text())
+            settings, whole = evaluation["settings"], self.config["trainer"].get("limit_val_batches")
+            if settings.get("limit_val_batches") == whole and not settings.get("other_variants"):
+                found = dict(evaluation["metrics"])  # else they are of a part of the data, or of other weights
         found |= self.result.get("metrics", {})
         return {name: value for name, value in found.items() if _is_number(value)}
 
@@ -129,9 +133,12 @@ def read_run(folder: str | Path) -> Run:
     Raises:
         InputError: it is none, or its files are not what a run writes.
     """
-    result = read_result(folder)
+    result, config = read_result(folder), RunFolder(folder).config()
     _check(result, Path(folder) / "result.json")
-    return Run(Path(folder), result, RunFolder(folder).config())
+    paper = config.get("paper") or {}
+    if problem := next(wrong_figures(paper, "paper"), None):
+        raise InputError(f"{Path(folder) / 'config.yaml'}: {problem}")
+    return Run(Path(folder), result, config)
 
 
 def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
@@ -141,9 +148,13 @@ def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
         InputError: there is no run at all.
     """
     runs, problems = [], []
+    seen: set[Path] = set()
     for folder in dict.fromkeys(Path(f) for f in folders):
         inside = sorted(f.parent for f in folder.glob("*/config.yaml")) if not (folder / "config.yaml").exists() else []
         for path in inside or [folder]:
+            if path.resolve() in seen:  # named twice
+                continue
+            seen.add(path.resolve())
             try:
                 if not path.is_dir():
                     raise InputError(f"{path}: no such folder")

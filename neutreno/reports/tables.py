@@ -241,7 +241,9 @@ def table(
     frame = pd.DataFrame(lines)
     order += [c for c in frame if c not in order]
     frame = frame[[c for c in order if c in frame]]
-    better = ", smaller is better" if groups[0].runs[0].smaller_is_better else ""
+    judged = groups[0].runs[0]
+    same = metrics[0].rpartition("/")[2] == str(judged.result["main_metric"]).rpartition("/")[2]
+    better = ", smaller is better" if judged.smaller_is_better and same else ""
     interval = f"difference, 95 % {'paired' if paired else 'Welch'}"
     return frame.rename(columns={"difference": f"{metrics[0]}: {interval}{better}"})
 

@@ -77,9 +77,17 @@ def foreign(folder, norm, scale, seed=0, value=3.0, **more):
     return run
 
 
+def visit(browser, address):
+    """Open a page and wait for its table: a busy browser may return before it has run the scripts."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(address)
+    WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.querySelectorAll('#runs th').length"))
+
+
 def open_page(browser, folder):
     write_dashboard(read_runs([folder])[0], folder.parent / "d.html")
-    browser.get((folder.parent / "d.html").as_uri())
+    visit(browser, (folder.parent / "d.html").as_uri())
 
 
 def heads(browser):
@@ -113,7 +121,7 @@ def names(browser):
 
 @pytest.mark.slow
 def test_every_plot_follows_the_table_and_no_request_leaves_the_page(browser, page):
-    browser.get(page.as_uri())
+    visit(browser, page.as_uri())
     assert len(names(browser)) == 8  # the other task has a separate page
     for plot in PLOTS:
         assert {f"digits-lam{lam}-seed{seed}" for lam in ("0.2", "0.6", "1") for seed in (0, 1)} <= drawn(browser, plot)
@@ -140,7 +148,7 @@ def test_every_plot_follows_the_table_and_no_request_leaves_the_page(browser, pa
 
 @pytest.mark.slow
 def test_the_slider_shows_the_curves_over_training(browser, page):
-    browser.get(page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0"}))
+    visit(browser, page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0"}))
     browser.refresh()
     curve = "return document.getElementById('layers').data[0].y"
     move = "const w = document.getElementById('when'); w.value = arguments[0]; w.dispatchEvent(new Event('input'))"
@@ -153,7 +161,7 @@ def test_the_slider_shows_the_curves_over_training(browser, page):
 
 @pytest.mark.slow
 def test_another_layer_metric_is_a_choice_away(browser, page):
-    browser.get(page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0", "layerMetric": "effective_rank"}))
+    visit(browser, page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0", "layerMetric": "effective_rank"}))
     browser.refresh()
     plot = "const p = document.getElementById('layers'); return [p.data[0].y, p.layout.yaxis.title.text]"
     assert browser.execute_script(plot) == [[9, 8, 7, 6, 5], "effective rank"]
@@ -161,7 +169,7 @@ def test_another_layer_metric_is_a_choice_away(browser, page):
 
 @pytest.mark.slow
 def test_columns_sort_and_tasks_have_pages_of_their_own(browser, page):
-    browser.get(page.as_uri())
+    visit(browser, page.as_uri())
     browser.execute_script("[...document.querySelectorAll('#runs th')].find(h => h.innerText == 'test/top1 ↑').click()")
     values = "return [...document.querySelectorAll('#runs tbody tr')].map(r => r.children[10].innerText)"
     found = [float(v) for v in browser.execute_script(values) if v != "–"]
@@ -172,7 +180,7 @@ def test_columns_sort_and_tasks_have_pages_of_their_own(browser, page):
 
 @pytest.mark.slow
 def test_runs_are_told_apart_by_the_axes_and_numbers_of_their_record(browser, page):
-    browser.get(page.as_uri())
+    visit(browser, page.as_uri())
     told = ["data", "model", "size", "attention", "λ̃", "block", "seed"]
     assert heads(browser) == ["name ▴", "status", *told, "test/top1 ↑", "final similarity"]
     rows = {f"neutreno λ̃={lam} (n = {n})": "solid" for lam, n in (("0.2", 2), ("0.6", 3), ("1", 2))}

@@ -72,9 +72,8 @@ def plan(composed: Composed) -> Job:
             state = "finished" if run.status == "finished" else state
     except InputError as error:
         state = "; ".join(str(error).splitlines())
-        run = RunFolder(
-            str(config.output_dir), re.sub(r"[^\w.+-]+", "_", str(config.name or " ".join(composed.overrides)))
-        )
+        name = re.sub(r"[^\w.+-]+", "_", str(config.name or " ".join(composed.overrides)))
+        run = RunFolder(str(config.output_dir), name[:100])  # a word for it; nothing is written there
     return Job(composed.overrides, run, state, composed.config_dirs)
 
 

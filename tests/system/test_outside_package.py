@@ -366,7 +366,8 @@ def test_its_task_brings_its_own_evaluator(package, swept, tmp_path):
     done = call("evaluate.py", *words, *mine, "+evaluator.ErrorBySize.sizes=[3]", package=package, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "outputs/evaluations/x/evaluation.json").read_text())
-    assert found["metrics"].keys() == {"val_first3/mae"}
+    assert found["of_evaluator"]["ErrorBySize"] == ["val_first3/mae"] and "metrics" in found["kept"]
+    assert "val/mae" in found["metrics"] and "val_first4/mae" not in found["metrics"]  # what was found before stays
     for sizes, said in {"[9]": "a set has 8 points", "[0]": "sizes=[0]"}.items():
         done = call(
             "evaluate.py", *words, *mine, f"+evaluator.ErrorBySize.sizes={sizes}", package=package, cwd=tmp_path

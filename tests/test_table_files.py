@@ -259,6 +259,11 @@ WRONG = {
         ROWS + "needs: {a: {model.weights: b}, b: {model.weights: a}}\n", ["circle: mine/a → mine/b → mine/a"]),
     "needs of itself": (ROWS + "needs: {a: {model.weights: mine/a}}\n", ["circle: mine/a → mine/a"]),
     "a needing key that is none": (ROWS + "needs: {b: {model.weight: a}}\n", ["rows.b: no key model.weight"]),
+    "a needing key that is no text": (ROWS + "needs: {b: {1: a}}\n", ["needs.b", "is not a mapping of keys"]),
+    "a needing key of the run itself": (ROWS + "needs: {b: {output_dir: a}}\n", ["needs.b.output_dir"]),
+    "two rows that are one run": (
+        "rows:\n  a: data=digits model=deit\n  b: data=digits model=deit attention=softmax\n",
+        ["the rows a and b are the same run"]),
     "an unknown column": (ROWS + "columns: [step_tiem]\n", ["columns", "step_tiem", "probe.metrics"]),
     "a column not measured": (ROWS + "columns: [attention_entropy]\n", ["columns", "attention_entropy"]),
     "a column of no module": (ROWS + "columns: [their.column]\n", ["columns: column=their.column", "no module their"]),
@@ -273,6 +278,15 @@ def test_what_is_wrong_with_a_file_is_one_line_that_names_it(what, tmp_path):
     assert done.returncode == 2
     assert_one_line_error(done, "conf/table/mine.yaml", *said)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_words_that_make_two_rows_one_run_are_refused(tmp_path):
+    write(tmp_path, "rows:\n  a: data=digits model=deit\n  b: data=digits model=deit_neutreno\n")
+    done = run_forked("scripts/reproduce.py", "mine", "--config-dir", "conf", "model=deit_neutreno", cwd=tmp_path)
+    assert_one_line_error(done, "the rows a and b are the same run with model=deit_neutreno")
+    for word in ("++seed=5", "+name=x", "++resume=false"):
+        done = run_forked("scripts/reproduce.py", "mine", "--config-dir", "conf", word, cwd=tmp_path)
+        assert_one_line_error(done, word, "the table sets it")
 
 
 def test_words_of_the_users_that_are_wrong_do_not_blame_the_file(tmp_path):

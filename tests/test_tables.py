@@ -243,3 +243,30 @@ def test_the_named_baseline_goes_before_what_equals_it(tmp_path):
     found = rows_of(tmp_path)
     assert found["digits deit-mini softmax"][1] == "baseline"
     assert found["digits deit-mini neutreno λ̃=0.6"][1].startswith("+1.00")
+
+
+def test_an_evaluation_of_a_part_or_of_other_weights_is_no_figure_of_the_run(runs):
+    def evaluate(seed, **settings):
+        whole = {"limit_val_batches": None, "other_variants": []}
+        content = {"metrics": {"val_mine/x": 10.0 + seed}, "settings": whole | settings}
+        (runs / f"s{seed}/evaluation.json").write_text(json.dumps(content))
+
+    for seed in range(4):
+        evaluate(seed)
+    page = tables(runs, "--metric", "val_mine/x", cwd=runs).stdout
+    assert "11.50 ± 1.29" in page
+    for settings in ({"limit_val_batches": 1}, {"other_variants": ["attention"]}):
+        for seed in range(4):
+            evaluate(seed, **settings)
+        done = run_forked("scripts/tables.py", str(runs), "--metric", "val_mine/x", cwd=runs)
+        assert_one_line_error(done, "no run has", "val_mine/x")
+
+
+def test_a_papers_figures_that_are_none_are_named_and_a_folder_counts_once(runs):
+    import yaml
+
+    file = runs / "s0/config.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"paper": {"test/top1": 3}}))
+    done = tables(runs, runs / "s1", cwd=runs)
+    assert "paper.test/top1" in done.stderr and "same run" not in done.stdout + done.stderr
+    assert "91.00 ± 1.50" in done.stdout  # of the three other seeds

@@ -236,7 +236,7 @@ def test_weights_save_and_load_under_the_same_names(tmp_path):
     for source in ("state_dict", "save_pretrained"):
         if source == "state_dict":
             again = type(model)(model.config).eval()
-            again.load_state_dict(torch.load(tmp_path / "weights.pt"))
+            again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
         else:
             again = type(model).from_pretrained(tmp_path / "saved").eval()
         assert torch.equal(again(inputs)[0], build()(inputs)[0])  # weights alone are saved, not the term

@@ -84,14 +84,20 @@ def test_class_and_distillation_tokens_are_told_from_patches(model, prefix, patc
     ids=["convnext", "swin", "resnet", "square"],
 )
 def test_stages_of_a_hierarchical_model_have_a_curve(model, stages):
+    images = torch.randn(3, 3, model["img_size"], model["img_size"])
     model = timm_model(**model, num_classes=2)
-    rows = measure(model, torch.randn(3, 3, 64, 64))
+    rows = measure(model, images)
     assert [r["layer"] for r in rows] == list(range(1, stages + 1)) and {r["stack"] for r in rows} == {"stages"}
     assert all(-1 <= row["mean"] <= 1 for row in rows)  # no NaN either
-    maps = model.eval().net.forward_intermediates(torch.zeros(1, 3, 64, 64), intermediates_only=True)
-    tokens = features(model, torch.zeros(1, 3, 64, 64))
-    for found, stage in zip(tokens, maps, strict=True):  # a token is the channels of a position
-        assert torch.equal(found, stage.flatten(2).mT)
+    maps = model.eval().net.forward_intermediates(images, intermediates_only=True)
+    for found, stage in zip(features(model, images), maps, strict=True):  # a token is the channels of a position
+        torch.testing.assert_close(found, stage.flatten(2).mT)
+
+
+def test_activation_checkpointing_is_refused_where_timm_has_none():
+    timm_model("test_vit").set_grad_checkpointing()
+    with pytest.raises(InputError, match="DLA of timm has no activation checkpointing"):
+        timm_model("dla46_c", img_size=32).set_grad_checkpointing()
 
 
 def test_our_own_models_by_timms_name_keep_their_tokens():

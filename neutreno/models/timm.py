@@ -69,7 +69,11 @@ class TimmModel(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute activations again in the backward pass instead of keeping them, in timm's way."""
-        self.net.set_grad_checkpointing(enable)
+        try:
+            self.net.set_grad_checkpointing(enable)
+        except AssertionError as error:
+            what = f"{type(self.net).__name__} of timm has no activation checkpointing"
+            raise InputError(f"{what}; leave grad_checkpointing out") from error
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import timm
 import torch
 from annotated_types import Ge, Le
-from timm.layers import PatchDropout, resample_abs_pos_embed, trunc_normal_
+from timm.layers import PatchDropout, resample_abs_pos_embed, to_2tuple, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import checkpoint_filter_fn
@@ -128,7 +128,7 @@ class VisionTransformer(timm.models.VisionTransformer):
 
     @staticmethod
     def _check_options(given: dict[str, Any], distilled: bool) -> None:
-        for side, patch in zip(_pair(given["img_size"]), _pair(given["patch_size"]), strict=True):
+        for side, patch in zip(to_2tuple(given["img_size"]), to_2tuple(given["patch_size"]), strict=True):
             if side % patch and not given["dynamic_img_pad"]:
                 raise InputError(f"patch_size={patch} does not divide img_size={side}; change one of them")
         if given["global_pool"] == "token" and not given["class_token"]:
@@ -244,10 +244,6 @@ class VisionTransformer(timm.models.VisionTransformer):
             return (tokens[0] + tokens[1]) / 2
         logits = self.head(tokens[0]), self.head_dist(tokens[1])
         return logits if self.distilled_training and self.training else (logits[0] + logits[1]) / 2
-
-
-def _pair(size: int | Sequence[int]) -> Sequence[int]:
-    return (size, size) if isinstance(size, int) else size
 
 
 def _refuse(attn_mask: Tensor | None, is_causal: bool) -> None:

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from neutreno.errors import InputError
 from neutreno.files import replacing
@@ -62,8 +63,8 @@ def _axes(title: str, xlabel: str = LAYERS, panels: Sequence[int] = (1,)):
     return figure, axes[0]
 
 
-def _scale(axes, layers: int, metric: str = "cosine") -> None:
-    axes.set_xticks(range(0, layers, max(1, (layers - 1) // 12)))
+def _scale(axes, layers: int, metric: str = "cosine", ticks: int = 13) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
     low, high = axes.get_ylim()
     axes.set(xlim=(0, max(layers - 1, 1)), ylim=(min(0.0, low), 1.0 if metric == "cosine" else high))
     axes.axhline(0, color="black", linewidth=0.6)
@@ -99,15 +100,15 @@ def plot_similarity(rows: list[dict], path: str | Path, title: str = "") -> None
                 part = part[part["stack"] == stack]
                 for line, subset in zip(LINES, part.subset.unique(), strict=False):
                     curve = part[part.subset == subset].sort_values("layer")
-                    name = f"{label}, {said_of(subset)}" if panel is axes[0] else said_of(subset)
+                    name = f"{label}, {said_of(subset)}"
                     panel.plot(curve.layer, curve["mean"], line, color=colour, marker="o", ms=3, label=name)
                     if subset == ALL:
                         low, high = curve["mean"] - curve.sd, curve["mean"] + curve.sd
                         panel.fill_between(curve.layer, low, high, color=colour, alpha=0.15, linewidth=0)
             if len(axes) > 1:
                 panel.set_xlabel(f"{part_of(stack)} {LAYERS}".strip())
-            panel.legend(loc="best", fontsize=8)
             _scale(panel, depth)
+        axes[0].legend(loc="best", fontsize=8)  # holds for the other panels, too
         save(figure, Path(path))
 
 
@@ -220,7 +221,7 @@ def plot_curves(
                     alpha = 0.15 if scale is None and not many else 0.06
                     panel.fill_between(layers, mean - sd, mean + sd, color=colour, alpha=alpha, linewidth=0)
             panel.set(title=plain(heading_), xlabel=LAYERS)
-            _scale(panel, max(row.values.shape[1] for row in rows), metric)
+            _scale(panel, max(row.values.shape[1] for row in rows), metric, 13 if len(panels) < 3 else 6)
         if many:
             named = {
                 text: line for panel in axes[0] for line, text in zip(*panel.get_legend_handles_labels(), strict=True)

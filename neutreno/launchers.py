@@ -230,17 +230,20 @@ class Manifest:
     def note(self, job: Job, state: str, **more: Any) -> None:
         """What is new of a run; where it cannot be written, a warning says so, and the runs go on."""
         self._runs[id(job)] |= {"state": state, **more}
-        try:
-            self._write()
-        except InputError as error:
-            print(f"warning: {error}", file=sys.stderr)
+        self._write_or_warn()
 
     def interrupted(self) -> None:
         """The sweep ends before its runs do."""
         for run in self._runs.values():
             if run["state"] == "running":
                 run |= {"state": "interrupted", "ended": now()}
-        self._write()
+        self._write_or_warn()
+
+    def _write_or_warn(self) -> None:
+        try:
+            self._write()
+        except InputError as error:
+            print(f"warning: {error}", file=sys.stderr)
 
     def _write(self) -> None:
         with replacing(self.folder / "manifest.json") as file:

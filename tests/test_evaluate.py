@@ -121,6 +121,25 @@ def test_beside_a_run_what_is_typed_wins_and_name_keeps_it_apart(finished, tmp_p
 
 
 @pytest.mark.slow
+def test_an_evaluation_of_a_part_of_the_data_leaves_the_runs_own_as_it_is(finished, tmp_path):
+    before = sorted(finished.iterdir())
+    done = run_forked("evaluate.py", str(finished), "trainer.limit_val_batches=1", "evaluators=[metrics]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(finished.iterdir()) == before
+    found = json.loads((tmp_path / f"outputs/evaluations/{finished.name}-other/evaluation.json").read_text())
+    assert found["settings"]["limit_val_batches"] == 1
+
+
+def test_the_group_of_a_run_whose_result_cannot_be_read_is_its_name(finished, tmp_path):
+    from neutreno.cli.evaluate import group_of
+    from neutreno.runs import RunFolder
+
+    shutil.copytree(finished, tmp_path / "lost")
+    assert group_of(RunFolder(tmp_path / "lost"), {}) == "digits"
+    (tmp_path / "lost/result.json").unlink()
+    assert group_of(RunFolder(tmp_path / "lost"), {}) == "lost"
+
+
 def test_a_run_keeps_its_data_keys_where_another_data_set_is_the_default(finished, image_folders, tmp_path):
     """``data.root`` is no key of the digits, which evaluate.py composes by default."""
     small = ["model.depth=1", "model.embed_dim=16", "model.num_heads=1", "data.img_size=32", "trainer.max_epochs=1"]

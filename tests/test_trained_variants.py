@@ -99,7 +99,8 @@ def test_a_run_with_the_checkpoint_of_another_variant_is_not_evaluated(runs, nam
     assert not (runs / "evaluations").exists()
     done = evaluate(runs.parent, "outputs/neutreno", "other_variants=[attention]")
     assert done.returncode == 0, done.stderr
-    record = json.loads((runs / "neutreno/evaluation.json").read_text())
+    assert not (runs / "neutreno/evaluation.json").exists()  # no figures of the run
+    record = json.loads((runs / "evaluations/neutreno-other/evaluation.json").read_text())
     assert record["settings"]["other_variants"] == ["attention"]
 
 

@@ -141,9 +141,10 @@ def run_opened(composed: Composed) -> Opened:
     other = check_other_variants(composed.settings["other_variants"], settings["variants"])
     evaluators, asked = choose(composed, locate(settings["task"]["_target_"]))
     target = run
-    if config.name is not None or checkpoint is not None:  # which says nothing of the run's result
-        name = config.name or f"{run.path.name}-{checkpoint.stem}"
-        target = RunFolder(Path(config.output_dir) / "evaluations", name)
+    whole = settings["trainer"].get("limit_val_batches") == run.config()["trainer"].get("limit_val_batches")
+    apart = checkpoint.stem if checkpoint is not None else None if whole and not other else "other"
+    if config.name is not None or apart is not None:  # what is found is no figure of the run
+        target = RunFolder(Path(config.output_dir) / "evaluations", config.name or f"{run.path.name}-{apart}")
     data, task = build_run(settings, trusted(config), composed.config_dirs)
     subject = made_ready(settings, data, task, target.path, config.run, other)
     load_checkpoint(task, data, checkpoint or run.last_checkpoint, other)
@@ -261,13 +262,16 @@ def write(
 
 def group_of(run: RunFolder | None, choices: dict[str, str]) -> str:
     """Under which a web service files the evaluation: as its run, by a table's row, experiment or data set."""
-    from neutreno.runs import read_result
+    from neutreno.errors import InputError
+    from neutreno.reports.reading import read_run
 
     if run is None:
         return choices.get("experiment") or choices["data"]
-    result = read_result(run.path)
-    given = [o.partition("=")[2] for o in result["overrides"] if o.startswith("experiment=")]
-    return result["row"] or (given[-1] if given else result["settings"]["data"])
+    try:
+        read = read_run(run.path)
+    except InputError:  # a run without a result that can be read has its checkpoints
+        return run.path.name
+    return read.origin[1] if read.origin else str(read.settings["data"])
 
 
 if __name__ == "__main__":

@@ -86,10 +86,7 @@ class Run:
         """The run's own metrics and what ``evaluate.py`` found beside them, such as ``val_multi_scale/miou``."""
         found: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            evaluation = json.loads((self.path / "evaluation.json").read_text())
-            settings, whole = evaluation["settings"], self.config["trainer"].get("limit_val_batches")
-            if settings.get("limit_val_batches") == whole and not settings.get("other_variants"):
-                found = dict(evaluation["metrics"])  # else they are of a part of the data, or of other weights
+            found = dict(json.loads((self.path / "evaluation.json").read_text())["metrics"])
         found |= self.result.get("metrics", {})
         return {name: value for name, value in found.items() if _is_number(value)}
 

@@ -283,7 +283,7 @@ def test_no_general_code_names_an_axis():
     """What is compared is declared by models' configs; `λ̃`, `attention`, `block` are words of transformers."""
     import re
 
-    general = ["runs", "results", "variants", "launchers", "preflight", "parallel", "errors"]
+    general = ["runs", "results", "variants", "launchers", "sweep", "preflight", "parallel", "errors"]
     files = [ROOT / f"neutreno/{name}.py" for name in general]
     files += [ROOT / f"neutreno/evaluation/{name}.py" for name in ("base", "opening", "metrics")]
     files += [*(ROOT / "neutreno/config").glob("*.py"), *(ROOT / "neutreno/reports").glob("dashboard.*")]

@@ -14,10 +14,11 @@ import pytest
 from conftest import ROOT, TINY, assert_one_line_error, make_run, run_forked, run_script
 
 from neutreno.config.composing import compose
-from neutreno.launchers import Job, Local, Slurm, launch, plan
+from neutreno.launchers import Local, Slurm
 from neutreno.reports.comparison import group_runs
 from neutreno.reports.reading import read_runs
 from neutreno.runs import RunFolder, default_name
+from neutreno.sweep import Job, launch, plan
 from neutreno.tablefiles import read_table
 
 SWEEP = ["-m", "attention.lam=0,0.6", "seed=0,1", *TINY, "launcher.max_parallel=2"]
@@ -162,7 +163,7 @@ class Ends:
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     """``sweep(codes, table)`` launches two seeds of softmax, two of NeuTRENO that need these, one that is refused."""
-    import neutreno.launchers
+    import neutreno.sweep
 
     def start(codes=None, table=None, *more):
         where = [f"output_dir={tmp_path / 'outputs'}", *more]
@@ -174,7 +175,7 @@ def sweep(tmp_path, monkeypatch):
             jobs[f"deit_neutreno{seed}"].needs = [jobs[f"deit{seed}"]]
         jobs["bad"] = plan(compose(["name=bad", "attention.lam=-1", *where]))
         ends = Ends(codes)
-        monkeypatch.setattr(neutreno.launchers, "build", lambda node: ends)
+        monkeypatch.setattr(neutreno.sweep, "build", lambda node: ends)
         failed = launch([*jobs.values()], compose(where).config, *([table] if table else []))
         (folder,) = (tmp_path / "outputs/.sweeps").iterdir()
         return {job.name: reason for job, reason in failed}, json.loads((folder / "manifest.json").read_text()), ends
@@ -222,7 +223,7 @@ def test_a_sweep_without_a_finished_run_or_that_only_measures_prints_no_table(co
 
 
 def test_sweeps_of_one_second_have_a_manifest_each(tmp_path, monkeypatch):
-    from neutreno.launchers import Manifest
+    from neutreno.sweep import Manifest
 
     monkeypatch.setattr(time, "strftime", lambda _: "now")
     job = Job(["seed=0"], RunFolder(tmp_path, "x"), "to run")

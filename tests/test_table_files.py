@@ -8,9 +8,9 @@ from conftest import ROOT, TINY, assert_one_line_error, make_run, run_forked, ru
 from neutreno.cli.reproduce import plan_runs
 from neutreno.config.composing import compose
 from neutreno.errors import InputError
-from neutreno.launchers import plan
 from neutreno.reports.tables import print_tables
 from neutreno.runs import default_name
+from neutreno.sweep import plan
 from neutreno.tablefiles import read_table, tables_in
 
 TWO_ROWS = """

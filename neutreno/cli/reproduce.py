@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from neutreno.launchers import Job
+    from neutreno.sweep import Job
     from neutreno.tablefiles import Table
 
 
@@ -40,9 +40,9 @@ def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[
     Raises:
         InputError: a row or ``overrides`` cannot be used.
     """
-    from neutreno.launchers import plan
     from neutreno.oversmoothing.metrics import named_metrics
     from neutreno.reports.tables import check_columns
+    from neutreno.sweep import plan
     from neutreno.variants import at_baseline
 
     first = {label: table.check(label, overrides) for label in table.rows}
@@ -118,8 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if first:
             said = "; ".join(line for lines in first.values() for line in lines)
             raise InputError(f"{said}; run first: {' and '.join(commands.values())}")
-        from neutreno.launchers import launch
         from neutreno.reports.tables import print_tables
+        from neutreno.sweep import launch
 
         return 2 if launch(jobs, config, lambda runs: print_tables(runs, table, config_dirs=config_dirs)) else 0
     except (Exception, KeyboardInterrupt) as error:

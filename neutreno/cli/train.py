@@ -41,7 +41,7 @@ def _main(words: Sequence[str]) -> int:
         for key in ("launcher", "output_dir"):
             if composed.config[key] != sweep[0].config[key]:
                 raise InputError(f"{key} applies to the whole sweep; give a single value")
-    from neutreno.launchers import launch, plan  # each as a separate process, now that all are known
+    from neutreno.sweep import launch, plan  # each as a separate process, now that all are known
 
     return 2 if launch([plan(composed) for composed in sweep], sweep[0].config) else 0
 

@@ -14,6 +14,7 @@ from neutreno.models.timm import timm_model
 from neutreno.models.vit import vit
 from neutreno.oversmoothing.convert import convert
 from neutreno.oversmoothing.energies import measure_energies
+from neutreno.oversmoothing.measure import measure
 from neutreno.oversmoothing.metrics import (
     LayerTokens,
     attention_entropy,
@@ -30,7 +31,6 @@ from neutreno.oversmoothing.metrics import (
 )
 from neutreno.oversmoothing.probe import OversmoothingProbe
 from neutreno.oversmoothing.profile import profile
-from neutreno.oversmoothing.recorder import measure
 from neutreno.reports.layers import curve
 
 

@@ -17,9 +17,9 @@ from neutreno.attention import NeutrenoAttention
 from neutreno.errors import InputError
 from neutreno.models.segmenter import segmenter
 from neutreno.models.vit import vit
+from neutreno.oversmoothing.layers import find_layers
 from neutreno.oversmoothing.metrics import effective_rank, mean_cosine_similarity, rank_collapse_residual
 from neutreno.oversmoothing.profile import profile
-from neutreno.oversmoothing.recorder import find_layers
 
 IDS = torch.arange(3, 24).reshape(3, 7)
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 32}

@@ -10,7 +10,8 @@ from neutreno.checkpoints import load_weights
 from neutreno.errors import InputError
 from neutreno.models.timm import TimmModel, data_settings, timm_model
 from neutreno.models.vit import vit
-from neutreno.oversmoothing.recorder import measure, tokens_of
+from neutreno.oversmoothing.measure import measure
+from neutreno.oversmoothing.recorder import tokens_of
 from neutreno.reports.layers import curve
 
 SWIN = {"name": "swin_tiny_patch4_window7_224", "img_size": 64, "embed_dim": 16, "depths": (1, 1, 1, 1)}

@@ -7,8 +7,9 @@ from typing import Any
 
 from neutreno.errors import InputError
 from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
+from neutreno.oversmoothing.layers import find_layers
+from neutreno.oversmoothing.measure import measure
 from neutreno.oversmoothing.metrics import probed
-from neutreno.oversmoothing.recorder import find_layers, measure
 from neutreno.reports.evaluation import Table
 from neutreno.reports.figures import plot_similarity
 from neutreno.reports.layers import ALL, LAYERS, part_of, said_of, stacks_of, title_of

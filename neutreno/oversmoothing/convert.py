@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from neutreno.attention import SoftmaxAttention
 from neutreno.errors import InputError, check_number
-from neutreno.oversmoothing.recorder import Layer, find_layers, first_tensor, self_attentions
+from neutreno.oversmoothing.layers import Layer, find_layers, first_tensor, self_attentions
 
 _VALUE = ("value", "value_proj", "v_proj", "v_lin", "v", "to_v")
 _FUSED = ("qkv", "c_attn", "query_key_value", "qkv_proj", "Wqkv")

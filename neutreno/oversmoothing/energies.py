@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from neutreno.errors import InputError
 from neutreno.functional import E, J, attention_kernel, descend, fixed_point, rate, step_size
+from neutreno.oversmoothing.measure import measure
 from neutreno.oversmoothing.metrics import mean_cosine_similarity
-from neutreno.oversmoothing.recorder import ALL, measure
+from neutreno.reports.layers import ALL
 
 
 def descent(
@@ -69,7 +70,7 @@ def measure_energies(model: nn.Module, samples: Any, batch_size: int = 8, **fixe
     """The layer-wise metrics J and G of a model's native values, and the cosine similarity, of all tokens per stack.
 
     Layer k of J and G is the attention of block k, from 1, on the tokens that enter it; of ``cosine`` what leaves
-    block k, layer 0 being the embedding. ``samples`` as for :func:`neutreno.oversmoothing.recorder.measure`.
+    block k, layer 0 being the embedding. ``samples`` as for :func:`neutreno.oversmoothing.measure.measure`.
 
     Raises:
         InputError: the model does not use the project's attention, whose values are measured.

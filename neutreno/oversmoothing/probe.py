@@ -11,8 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 
 from neutreno.errors import check_number
 from neutreno.files import replacing
+from neutreno.oversmoothing.measure import COLUMNS, measure
 from neutreno.oversmoothing.metrics import probed
-from neutreno.oversmoothing.recorder import COLUMNS, measure
 from neutreno.parallel import gathered
 from neutreno.reports.figures import plot_similarity
 from neutreno.reports.layers import logged_name

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from neutreno.oversmoothing.recorder import measure
+from neutreno.oversmoothing.measure import measure
 
 
 def profile(
@@ -18,7 +18,7 @@ def profile(
     layers: str | Sequence[str] | None = None,
     batch_size: int = 64,
 ) -> pd.DataFrame:
-    """Layer-wise metrics of a model's tokens as a table: :func:`neutreno.oversmoothing.recorder.measure`, which says
+    """Layer-wise metrics of a model's tokens as a table: :func:`neutreno.oversmoothing.measure.measure`, which says
     what the arguments and the columns are."""
     rows = measure(model, batches, [metrics] if isinstance(metrics, str) else metrics, layers, batch_size)
     return pd.DataFrame(rows).astype({"mean": float, "sd": float})

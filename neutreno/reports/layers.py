@@ -1,4 +1,4 @@
-"""Rows of layer-wise metrics, as :func:`neutreno.oversmoothing.recorder.measure` gives them, for people to read."""
+"""Rows of layer-wise metrics, as :func:`neutreno.oversmoothing.measure.measure` gives them, for people to read."""
 
 from __future__ import annotations
 

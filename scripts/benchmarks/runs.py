@@ -18,8 +18,8 @@ from neutreno.models.vit import vit
 
 
 def bench_probe(repeats: int) -> list[tuple[str, str]]:
+    from neutreno.oversmoothing.measure import measure
     from neutreno.oversmoothing.probe import OversmoothingProbe
-    from neutreno.oversmoothing.recorder import measure
 
     rows, metrics = [], OversmoothingProbe(".").metrics
     cases = {

@@ -1,0 +1,145 @@
+"""Finding the layers of a network, and the tokens in what they give.
+
+Layers are found by what they are made of, so that no library is imported and no model is known by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from neutreno.errors import InputError
+from neutreno.models.transformer import Trunk
+
+_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+_CROSS = re.compile(r"cross|enc_?dec|encoder_attn|multihead_attn", re.IGNORECASE)
+
+
+class Layer(NamedTuple):
+    """A layer: the name of the container that is its stack, its own name, itself; for a stage of maps how many channels
+    it gives, and whether they stand last where the shape does not tell."""
+
+    stack: str
+    name: str
+    module: nn.Module
+    channels: int | None = None
+    channels_last: bool = False
+
+
+def attentions(layer: nn.Module) -> dict[str, nn.Module]:
+    """The outermost attention modules strictly within ``layer``, by name."""
+    found: dict[str, nn.Module] = {}
+    for name, module in layer.named_modules():
+        is_one = isinstance(module, nn.MultiheadAttention) or _ATTENTION.search(type(module).__name__)
+        if name and is_one and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
+
+
+def self_attentions(layer: nn.Module) -> dict[str, nn.Module]:
+    """Those of :func:`attentions` that are no attention to another sequence."""
+    return {
+        name: module
+        for name, module in attentions(layer).items()
+        if not _CROSS.search(f"{name} {type(module).__name__}")
+    }
+
+
+def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> list[Layer]:
+    """The layers of ``model``, in the order of its modules.
+
+    Those that it names itself, by ``token_layers() -> {stack: [name of the module]}``, where a stage of maps is
+    ``(name, channels)``; else the blocks of its trunks; else every child of an ``nn.ModuleList`` or ``nn.Sequential``
+    that holds self-attention (``nn.MultiheadAttention``, or a class whose name has "attention" or "attn" in it) and
+    weight matrices outside of attention, and no such layer within itself.
+
+    Raises:
+        InputError: there is none, or nothing has a name given by ``layers``.
+    """
+    named = dict(model.named_modules())
+    if layers is not None:
+        return _named_layers(model, named, [layers] if isinstance(layers, str) else list(layers))
+    if hasattr(model, "token_layers") and model.token_layers():
+        given = [(stack, layer) for stack, layers in model.token_layers().items() for layer in layers]
+        given = [(stack, *(layer if isinstance(layer, tuple) else (layer, None))) for stack, layer in given]
+        last = getattr(model, "channels_last", False)
+        return [Layer(stack, name, named[name], channels, last) for stack, name, channels in given]
+    trunks = {name: module for name, module in named.items() if isinstance(module, Trunk)}
+    if trunks:
+        return [
+            Layer(stack, f"{stack}.{key}".removeprefix("."), block)
+            for stack, trunk in trunks.items()
+            for key, block in trunk.named_children()
+        ]
+    found = []
+    for stack, container in named.items():
+        if isinstance(container, nn.ModuleList | nn.Sequential):
+            for key, child in container.named_children():
+                if _is_layer(child):
+                    found.append(Layer(stack, f"{stack}.{key}".removeprefix("."), child))
+    found = [a for a in found if not any(b.name.startswith(f"{a.name}.") for b in found)]
+    if not found:
+        raise InputError(
+            f"no transformer layers found in {type(model).__name__}: looked for children of an nn.ModuleList or "
+            "nn.Sequential that hold self-attention (nn.MultiheadAttention, or a class named …Attention or …Attn) and "
+            f"weight matrices beside it; name them by layers=, e.g. layers='blocks.*'; {_containers(named)}"
+        )
+    return found
+
+
+def _is_layer(module: nn.Module) -> bool:
+    if not self_attentions(module):
+        return False
+    inside = {id(p) for attention in attentions(module).values() for p in attention.parameters()}
+    return any(p.ndim >= 2 and id(p) not in inside for p in module.parameters())
+
+
+def _named_layers(model: nn.Module, named: dict[str, nn.Module], patterns: list[str]) -> list[Layer]:
+    found: dict[str, Layer] = {}
+    for pattern in patterns:
+        regex = re.compile(re.escape(str(pattern)).replace(r"\*", "[^.]*"))
+        matching = [name for name in named if name and regex.fullmatch(name)]
+        if not matching:
+            raise InputError(f"layers: {type(model).__name__} has no module named {pattern!r}; {_containers(named)}")
+        found |= {name: Layer(name.rpartition(".")[0], name, named[name]) for name in matching}
+    order = {name: number for number, name in enumerate(named)}
+    return sorted(found.values(), key=lambda layer: order[layer.name])
+
+
+def _containers(named: Mapping[str, nn.Module], most: int = 6) -> str:
+    seen = [
+        f"{name or 'the model itself'} ({len(module)} × {', '.join(dict.fromkeys(type(m).__name__ for m in module))})"
+        for name, module in named.items()
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module)
+    ]
+    more = f" and {len(seen) - most} more" if len(seen) > most else ""
+    return f"its containers are: {'; '.join(seen[:most])}{more}" if seen else "it has no containers of modules"
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first tensor of floating point in nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() else None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return next((x for x in map(first_tensor, value) if x is not None), None)
+    return None
+
+
+def tokens_in(x: Tensor, layer: Layer) -> Tensor | None:
+    """(B, N, C) of what a layer gives: of tokens, of torch's (N, B, C), of maps (B, H, W, C) or (B, C, H, W)."""
+    modules = list(layer.module.modules())
+    if x.ndim == 4:  # channels stand first where a layer convolves; of a stage, the shape tells, or its model
+        first = any(isinstance(m, nn.Conv2d) for m in modules)
+        if layer.channels is not None:
+            told = (x.shape[1] == layer.channels) != (x.shape[-1] == layer.channels)
+            first = x.shape[1] == layer.channels if told else not layer.channels_last
+        return x.flatten(2).mT if first else x.flatten(1, 2)
+    if x.ndim != 3:
+        return None
+    of_torch = [m for m in modules if isinstance(m, nn.MultiheadAttention)]
+    return x.transpose(0, 1) if of_torch and not of_torch[0].batch_first else x

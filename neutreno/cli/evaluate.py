@@ -142,9 +142,9 @@ def run_opened(composed: Composed) -> Opened:
     evaluators, asked = choose(composed, locate(settings["task"]["_target_"]))
     target = run
     whole = settings["trainer"].get("limit_val_batches") == run.config()["trainer"].get("limit_val_batches")
-    apart = checkpoint.stem if checkpoint is not None else None if whole and not other else "other"
-    if config.name is not None or apart is not None:  # what is found is no figure of the run
-        target = RunFolder(Path(config.output_dir) / "evaluations", config.name or f"{run.path.name}-{apart}")
+    if config.name is not None or checkpoint is not None or other or not whole:  # then it is no figure of the run
+        name = config.name or f"{run.path.name}-{checkpoint.stem if checkpoint is not None else 'other'}"
+        target = RunFolder(Path(config.output_dir) / "evaluations", name)
     data, task = build_run(settings, trusted(config), composed.config_dirs)
     subject = made_ready(settings, data, task, target.path, config.run, other)
     load_checkpoint(task, data, checkpoint or run.last_checkpoint, other)

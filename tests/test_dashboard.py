@@ -268,7 +268,7 @@ def test_two_hundred_runs_build_and_stay_usable(browser, tmp_path):
     assert len(runs) == 200 and not problems
     write_dashboard(runs, tmp_path / "d.html")
     assert (tmp_path / "d.html").stat().st_size < 8e6
-    browser.get((tmp_path / "d.html").as_uri())
+    visit(browser, (tmp_path / "d.html").as_uri())
     assert len(names(browser)) == 200
     type_filter(browser, "seed=3")
     assert len(names(browser)) == 40 == len(drawn(browser, "scatter"))

@@ -179,7 +179,7 @@ def identity(settings: dict[str, Any], is_execution: Callable[[str], bool]) -> d
         key: value for key, value in settings["model"].items() if key not in settings["variants"]
     }  # the top level's
     found = {key: value for key, value in flat({**settings, "model": model}).items() if not is_execution(key)}
-    if "val_every_n_steps" in settings["data"]:
+    if found.get("trainer.max_steps", -1) != -1:
         found.pop("trainer.max_epochs", None)  # counted from the steps when the run starts
     return found
 

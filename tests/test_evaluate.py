@@ -131,7 +131,7 @@ def test_an_evaluation_of_a_part_of_the_data_leaves_the_runs_own_as_it_is(finish
 
 
 def test_the_group_of_a_run_whose_result_cannot_be_read_is_its_name(finished, tmp_path):
-    from neutreno.cli.evaluate import group_of
+    from neutreno.evaluating import group_of
     from neutreno.runs import RunFolder
 
     shutil.copytree(finished, tmp_path / "lost")

@@ -24,7 +24,7 @@ LAYERS = [  # what stands further down may import what stands above, never the o
     {"oversmoothing"},
     {"evaluation", "callbacks"},
     {"launchers", "preflight"},
-    {"sweep"},
+    {"sweep", "training", "evaluating"},
     {"cli"},
     {"neutreno"},
     {"__main__"},

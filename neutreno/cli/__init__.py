@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from neutreno.tasks.base import Task
 
 
 def parser_of(command: str, description: str) -> argparse.ArgumentParser:
@@ -33,11 +27,3 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         "--trust", action="append", default=[], metavar="PACKAGE",
         help="a package besides neutreno whose classes the runs may name (repeatable)",
     )  # fmt: skip
-
-
-def write_report(task: Task, folder: Path, prefix: str = "") -> list[Path]:
-    """The files of what a task's last evaluation leaves to look at beside its metrics."""
-    from neutreno.config.building import locate
-
-    left = task.left() if task.writer is not None else None
-    return [] if left is None else locate(task.writer)(left, folder, prefix)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neutreno.config.composing import CONFIGS, Composed, compose, searchpath
+from neutreno.config.gate import check_settings
 from neutreno.config.words import NO_GROUPS, check_choices, explained, options_in
 from neutreno.errors import InputError, report
 
@@ -44,7 +45,9 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
         try:
             choices = dict(hydra_config.runtime.choices)
             overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
-            job(Composed(config, choices, overrides, config_dirs), hydra_config.mode == RunMode.MULTIRUN)
+            composed = Composed(config, choices, overrides, config_dirs)
+            check_settings(composed, name)  # before anything imports torch
+            job(composed, hydra_config.mode == RunMode.MULTIRUN)
         except (Exception, KeyboardInterrupt) as error:
             failed.append(error)  # raised below: Hydra would add another line
 

@@ -1,29 +1,13 @@
-"""Train a network and measure how similar its tokens become with depth.
-
-compose → check → build → fit → evaluate → record
-"""
+"""Train a network and measure how similar its tokens become with depth."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-from neutreno.cli import write_report
 from neutreno.cli.hydra_main import guarded, run
+from neutreno.config.composing import Composed
 from neutreno.errors import InputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from lightning import Trainer
-    from lightning.pytorch.loggers import Logger
-
-    from neutreno.config.composing import Composed
-    from neutreno.data.base import SplitData
-    from neutreno.oversmoothing.probe import OversmoothingProbe
-    from neutreno.runs import RunFolder
-    from neutreno.tasks.base import Task
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(words: Sequence[str]) -> int:
     sweep: list[Composed] = []
-    run("train", words, lambda composed, is_sweep: sweep.append(composed) if is_sweep else train(composed))
+    run("train", words, lambda composed, is_sweep: sweep.append(composed) if is_sweep else _train(composed))
     if not sweep:
         if {"-m", "--multirun"} & set(words):
             raise InputError("the sweep is empty: its overrides leave nothing to combine")
@@ -46,239 +30,10 @@ def _main(words: Sequence[str]) -> int:
     return 2 if launch([plan(composed) for composed in sweep], sweep[0].config) else 0
 
 
-def train(composed: Composed) -> None:
-    """One run, from its config to its finished record.
+def _train(composed: Composed) -> None:
+    from neutreno.training import train  # the story of a run; torch and Lightning take seconds to import
 
-    Raises:
-        InputError: what the user gave cannot be used; then no folder was made, or the one there is as it was.
-    """
-    from lightning.pytorch.utilities import rank_zero_only
-
-    from neutreno import console
-    from neutreno.config.building import build
-    from neutreno.data.loading import derive_seed, seed_everything
-    from neutreno.preflight import preflight
-    from neutreno.runs import RunFolder
-    from neutreno.variants import describe
-
-    console.quiet(rank_zero_only.rank)
-    composed, plugins = checked(composed)
-    config, settings = composed.config, composed.settings
-    run = RunFolder(config.output_dir, config.name)
-    if not config.preflight:
-        if rank_zero_only.rank == 0:  # the other processes of a run find the folder that this one made
-            run.check(composed, config.resume)
-        if config.resume and run.status == "finished":
-            if rank_zero_only.rank == 0:
-                print(f"{run.path} is finished; nothing to do")
-            return
-
-    seed_everything(derive_seed(config.seed))
-    data = build(settings["data"])
-    model = build(settings["model"], **data.model_arguments())
-    task = build(settings["task"], model=model)
-    task.variants = describe(composed)["axes"]
-    data.setup()
-    if config.grad_checkpointing:
-        if not hasattr(model, "set_grad_checkpointing"):
-            raise InputError(f"grad_checkpointing=true: {type(model).__name__} does not support it; leave it out")
-        model.set_grad_checkpointing()
-    if config.compile:  # in place, so names stay; the average is not compiled, nor what the probe runs
-        model.compile()
-    if config.preflight:
-        return preflight(config, task, data, plugins)
-    fit(composed, run, data, task, plugins)
-
-
-def checked(composed: Composed) -> tuple[Composed, list]:
-    """The config after the gate, with its name and the number of epochs set; and the trainer's plugins.
-
-    Raises:
-        InputError: all that is wrong with it.
-    """
-    from neutreno.config.building import build
-    from neutreno.config.gate import check
-    from neutreno.data.language_modeling import count_epochs
-    from neutreno.parallel import check_trainer
-    from neutreno.runs import default_name
-
-    check(composed)
-    config = composed.config
-    if "val_every_n_steps" in config.data:
-        count_epochs(config)
-    elif config.trainer.max_steps != -1:
-        raise InputError(f"trainer.max_steps={config.trainer.max_steps}: epochs bound this run; set trainer.max_epochs")
-    elif config.trainer.max_epochs is None:
-        raise InputError("trainer.max_epochs has no value: epochs bound this run; give one, trainer.max_epochs=…")
-    plugins = [build(plugin) for plugin in composed.settings["trainer"]["plugins"]]  # SLURM's says that srun is missing
-    check_trainer(config)
-    config.name = config.name or default_name(composed)
-    composed = composed.anew()
-    composed.settings  # noqa: B018  (as recorded; the trainer gets one thing otherwise)
-    if "val_every_n_steps" in config.data:
-        config.trainer.max_steps = -1  # bounded by steps, Lightning skips an epoch when it resumes at the end of one
-    return composed, plugins
-
-
-def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins: list) -> None:
-    """Train, evaluate and record; an error is recorded, too, before it goes on its way."""
-    from lightning.pytorch.callbacks import Timer
-    from lightning.pytorch.utilities import rank_zero_only
-
-    from neutreno import console, results
-    from neutreno.callbacks.loggers import log_report
-    from neutreno.evaluation.metrics import evaluate_run
-    from neutreno.oversmoothing.probe import OversmoothingProbe
-    from neutreno.parallel import describe
-
-    config, settings = composed.config, composed.settings
-    probe, timer = OversmoothingProbe(run.path, **settings["probe"]), Timer(verbose=False)
-    loggers = make_loggers(composed, run)
-    trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, plugins)
-    is_rank_zero = trainer.is_global_zero
-    resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
-    if resume_from is not None:
-        check_resumed(resume_from, task, data)
-    starts = started_from(composed, run, resume_from)
-    if is_rank_zero:  # only now, when all could be built
-        run.create(settings, config.resume)
-        console.log_to(run.path / "train.log")
-    data.note_corrupt(run.path / "corrupt_images.txt")
-    result = {"name": config.name, "status": "running", **results.describe_run(composed, type(task))}
-    result |= {"parameters": sum(p.numel() for p in task.model.parameters()), "devices": describe(trainer, data)}
-    result |= {"initial_weights": starts}
-    result |= {**data.record(), **results.environment()}
-    record = rank_zero_only(lambda **more: results.write_json(run.result_file, result | more))
-    record()
-    if is_rank_zero:
-        samples = f"{len(data.splits['train']):,} training {data.samples_are}"
-        print(f"{config.name}: {result['parameters']:,} parameters, {samples}")
-    for logger in loggers[1:]:
-        logger.log_hyperparams(settings)
-    try:
-        trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
-        metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint) | data.baselines()
-    except BaseException as error:
-        record_error(error, record)
-        raise
-    record(status="finished", metrics=metrics, **outcome(trainer, data, probe, timer))
-    if is_rank_zero:
-        probe.write()
-        write_report(task, run.path)
-        log_report(loggers[1:], metrics, probe.first_and_last(), run.path / "oversmoothing.png")
-        print(results.summary(run.path))
-
-
-def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
-    """Say in a line what Lightning would say in a traceback, or not at all.
-
-    Raises:
-        InputError: the checkpoint is broken, or not one of this run.
-    """
-    from neutreno.checkpoints import read_checkpoint
-    from neutreno.variants import check_trained, recorded_axes
-
-    content = read_checkpoint(checkpoint)
-    remedy = f"it is not this run's. To start another run from it: model.weights={checkpoint} name=…"
-    check_trained(recorded_axes(content), task.variants, checkpoint, remedy)
-    task.check_checkpoint(content, data, checkpoint)
-
-
-def started_from(composed: Composed, run: RunFolder, resume_from: Path | None) -> dict[str, Any]:
-    """The run's initial weights; of one that resumes the recorded ones, since the files may have changed."""
-    from neutreno.results import initial_weights
-    from neutreno.runs import read_result
-
-    if resume_from is not None and run.result_file.exists():
-        before = read_result(run.path)
-        if "initial_weights" in before:
-            return before["initial_weights"]
-    return initial_weights(composed)
-
-
-def make_loggers(composed: Composed, run: RunFolder) -> list[Logger]:
-    """The CSV file of every run, and the loggers that ``logger=`` asks for."""
-    from neutreno.callbacks import loggers
-    from neutreno.callbacks.metrics_csv import MetricsCSV
-
-    choices = composed.choices
-    group = composed.config.row or choices.get("experiment") or choices["data"]
-    more = loggers.make_loggers(composed.settings["logger"] or {}, run.path, group, "train")
-    return [MetricsCSV(run.path / "metrics.csv"), *more]
-
-
-def make_trainer(
-    composed: Composed,
-    run: RunFolder,
-    callbacks: list,
-    loggers: list[Logger],
-    task: Task,
-    data: SplitData,
-    plugins: list,
-) -> Trainer:
-    """Lightning's trainer with what makes a run exact, safe to kill and quiet."""
-    from neutreno.callbacks.checkpointing import Checkpoint
-    from neutreno.callbacks.exact_resume import ExactResume
-    from neutreno.callbacks.finite_loss import FiniteLoss
-    from neutreno.callbacks.progress import RunProgress
-    from neutreno.checkpoints import AtomicCheckpointIO
-    from neutreno.parallel import GatherForEvaluation, build_trainer
-    from neutreno.preflight import MicroBatch
-
-    config = composed.config
-    # "last" has a separate callback: ModelCheckpoint(save_last=True) saves it only when "best" improved.
-    checkpoints = {"dirpath": run.path / "checkpoints", "enable_version_counter": False}
-    every_epoch = {**checkpoints, "save_on_train_epoch_end": True}
-    callbacks = [
-        MicroBatch(),
-        ExactResume(config.seed),
-        GatherForEvaluation(),
-        FiniteLoss(),
-        *callbacks,
-        RunProgress(**config.progress),
-        Checkpoint(**every_epoch, filename="best", monitor=task.main_metric, mode=task.main_metric_mode),
-        Checkpoint(**every_epoch, filename="last"),
-    ]
-    if every_n_steps := config.checkpoint.every_n_steps:
-        callbacks.append(Checkpoint(**checkpoints, filename="last", every_n_train_steps=every_n_steps))
-    trainer = build_trainer(
-        config.trainer,
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[AtomicCheckpointIO(), *plugins],
-        default_root_dir=run.path,
-    )
-    micro_batches = trainer.accumulate_grad_batches
-    trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, micro_batches)
-    return trainer
-
-
-def record_error(error: BaseException, record: Any) -> None:
-    """Say in the record and in ``train.log`` what ended a run; an interruption goes on as ``KeyboardInterrupt``."""
-    import contextlib
-    import logging
-
-    from neutreno.errors import explain
-
-    stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-    logging.getLogger("train").info("stopped here", exc_info=error)  # to train.log, whole
-    with contextlib.suppress(InputError):  # a full disk must not hide what happened
-        record(status="interrupted" if stopped else "failed", reason=explain(error) or repr(error))
-    if stopped:  # Lightning makes it a SystemExit
-        raise KeyboardInterrupt from error
-
-
-def outcome(trainer: Trainer, data: SplitData, probe: OversmoothingProbe, timer: Any) -> dict[str, Any]:
-    """What the record of a finished run says beside its metrics."""
-    from neutreno.parallel import describe
-
-    return {
-        "corrupt_images": len(data.corrupt.read()),
-        "oversmoothing": probe.first_and_last(),
-        "steps": trainer.global_step,
-        "devices": describe(trainer, data),  # micro_batch_size=auto is known only now
-        "wall_clock_s": round(timer.time_elapsed("train"), 1),
-    }
+    train(composed)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ traceback.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
@@ -29,9 +29,26 @@ def check(composed: Composed, schema: str = "train", only: Sequence[str] | None 
     Raises:
         InputError: a line for every problem that a stage finds.
     """
-    for stage in (settings_problems(composed, schema), constructor_problems(composed, schema, only)):
-        if problems := list(dict.fromkeys(stage)):
-            raise InputError("\n".join(problems))
+    check_settings(composed, schema)
+    refuse(constructor_problems(composed, schema, only))
+
+
+def check_settings(composed: Composed, schema: str = "train") -> None:
+    """The first stage alone.
+
+    Raises:
+        InputError: a line for every problem.
+    """
+    refuse(settings_problems(composed, schema))
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """
+    Raises:
+        InputError: a line for every one of the problems, where there are any.
+    """
+    if told := list(dict.fromkeys(problems)):
+        raise InputError("\n".join(told))
 
 
 # The first stage

@@ -11,6 +11,7 @@ import torch
 from annotated_types import Ge, Le
 from lightning import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from neutreno.config.options import EXECUTION, FREE, Seed, checked
@@ -76,6 +77,18 @@ class SplitData(LightningDataModule):
         self.splits: dict[str, Sequence | None] = {}
         self.corrupt: CorruptLog | None = None
         self.trains = True
+
+    @classmethod
+    def bound(cls, trainer: DictConfig, data: DictConfig) -> None:
+        """Check what bounds a run on this data, which is epochs; a data set that counts steps sets ``max_epochs``.
+
+        Raises:
+            InputError: it is not bounded so.
+        """
+        if trainer.max_steps != -1:
+            raise InputError(f"trainer.max_steps={trainer.max_steps}: epochs bound this run; set trainer.max_epochs")
+        if trainer.max_epochs is None:
+            raise InputError("trainer.max_epochs has no value: epochs bound this run; give one, trainer.max_epochs=…")
 
     def note_corrupt(self, path: str | Path) -> None:
         """From now on skip corrupt samples and name them in the file ``path``, up to ``max_corrupt`` of all."""

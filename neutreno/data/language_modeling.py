@@ -23,24 +23,6 @@ from neutreno.errors import InputError, check_number
 Batch = tuple[Tensor, Tensor]  # ids (B, N) and the tokens that follow them (B, N)
 
 
-def count_epochs(config: DictConfig) -> None:
-    """Set ``trainer.max_epochs`` where steps bound the run: Lightning's loop counts what lies between two validations.
-
-    Raises:
-        InputError: the steps are no multiple of that, or both are given.
-    """
-    steps, between = config.trainer.max_steps, config.data.val_every_n_steps
-    check_number("trainer.max_steps", steps, 1, integer=True)
-    check_number("data.val_every_n_steps", between, 1, integer=True)
-    if config.trainer.max_epochs is not None:
-        raise InputError(f"trainer.max_epochs={config.trainer.max_epochs}: steps bound this run; set trainer.max_steps")
-    if steps % between:
-        raise InputError(
-            f"trainer.max_steps={steps} is not a multiple of data.val_every_n_steps={between}; change one of them"
-        )
-    config.trainer.max_epochs = steps // between
-
-
 class TokenStreamLoader(Resumable):
     """Training batches of one process: the text cut into ``rows`` streams of equal length, a sequence of each per step.
 
@@ -142,6 +124,19 @@ class TextData(SplitData):
         super().__init__(**kwargs)
         self.sequence_length, self.val_every_n_steps, self.min_count = sequence_length, val_every_n_steps, min_count
         self.text: PreparedText | None = None
+
+    @classmethod
+    def bound(cls, trainer: DictConfig, data: DictConfig) -> None:
+        """Steps bound the run; an epoch of Lightning's loop is what lies between two validations."""
+        steps, between = trainer.max_steps, data.val_every_n_steps
+        check_number("trainer.max_steps", steps, 1, integer=True)
+        if trainer.max_epochs is not None:
+            raise InputError(f"trainer.max_epochs={trainer.max_epochs}: steps bound this run; set trainer.max_steps")
+        if steps % between:
+            raise InputError(
+                f"trainer.max_steps={steps} is not a multiple of data.val_every_n_steps={between}; change one of them"
+            )
+        trainer.max_epochs = steps // between
 
     def prepare_text(self) -> PreparedText:
         raise NotImplementedError

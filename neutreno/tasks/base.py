@@ -19,6 +19,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from neutreno.config.building import locate
 from neutreno.config.options import SUPPLIED, Count, NonNegative, Share, checked
 from neutreno.errors import InputError
 from neutreno.parallel import ShardedStrategy, shard
@@ -168,6 +169,11 @@ class Task(LightningModule):
 
     def left(self) -> Any:
         """What the last evaluation leaves to look at beside its metrics, plain data for ``writer``; None: nothing."""
+
+    def write_left(self, folder: Path, prefix: str = "") -> list[Path]:
+        """The files, named ``prefix…``, of what the last evaluation leaves to look at."""
+        left = self.left() if self.writer is not None else None
+        return [] if left is None else locate(self.writer)(left, folder, prefix)
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ShardedStrategy):

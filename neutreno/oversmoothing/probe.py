@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from neutreno.reports.figures import plot_similarity
 from neutreno.reports.layers import logged_name
 
 WHEN = ("step", "epoch", "when")
+REDRAWN_S = 60  # while a run goes on: a figure takes longer than an epoch of a small one
 
 
 class OversmoothingProbe(Callback):
@@ -46,6 +48,7 @@ class OversmoothingProbe(Callback):
         self.folder, self.every_n_epochs, self.num_samples = Path(folder), every_n_epochs, num_samples
         self.rows: list[dict[str, Any]] = []
         self._samples: Any = None
+        self._drawn = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -78,14 +81,16 @@ class OversmoothingProbe(Callback):
             rows = measure(task.model, self._samples, self.metrics, **fixed)
         self.rows += rows
         task.log_now({logged_name(r, rows[0]["stack"]): r["mean"] for r in rows if r["mean"] is not None})
-        self.write()
+        self.write(redraw=time.monotonic() - self._drawn > REDRAWN_S)
 
-    def write(self) -> None:
-        """Write the table and the figure from what has been measured so far."""
+    def write(self, redraw: bool = True) -> None:
+        """Write the table, and with ``redraw`` the figure, from what has been measured so far."""
         if not self.rows:
             return
         with replacing(self.folder / "oversmoothing.csv") as file:
             writer = csv.DictWriter(file, (*WHEN, *COLUMNS))
             writer.writeheader()
             writer.writerows(self.rows)
-        plot_similarity(self.rows, self.folder / "oversmoothing.png", self.folder.name)
+        if redraw:
+            plot_similarity(self.rows, self.folder / "oversmoothing.png", self.folder.name)
+            self._drawn = time.monotonic()

@@ -1,41 +1,12 @@
-"""Small data in the real formats, and a way to call the command lines as a user does."""
+"""Small data in the real formats."""
 
-from __future__ import annotations
-
-import csv
-import io
-import json
 import os
-import runpy
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import traceback
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-ROOT = Path(__file__).parents[1]
-if "PYTEST_XDIST_WORKER" in os.environ:  # one core per worker
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline")  # before anything reads them: nothing is looked for outside
-
-# A run of a second: two blocks, three epochs of four steps.
-TINY = [
-    "model.depth=2",
-    "model.embed_dim=16",
-    "model.num_heads=2",
-    "trainer.max_epochs=3",
-    "trainer.log_every_n_steps=1",
-    "data.batch_size=300",
-    "probe.every_n_epochs=1",
-    "probe.num_samples=8",
-]
+from support import encode, make_image, write_parquet
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -53,85 +24,6 @@ def _forks_can_train():
     torch.ones(1, requires_grad=True).sum().backward()
 
 
-def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command line in a separate process, exactly as a user starts it; its imports take seconds."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
-
-
-class Forked:
-    """The same without the imports: a fork of the test process runs the script as ``__main__``."""
-
-    def __init__(self, script: str, *arguments: str, cwd: Path, setup: Callable[[], None] = lambda: None) -> None:
-        import torch
-
-        import neutreno.tasks.classification  # noqa: F401  (loads Lightning and timm once, before the fork)
-
-        self.args, self.out, self.err = [script, *arguments], tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
-        self.pid = os.fork()
-        if self.pid:
-            return
-        code = 1
-        try:
-            os.chdir(cwd)
-            os.dup2(self.out.fileno(), 1)
-            os.dup2(self.err.fileno(), 2)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-            torch.set_num_threads(1)
-            sys.argv = [str(ROOT / script), *arguments]
-            setup()
-            runpy.run_path(sys.argv[0], run_name="__main__")
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
-    @property
-    def running(self) -> bool:
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-
-    def wait(self) -> subprocess.CompletedProcess[str]:
-        _, status = os.waitpid(self.pid, 0)
-        texts = [(file.seek(0), file.read())[1] for file in (self.out, self.err)]
-        return subprocess.CompletedProcess(self.args, os.waitstatus_to_exitcode(status), *texts)
-
-
-def run_forked(script: str, *arguments: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess[str]:
-    return Forked(script, *arguments, cwd=cwd, **kwargs).wait()
-
-
-def assert_one_line_error(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """The bar for every user's mistake: one line that says what and where, a non-zero exit, no traceback."""
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert done.returncode != 0, done.stdout
-    assert "Traceback" not in done.stderr, done.stderr
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
-
-
-def make_image(seed: int, side: int = 12) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def encode(image: Image.Image, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
 @pytest.fixture
 def image_folders(tmp_path: Path) -> Path:
     """``root/{train,val}/CLASS/IMAGE``, two classes, 12 + 4 images."""
@@ -143,24 +35,6 @@ def image_folders(tmp_path: Path) -> Path:
             for i in range(count):
                 make_image(100 * label + i).save(folder / f"{i}.png")
     return root
-
-
-def write_parquet(file: Path, images: list[bytes], labels: list[int], names: list[str]) -> None:
-    """A parquet file as Hugging Face ``datasets`` writes it, schema metadata included."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
-    table = pa.table(
-        {
-            "image": pa.array(
-                [{"bytes": b, "path": None} for b in images], pa.struct({"bytes": pa.binary(), "path": pa.string()})
-            ),
-            "label": pa.array(labels, pa.int64()),
-        }
-    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, file)
 
 
 @pytest.fixture
@@ -198,83 +72,15 @@ def street_folders(tmp_path_factory):
     return root
 
 
-def run_ranks(
-    processes: int, *arguments: str, cwd: Path, slurm: bool = False, on_rank_zero: Callable[[], None] = lambda: None
-) -> list[subprocess.CompletedProcess[str]]:
-    """``train.py`` on several processes as torchrun, or SLURM's srun, starts them; forked, so without their imports.
-
-    ``on_rank_zero`` is called in rank 0 before it starts.
-    """
-    from lightning.pytorch.utilities import rank_zero_only
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-
-    def start(rank: int) -> Forked:
-        def setup() -> None:
-            if slurm:
-                ranks, sizes = ("SLURM_PROCID", "SLURM_LOCALID"), ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
-                more = {"SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_JOB_ID": "1"}
-            else:
-                ranks, sizes = ("RANK", "LOCAL_RANK"), ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
-                more = {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
-            more |= {name: str(rank) for name in ranks} | {name: str(processes) for name in sizes}
-            os.environ.update(more, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-            rank_zero_only.rank = rank  # Lightning reads the environment on import
-            signal.alarm(150)  # processes that wait for each other must not hold the tests forever
-            if rank == 0:
-                on_rank_zero()
-
-        return Forked("train.py", *arguments, cwd=cwd, setup=setup)
-
-    return [run.wait() for run in [start(rank) for rank in range(processes)]]
-
-
-def make_run(
-    folder: Path,
-    *overrides: str,
-    status: str = "finished",
-    value: float = 90.0,
-    drift: float = 0.0,
-    config_dirs: Sequence[str] = (),
-) -> Path:
-    """A run folder in the real format, without training: its config is composed, its figures are made up."""
-    from omegaconf import OmegaConf
-
-    from neutreno.config.building import locate
-    from neutreno.config.composing import compose
-    from neutreno.results import describe_run
-
-    composed = compose([*overrides], config_dirs=config_dirs)
-    composed.config.name = folder.name
-    task = locate(composed.config.task._target_)
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(composed.settings))
-    measured = [
-        {"step": step, "epoch": step // 10, "when": {0: "initial", 100: "final"}.get(step, "training")}
-        | {"stack": "blocks", "name": f"blocks.{layer}", "layer": layer, "subset": subset, "metric": metric}
-        | {"mean": mean, "sd": 0.05, "samples": 8, "tokens": 17.0, "dim": 64}
-        for step in (0, 50, 100)
-        for metric in ("cosine", "effective_rank")
-        for subset in ("all", "patch")
-        for layer in range(5)
-        for mean in [0.1 + 0.01 * layer + drift * step / 100 if metric == "cosine" else 11 - layer - step / 50]
-    ]
-    result = {"name": folder.name, "status": status, **describe_run(composed, task)}
-    if status == "finished":
-        result |= {
-            "metrics": {task.main_metric.replace("val/", "test/"): value, "val/loss": 1.0},
-            "oversmoothing": [row for row in measured if row["step"] != 50],
-            "parameters": 1234,
-            "steps": 100,
-        }
-    (folder / "result.json").write_text(json.dumps(result))
-    lines = ["step,epoch,train/loss,val/loss"]
-    lines += [f"{s},{s / 10},{2 / (1 + s):.5g},{'' if s % 50 else 1.5 / (1 + s):.5}" for s in range(0, 101, 10)]
-    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    with open(folder / "oversmoothing.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, measured[0])
-        writer.writeheader()
-        writer.writerows(measured)
-    return folder
+@pytest.fixture
+def hub_folder(tmp_path):
+    """A data set as it lies on the hub: four training shards of 10 images, a validation shard of 6."""
+    root = tmp_path / "hub"
+    for shard in range(4):
+        images = [encode(make_image(10 * shard + i), "JPEG") for i in range(10)]
+        write_parquet(
+            root / f"data/train-0000{shard}-of-00004.parquet", images, [i % 2 for i in range(10)], ["cat", "dog"]
+        )
+    images = [encode(make_image(100 + i), "JPEG") for i in range(6)]
+    write_parquet(root / "data/validation-00000-of-00001.parquet", images, [0, 1] * 3, ["cat", "dog"])
+    return root

@@ -12,12 +12,10 @@ import sys
 import textwrap
 
 import pytest
-from conftest import ROOT, assert_one_line_error, run_forked, run_script
-from test_resume import assert_same_run, dies_after
+from support import ROOT, assert_one_line_error, run_forked, run_script
+from support.same_run import assert_same_run, dies_after
 
 from neutreno.reports.layers import curve
-
-pytestmark = pytest.mark.slow
 
 PACKAGE = {
     "data.py": """

@@ -9,9 +9,7 @@ import venv
 import zipfile
 
 import pytest
-from conftest import ROOT, TINY
-
-pytestmark = pytest.mark.slow
+from support import ROOT, TINY
 
 
 def call(*words, cwd):

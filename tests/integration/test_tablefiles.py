@@ -1,0 +1,123 @@
+"""A table is one file: its rows are lines, its runs are found again, and what is wrong with it is said in a line."""
+
+import json
+
+from support import ROOT, TINY, make_run
+from support.tables import TWO_ROWS, rows_in, run_of, write
+
+from neutreno.cli.reproduce import plan_runs
+from neutreno.config.composing import compose
+from neutreno.reports.tables import print_tables
+from neutreno.sweep import plan
+from neutreno.tablefiles import read_table, tables_in
+
+
+def test_rows_stand_in_the_files_order_under_its_labels_and_their_runs_are_found_by_their_settings(tmp_path, capsys):
+    write(tmp_path, TWO_ROWS + "  later: model=deit block=featscale\n  never: model=deit attention=xsa\n")
+    table = read_table("mine", [str(tmp_path / "conf")])
+    for seed in (0, 1):
+        run_of(table, "later", tmp_path / "runs", seed)
+        run_of(table, "mine + λ̃=0.2", tmp_path / "runs", seed)
+    make_run(tmp_path / "runs/typed", "model=deit", "seed=3", "trainer=gpu", "data.num_workers=1")  # no row was said
+    make_run(tmp_path / "runs/other", "model=deit", "task.lr=0.1")  # of no row
+    run_of(table, "theirs", tmp_path / "runs", 4, ["task.lr=0.2"])
+    print_tables([tmp_path / "runs"], table, config_dirs=table.config_dirs)
+    page = capsys.readouterr().out
+    assert rows_in(page) == [("theirs", "1"), ("theirs *", "1"), ("mine + λ̃=0.2", "2"), ("later", "2")]
+    assert "departs: task.lr=0.2 (row: 0.002)" in page and "task.lr=0.1" not in page
+    assert "not in the table: never: no finished run" in page
+
+
+def test_a_table_that_leaves_the_data_set_open_holds_the_rows_of_each(tmp_path, capsys):
+    write(tmp_path, "rows: {a: model=deit, b: model=deit_neutreno}")
+    table = read_table("mine", [str(tmp_path / "conf")])
+    for data in ("digits", "cifar10"):
+        for label in table.rows:
+            run_of(table, label, tmp_path / "runs", 0, [f"data={data}"])
+    print_tables([tmp_path / "runs"], table, config_dirs=table.config_dirs)
+    names = [row for row, _ in rows_in(capsys.readouterr().out)]
+    assert [name.split(" deit-mini")[0] for name in names] == ["a (cifar10", "b (cifar10", "a (digits", "b (digits"]
+    write(tmp_path, "overrides: data=digits\nrows: {a: model=deit, b: model=deit_neutreno}")
+    table = read_table("mine", [str(tmp_path / "conf")])
+    print_tables([tmp_path / "runs"], table, config_dirs=table.config_dirs)
+    names = [row for row, _ in rows_in(capsys.readouterr().out)]
+    assert names == ["a", "a *", "b", "b *"]
+
+
+def test_two_tables_with_the_same_row_share_its_run(tmp_path, capsys):
+    write(tmp_path, "rows: {a: model=deit attention=xsa task.lr=0.1}", "one")
+    write(tmp_path, "overrides: task.lr=0.1 model=deit\nrows: {b: attention=xsa}", "two")
+    one, two = (read_table(name, [str(tmp_path / "conf")]) for name in ("one", "two"))
+    run_of(one, "a", tmp_path / "runs")
+    assert plan(two.compose("b", 0, [f"output_dir={tmp_path / 'runs'}"])).state == "finished"
+    print_tables([tmp_path / "runs"], two, config_dirs=two.config_dirs)
+    assert rows_in(capsys.readouterr().out) == [("b", "1")]
+
+
+def test_the_paper_figures_of_an_experiment_stand_in_its_file(tmp_path, capsys):
+    table = read_table("table3")
+    run = run_of(table, "softmax", tmp_path, more=["data.root=x"])
+    result = json.loads((run / "result.json").read_text())
+    result["metrics"] |= {"test/ppl": 35.0}
+    (run / "result.json").write_text(json.dumps(result))
+    print_tables([tmp_path], table)
+    page = capsys.readouterr().out
+    assert "34.29 (from memory, unverified)" in page and "departs" not in page and "neutreno: no finished run" in page
+
+
+def test_what_is_needed_is_made_first_and_its_folder_handed_on():
+    table = read_table("proxy")
+    jobs, _ = plan_runs(table, 2, ["trainer=gpu", "data.root=x"])
+    rows = [word.removeprefix("row=proxy/") for job in jobs for word in job.overrides if word.startswith("row=")]
+    assert len(jobs) == 20 and rows[:2] == ["deit_tiny_softmax", "deit_small_softmax"]
+    assert all(row.endswith("adaptation") for row in rows[-4:])
+    for job in jobs[-4:]:
+        (needed,) = job.needs
+        assert needed in jobs[:16] and f"model.weights={needed.run.path}" in job.overrides
+        assert needed.name.endswith(job.name.partition("-seed")[2].partition("-")[0]) and "outputs" not in job.name
+    given, _ = plan_runs(table, 1, ["model.weights=null"])
+    assert not any(job.needs for job in given)
+
+
+def test_rows_that_others_need_share_a_row_over_their_seeds(tmp_path, capsys):
+    more = "rows: {a: model=deit, b: model=deit task.lr=0.1}\nneeds: {b: {model.weights: a}}\n"
+    write(tmp_path, f"overrides: {' '.join(TINY)}\n{more}")  # long names, of which a digest stands
+    table = read_table("mine", [str(tmp_path / "conf")])
+    for label in table.rows:
+        for seed in (0, 1):
+            run_of(table, label, tmp_path / "runs", seed)
+    print_tables([tmp_path / "runs"], table, config_dirs=table.config_dirs)
+    assert rows_in(capsys.readouterr().out) == [("a", "2"), ("b", "2")]
+
+
+def test_a_finished_run_of_text_is_not_made_again(tmp_path):
+    """Its epochs are counted from its steps when it starts."""
+    table = read_table("small")
+    run = run_of(table, "text_softmax", tmp_path)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("max_epochs: null", "max_epochs: 6"))
+    assert plan(table.compose("text_softmax", 0, [f"output_dir={tmp_path}"])).state == "finished"
+
+
+def test_every_row_of_every_table_passes_the_gate():
+    for name in tables_in():
+        table = read_table(name)
+        for label in table.rows:
+            table.check(label)
+
+
+def test_every_row_of_the_paper_stands_in_its_table():
+    for name in ("table1", "table2", "table3"):
+        files = (ROOT / f"configs/experiment/{name}").glob("*.yaml")
+        words = {f"experiment={name}/{file.stem}" for file in files}
+        assert {" ".join(row) for row in read_table(name).rows.values()} == words
+
+
+def test_a_data_set_of_ones_own_names_the_recipe_of_another(tmp_path):
+    (tmp_path / "conf/data").mkdir(parents=True)
+    lines = ["defaults: [cifar10, override /recipe@_global_.recipe: cifar10, _self_]", "num_classes: 7"]
+    (tmp_path / "conf/data/mine.yaml").write_text("\n".join(lines))
+    found = compose(["data=mine"], config_dirs=[str(tmp_path / "conf")])
+    assert found.choices["recipe"] == "cifar10" and found.settings["model"]["num_classes"] == 7
+    other = compose(["data=mine", "recipe=imagenet"], config_dirs=[str(tmp_path / "conf")])
+    assert other.settings["data"]["repeats"] == 3

@@ -1,0 +1,72 @@
+import csv
+import os
+import signal
+
+import torch
+
+
+def load(folder, name="last"):
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def assert_equal(a, b, path=""):
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{path}/{i}")
+    else:
+        assert a == b, path
+
+
+def metrics(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if "per_s" not in k} for row in csv.DictReader(file)]
+
+
+def assert_same_run(resumed, whole):
+    for name in ("last", "best"):
+        ours, theirs = load(resumed, name), load(whole, name)
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+            assert_equal(ours[part], theirs[part], f"{name}: {part}")
+    assert metrics(resumed) == metrics(whole)
+    assert (resumed / "oversmoothing.csv").read_bytes() == (whole / "oversmoothing.csv").read_bytes()
+    assert not list(resumed.rglob("*.unfinished"))
+
+
+def dies_after(write=None, *, step=None):
+    """Send SIGKILL to the run right after its n-th checkpoint is in place or its n-th optimizer step is taken.
+
+    The run does it to itself: a watcher beside it would meet the moment or not, as the machine pleases.
+    """
+
+    def setup():
+        replace, adamw, done = os.replace, torch.optim.AdamW.step, []
+
+        def kill_at(count):
+            done.append(1)
+            if len(done) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def replaced(source, target):
+            replace(source, target)
+            if str(target).endswith(".ckpt"):
+                kill_at(write)
+
+        def stepped(self, closure=None):
+            loss = adamw(self, closure)
+            kill_at(step)
+            return loss
+
+        if write:
+            os.replace = replaced
+        if step:
+            torch.optim.AdamW.step = stepped
+
+    return setup

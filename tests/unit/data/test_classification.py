@@ -1,0 +1,186 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from support import encode, make_image, write_parquet
+
+from neutreno.data.classification import ImageClassification
+from neutreno.data.digits import Digits
+from neutreno.data.images import open_split
+from neutreno.errors import InputError
+
+SHAPE = {"img_size": 12, "in_chans": 3, "num_classes": 2, "batch_size": 4}
+NORM = {"mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+def images(root, **kwargs):
+    data = ImageClassification(root=str(root), **{**SHAPE, **NORM, **kwargs})
+    data.setup()
+    return data
+
+
+def digits(**kwargs):
+    data = Digits(img_size=8, in_chans=1, num_classes=10, **kwargs)
+    data.setup()
+    return data
+
+
+def test_digits_split_is_fixed_disjoint_complete_and_stratified():
+    splits, other = digits(seed=0).splits, digits(seed=5).splits
+    assert {k: len(v) for k, v in splits.items()} == {"train": 1257, "val": 270, "test": 270}
+    assert all(torch.equal(splits[k].images, other[k].images) for k in splits)
+    together = torch.cat([split.images for split in splits.values()]).sum(0)
+    from sklearn.datasets import load_digits
+
+    np.testing.assert_allclose(together[0].double(), load_digits().images.sum(0) / 16, rtol=1e-5)
+    for split in splits.values():
+        counts = np.bincount(split.labels)
+        assert counts.max() - counts.min() <= 0.05 * len(split)
+
+
+def test_digits_are_normalised_by_the_training_split():
+    data = digits()
+    x = torch.stack([data.eval_transform()(image) for image, _ in data.splits["train"]])
+    assert abs(x.mean()) < 0.01 and abs(x.std() - 1) < 0.01
+
+
+def test_probe_samples_is_the_same_for_every_seed_and_spread_over_the_set():
+    first, second = digits(seed=0).probe_samples(16)[0], digits(seed=9).probe_samples(16)[0]
+    assert torch.equal(first, second) and first.shape == (16, 1, 8, 8)
+    assert len(digits().probe_samples(10_000)[0]) == 270
+
+
+def test_class_folders(image_folders):
+    data = images(image_folders)
+    assert {k: v and len(v) for k, v in data.splits.items()} == {"train": 12, "val": 4, "test": None}
+    assert not data.has_test
+    assert data.splits["train"].classes == ["cat", "dog"]
+    image, label = data.splits["train"][11]
+    assert label == 1 and image.tobytes() == make_image(105).tobytes()
+
+
+def test_parquet_reads_the_same_pixels_and_holds_out_validation(image_parquet):
+    data = images(image_parquet, val_fraction=0.2)
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 16, "val": 4, "test": 4}
+    assert data.has_test and data.splits["train"].classes == ["cat", "dog"]
+    assert data.splits["test"][3][0].tobytes() == make_image(3).tobytes()
+    assert np.bincount(data.splits["val"].labels).tolist() == [2, 2]
+    seen = {data.splits[k][i][0].tobytes() for k in ("train", "val") for i in range(len(data.splits[k]))}
+    assert len(seen) == 20
+
+
+def test_a_test_split_without_labels_is_not_used(image_parquet):
+    write_parquet(image_parquet / "test-00000-of-00001.parquet", [encode(make_image(0))], [-1], ["cat", "dog"])
+    assert not images(image_parquet).has_test
+
+
+def test_imagenets_flat_test_folder_is_not_used(image_folders):
+    (image_folders / "test").mkdir()
+    make_image(0).save(image_folders / "test" / "ILSVRC2012_test_00000001.JPEG")
+    assert not images(image_folders).has_test
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_names_of_the_validation_split(image_folders, name):
+    (image_folders / "val").rename(image_folders / name)
+    assert len(open_split(image_folders, "val")) == 4
+
+
+def test_transforms_give_normalised_tensors(image_folders):
+    data = images(image_folders, augment={"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 1.0}, crop_padding=2)
+    for transform in (data.train_transform(), data.eval_transform()):
+        x = transform(data.splits["train"][0][0])
+        assert x.shape == (3, 12, 12) and x.dtype == torch.float32
+    assert data.eval_transform()(data.splits["train"][0][0]).abs().max() <= 1
+
+
+def test_missing_root_says_what_to_give():
+    with pytest.raises(InputError, match=r"data\.root=FOLDER"):
+        ImageClassification(root=None, **SHAPE, **NORM).setup()
+    with pytest.raises(InputError, match=r"data\.root=nowhere is not a folder"):
+        images("nowhere")
+
+
+def test_folder_without_a_training_split(tmp_path):
+    with pytest.raises(InputError, match="no training data"):
+        images(tmp_path)
+
+
+def test_folder_without_classes(tmp_path):
+    (tmp_path / "train").mkdir()
+    make_image(0).save(tmp_path / "train" / "lonely.png")
+    with pytest.raises(InputError, match="holds no class folders"):
+        images(tmp_path)
+
+
+def test_class_folder_without_images(image_folders):
+    (image_folders / "train" / "empty").mkdir()
+    with pytest.raises(InputError, match="empty"):
+        images(image_folders)
+
+
+def test_another_number_of_classes(image_folders):
+    with pytest.raises(InputError, match=r"holds 2 classes, data\.num_classes=10; set data\.num_classes=2"):
+        images(image_folders, num_classes=10)
+
+
+def test_splits_of_other_classes(image_folders):
+    (image_folders / "val" / "cat").rename(image_folders / "val" / "cow")
+    with pytest.raises(InputError, match="differ in their classes"):
+        images(image_folders)
+
+
+@pytest.mark.parametrize("content, reason", [(b"", "is empty"), (b"not an image", "is not a readable image")])
+def test_a_broken_image_is_named(image_folders, content, reason):
+    broken = image_folders / "train" / "cat" / "0.png"
+    broken.write_bytes(content)
+    with pytest.raises(InputError, match=f"{broken} {reason}"):
+        images(image_folders).splits["train"][0]
+
+
+def test_a_truncated_image_is_named(image_folders):
+    broken = image_folders / "train" / "cat" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(InputError, match=str(broken)):
+        images(image_folders).splits["train"][0]
+
+
+def test_a_broken_image_in_parquet_is_named(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [encode(make_image(0)), b"junk"] * 10, [0, 1] * 10, ["a", "b"])
+    data = images(tmp_path)
+    with pytest.raises(InputError, match="row 1"):
+        open_split(tmp_path, "train")[1]
+    assert len(data.splits["train"]) == 18
+
+
+def test_a_broken_parquet_file_is_named(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 junk")
+    with pytest.raises(InputError, match=r"train\.parquet as parquet"):
+        images(tmp_path)
+
+
+def test_parquet_of_other_columns(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "train.parquet")
+    with pytest.raises(InputError, match="expected columns 'image' and 'label', found text"):
+        images(tmp_path)
+
+
+def test_an_unknown_interpolation_is_said(image_folders):
+    with pytest.raises(InputError, match="transforms cannot be built"):
+        images(image_folders, interpolation="foo")
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_evaluation_counts_every_sample_once(world):
+    data, seen = digits(eval_batch_size=7), []
+    for rank in range(world):
+        data.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+        seen += [image for images, _ in data.val_dataloader() for image in images]
+    expected = torch.stack([data.eval_transform()(image) for image, _ in data.splits["val"]])
+    assert len(seen) == 270 and torch.equal(
+        torch.stack(seen).sum(0).round(decimals=2), expected.sum(0).round(decimals=2)
+    )

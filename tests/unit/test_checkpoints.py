@@ -1,0 +1,163 @@
+import pickle
+import re
+import resource
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import checkpoint_filter_fn
+
+from neutreno.checkpoints import AtomicCheckpointIO, load_weights, read_checkpoint
+from neutreno.errors import InputError
+from neutreno.models.vit import VisionTransformer, vit
+
+SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: weights,
+        lambda weights: {"model": weights, "epoch": 3},  # DeiT's released files
+        lambda weights: {"state_dict": weights, "arch": "vit"},  # timm's training script
+        lambda weights: {"state_dict": {f"model.{k}": v for k, v in weights.items()}},  # ours
+    ],
+    ids=["bare", "deit", "timm", "lightning"],
+)
+def test_loads_a_file_of_every_known_layout(tmp_path, wrap):
+    source, model = VisionTransformer(**SMALL), VisionTransformer(**SMALL)
+    torch.save(wrap(source.state_dict()), tmp_path / "weights.pth")
+    load_weights(model, tmp_path / "weights.pth")
+    assert same(source, model)
+
+
+def test_loads_safetensors(tmp_path):
+    from safetensors.torch import save_file
+
+    source, model = VisionTransformer(**SMALL), VisionTransformer(**SMALL)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    load_weights(model, tmp_path / "weights.safetensors")
+    assert same(source, model)
+
+
+def test_loads_a_run_folder(tmp_path):
+    source, model = VisionTransformer(**SMALL), VisionTransformer(**SMALL)
+    (tmp_path / "checkpoints").mkdir()
+    weights = {f"model.{k}": v for k, v in source.state_dict().items()}
+    torch.save({"state_dict": weights | {"ema.module.head.bias": torch.zeros(5)}}, tmp_path / "checkpoints/last.ckpt")
+    load_weights(model, tmp_path)
+    assert same(source, model)
+
+
+def test_released_names_fit_strictly():
+    weights = timm.create_model("deit_tiny_patch16_224").state_dict()
+    vit("tiny").load_state_dict(weights, strict=True)
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    torch.save(VisionTransformer(**SMALL, mlp_ratio=2.0).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(
+        InputError, match=r"blocks\.0\.mlp\.fc1\.weight \(48, 24\) ≠ \(96, 24\), blocks\.0\.mlp\.fc1\.bias"
+    ):
+        load_weights(VisionTransformer(**SMALL), tmp_path / "weights.pth")
+
+
+def test_missing_and_unexpected_parameters_are_named_and_nothing_is_loaded(tmp_path):
+    source, model = VisionTransformer(**SMALL), VisionTransformer(**SMALL)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    weights = source.state_dict()
+    weights["stranger"] = weights.pop("norm.bias")
+    torch.save(weights, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"missing: norm\.bias; unexpected: stranger"):
+        load_weights(model, tmp_path / "weights.pth")
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+class Evil:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (self.file, "w")
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path, save):
+    save({"model": Evil(str(tmp_path / "ran"))}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match=r"evil\.pth .*refused"):
+        load_weights(VisionTransformer(**SMALL), tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_file_that_is_no_checkpoint(tmp_path, name):
+    (tmp_path / name).write_bytes(b"hello")
+    with pytest.raises(InputError, match=name):
+        read_checkpoint(tmp_path / name)
+
+
+def test_a_source_that_is_nothing_known():
+    with pytest.raises(InputError, match="neither a run folder, nor a checkpoint file, nor the name of a timm model"):
+        load_weights(VisionTransformer(**SMALL), "no_such_thing")
+
+
+def test_no_space_left_keeps_the_previous_checkpoint_and_says_so(tmp_path):
+    """A limit on the size of files makes the operating system fail the write in the middle, as a full disk does."""
+    path = tmp_path / "last.ckpt"
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint({"step": torch.tensor(1)}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(InputError, match=r"could not write .*last\.ckpt.*before is intact"):
+            writer.save_checkpoint({"step": torch.tensor(2), "large": torch.zeros(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_checkpoint(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_write_that_is_killed_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint({"step": torch.tensor(1)}, path)
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        writer.save_checkpoint({"step": torch.tensor(2)}, path)
+    assert read_checkpoint(path)["step"] == 1
+
+
+def test_weights_of_another_resolution_and_patch_size_are_resampled_as_timm_does(tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=5)  # 4 x 4 patches
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    for sizes in ({"img_size": 96}, {"img_size": 48, "patch_size": 8}):
+        model = vit("tiny", **sizes, num_classes=5, weights=str(tmp_path / "weights.pth"))
+        expected = timm.create_model("vit_tiny_patch16_224", **sizes, num_classes=5)
+        expected.load_state_dict(checkpoint_filter_fn(source.state_dict(), expected))
+        for name, value in expected.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[name], value, msg=name)
+
+
+@pytest.mark.parametrize(
+    "file, model, words",
+    [
+        ({"embed_dim": 48}, {}, "model.size (or model.embed_dim) chooses the width"),
+        ({"depth": 4}, {}, "model.size (or model.depth) chooses the number of blocks"),
+        ({"in_chans": 1}, {}, "data.in_chans chooses the channels"),
+        ({"mlp_ratio": 2.0}, {}, "model.mlp_ratio chooses the width of the MLP"),
+        ({"distilled": True}, {}, "model.distilled, model.reg_tokens and model.class_token choose the tokens"),
+        ({"reg_tokens": 3}, {}, "model.distilled, model.reg_tokens and model.class_token choose the tokens"),
+        ({"global_pool": "avg"}, {}, "model.global_pool chooses how tokens are pooled"),
+        ({"qkv_bias": False}, {}, "model.qkv_bias chooses whether there is a bias"),
+        ({"num_classes": 3}, {}, "model.new_head=true keeps the rest"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_weights_that_do_not_fit_name_the_option_that_chooses_the_models(tmp_path, file, model, words):
+    torch.save(VisionTransformer(**{**SMALL, **file}).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=re.escape(words)):
+        load_weights(VisionTransformer(**{**SMALL, **model}), tmp_path / "weights.pth")

@@ -55,24 +55,47 @@ def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> s
 @cache
 def import_everything() -> None:
     """What forks would each import again."""
-    import matplotlib.pyplot
-    import sklearn.datasets  # noqa: F401
-
     import neutreno
 
+    for library in ("matplotlib.pyplot", "sklearn.datasets"):
+        importlib.import_module(library)
     for module in pkgutil.walk_packages(neutreno.__path__, "neutreno."):
         if module.name != "neutreno.__main__":
             importlib.import_module(module.name)
 
 
-class Forked:
-    """The same without the imports: a fork of the test process runs the script as ``__main__``."""
+def measure_briefly() -> None:
+    """How long a step or a forward pass takes is not what the tests are about."""
+    from torch.utils.benchmark import Timer
 
-    def __init__(self, script: str, *arguments: str, cwd: Path, setup: Callable[[], None] = lambda: None) -> None:
+    import neutreno.preflight
+
+    neutreno.preflight.MEASURED_S = 0.5
+    measure = Timer.blocked_autorange
+    Timer.blocked_autorange = lambda timer, min_run_time: measure(timer, min_run_time=min(min_run_time, 0.1))
+
+
+class Forked:
+    """The same without the imports: a fork of the test process runs the script as ``__main__``.
+
+    Args:
+        setup: called in the fork before the script. log: file that takes what it prints; else see :meth:`wait`.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        *arguments: str,
+        cwd: Path,
+        setup: Callable[[], None] = lambda: None,
+        log: Path | None = None,
+    ) -> None:
         import torch
 
         import_everything()
-        self.args, self.out, self.err = [script, *arguments], tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+        self.args, self.returncode = [script, *arguments], None
+        self.out = tempfile.TemporaryFile("w+") if log is None else open(log, "a+")
+        self.err = tempfile.TemporaryFile("w+") if log is None else self.out
         self.pid = os.fork()
         if self.pid:
             return
@@ -83,7 +106,9 @@ class Forked:
             os.dup2(self.err.fileno(), 2)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
             torch.set_num_threads(1)
+            measure_briefly()
             sys.argv = [str(ROOT / script), *arguments]
+            sys.orig_argv = [sys.executable, *sys.argv]
             setup()
             runpy.run_path(sys.argv[0], run_name="__main__")
             code = 0
@@ -96,18 +121,34 @@ class Forked:
             sys.stderr.flush()
             os._exit(code)
 
-    @property
-    def running(self) -> bool:
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
 
     def wait(self) -> subprocess.CompletedProcess[str]:
-        _, status = os.waitpid(self.pid, 0)
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         texts = [(file.seek(0), file.read())[1] for file in (self.out, self.err)]
-        return subprocess.CompletedProcess(self.args, os.waitstatus_to_exitcode(status), *texts)
+        return subprocess.CompletedProcess(self.args, self.returncode, *texts)
 
 
 def run_forked(script: str, *arguments: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess[str]:
     return Forked(script, *arguments, cwd=cwd, **kwargs).wait()
+
+
+def runs_are_forks() -> None:
+    """A ``setup`` of a sweep: its runs are forks, too. That they are processes of their own, which end with the sweep,
+    is the claim of the test of a killed one."""
+    import neutreno.launchers
+
+    def execute(command: list[str], log: Path, environment: dict[str, str]) -> Forked:
+        words = command[command.index("train") + 1 :]
+        return Forked("train.py", *words, cwd=Path.cwd(), setup=lambda: os.environ.update(environment), log=log)
+
+    neutreno.launchers.execute = execute
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -150,9 +191,14 @@ def write_parquet(file: Path, images: list[bytes], labels: list[int], names: lis
 
 
 def run_ranks(
-    processes: int, *arguments: str, cwd: Path, slurm: bool = False, on_rank_zero: Callable[[], None] = lambda: None
+    processes: int,
+    *arguments: str,
+    cwd: Path,
+    script: str = "train.py",
+    slurm: bool = False,
+    on_rank_zero: Callable[[], None] = lambda: None,
 ) -> list[subprocess.CompletedProcess[str]]:
-    """``train.py`` on several processes as torchrun, or SLURM's srun, starts them; forked, so without their imports.
+    """``script`` on several processes as torchrun, or SLURM's srun, starts them; forked, so without their imports.
 
     ``on_rank_zero`` is called in rank 0 before it starts.
     """
@@ -177,7 +223,7 @@ def run_ranks(
             if rank == 0:
                 on_rank_zero()
 
-        return Forked("train.py", *arguments, cwd=cwd, setup=setup)
+        return Forked(script, *arguments, cwd=cwd, setup=setup)
 
     return [run.wait() for run in [start(rank) for rank in range(processes)]]
 

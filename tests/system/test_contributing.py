@@ -1,14 +1,13 @@
 """The snippets of CONTRIBUTING.md work, and CITATION.cff and .pre-commit-config.yaml fit the project."""
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from support import ROOT, TINY, run_forked
+from support import ROOT, TINY, run_forked, runs_are_forks
 
 from neutreno.config.composing import compose
 
@@ -29,7 +28,7 @@ def home(tmp_path_factory) -> Path:
 def call(script: str, *arguments: str, home: Path, cwd: Path):
     def prepare() -> None:
         sys.path.insert(0, str(home))
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
+        runs_are_forks()
 
     done = run_forked(script, *arguments, "--config-dir", str(home / "conf"), cwd=cwd, setup=prepare)
     assert done.returncode == 0, done.stderr + done.stdout

@@ -12,7 +12,7 @@ import sys
 import textwrap
 
 import pytest
-from support import ROOT, assert_one_line_error, run_forked, run_script
+from support import ROOT, assert_one_line_error, run_forked, runs_are_forks
 from support.same_run import assert_same_run, dies_after
 
 from neutreno.reports.layers import curve
@@ -297,6 +297,7 @@ def swept(package, tmp_path_factory):
         *("norm=none,centre", "seed=0,1", "launcher.max_parallel=2"),
         package=package,
         cwd=cwd,
+        setup=runs_are_forks,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     return cwd / "outputs"
@@ -470,7 +471,7 @@ def test_its_own_bug_ends_in_its_traceback(where, package, tmp_path):
 
 def test_the_folder_of_configs_has_to_be_there(package, tmp_path):
     assert_one_line_error(call("train.py", "--config-dir", "no", package=package, cwd=tmp_path), "--config-dir no")
-    done = run_script("train.py", *TRAIN, cwd=tmp_path)
+    done = run_forked("train.py", *TRAIN, cwd=tmp_path)
     assert done.returncode == 2 and "no option model=setnet" in done.stderr and "no option data=sets" in done.stderr
 
 

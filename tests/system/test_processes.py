@@ -3,7 +3,7 @@
 import csv
 import json
 
-from support import TINY, run_forked, run_script
+from support import TINY, run_forked, run_script, runs_are_forks
 from support.rounding import assert_same_run
 
 
@@ -21,7 +21,9 @@ def test_two_processes_train_validate_and_write_one_run_folder(tmp_path):
 
 
 def test_a_failing_run_does_not_end_the_sweep(tmp_path):
-    done = run_script("train.py", "-m", "attention.lam=-1,0.2", *TINY, "trainer.max_epochs=1", cwd=tmp_path)
+    done = run_forked(
+        "train.py", "-m", "attention.lam=-1,0.2", *TINY, "trainer.max_epochs=1", cwd=tmp_path, setup=runs_are_forks
+    )
     assert done.returncode == 2 and "attention.lam=-1" in done.stderr and "Traceback" not in done.stderr
     runs = [p.name for p in (tmp_path / "outputs").iterdir() if p.name != ".sweeps"]
     assert len(runs) == 1 and "lam0.2" in runs[0]

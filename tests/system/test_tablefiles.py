@@ -1,7 +1,7 @@
 """A table is one file: its rows are lines, its runs are found again, and what is wrong with it is said in a line."""
 
 import pytest
-from support import TINY, assert_one_line_error, make_run, run_forked, run_script
+from support import TINY, assert_one_line_error, make_run, run_forked, runs_are_forks
 from support.tables import TWO_ROWS, rows_in, run_of, write
 
 from neutreno.errors import InputError
@@ -11,13 +11,13 @@ from neutreno.tablefiles import read_table
 def test_a_row_is_a_line_and_one_that_is_added_is_all_that_runs(tmp_path):
     file = write(tmp_path, TWO_ROWS)
     command = ["scripts/reproduce.py", "mine", "--config-dir", "conf", "--seeds", "1", *TINY, "trainer.max_epochs=1"]
-    done = run_script(*command, cwd=tmp_path)
+    done = run_forked(*command, cwd=tmp_path, setup=runs_are_forks)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "Mine against theirs\n" in done.stdout and done.stdout.count("| theirs") == 1
     assert [row for row, _ in rows_in(done.stdout)] == ["theirs *", "mine + λ̃=0.2 *"]
     assert "theirs departs: " in done.stdout and "trainer.max_epochs=1 (row: 20)" in done.stdout
     file.write_text(f"{TWO_ROWS}  third: model=deit attention=xsa\n")
-    again = run_script(*command, cwd=tmp_path)
+    again = run_forked(*command, cwd=tmp_path, setup=runs_are_forks)
     assert again.returncode == 0, again.stderr
     skipped = [line for line in again.stdout.splitlines() if line.startswith("skipped ")]
     assert len(skipped) == 2 and all(line.endswith(": finished") for line in skipped)

@@ -463,7 +463,7 @@ def test_a_broken_checkpoint_is_said_in_a_line_on_resume(finished, tmp_path):
 
 def test_two_processes_cannot_write_one_run(tmp_path):
     first = Forked("train.py", *TINY, "trainer.max_epochs=300", "name=x", cwd=tmp_path)
-    while not (tmp_path / "outputs/x/config.yaml").exists() and first.running:
+    while not (tmp_path / "outputs/x/config.yaml").exists() and first.poll() is None:
         time.sleep(0.02)
     second = run_forked("train.py", *TINY, "trainer.max_epochs=300", "name=x", "resume=true", cwd=tmp_path)
     os.kill(first.pid, signal.SIGKILL)
@@ -552,7 +552,7 @@ def test_ctrl_c_is_recorded(tmp_path):
 
     run = Forked("train.py", *TINY, "trainer.max_epochs=300", "name=x", cwd=tmp_path, setup=listen)
     checkpoint = tmp_path / "outputs/x/checkpoints/last.ckpt"
-    while not checkpoint.exists() and run.running:
+    while not checkpoint.exists() and run.poll() is None:
         time.sleep(0.05)
     os.kill(run.pid, signal.SIGINT)
     done = run.wait()

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 from support import ROOT, run_script
@@ -26,16 +25,10 @@ def test_an_unknown_command_is_one_line():
 
 
 @pytest.mark.parametrize("words", [["train.py"], ["-m", "neutreno", "train"], ["evaluate.py"], ["-m", "neutreno"]])
-def test_help_takes_no_second_and_no_torch(words, tmp_path):
-    """A second on an idle machine (0.4 s); thrice that is allowed, for a busy one."""
+def test_help_imports_nothing_that_takes_seconds(words):
     command = [sys.executable, "-X", "importtime", *words, "--help"]
-    spent = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        spent.append(time.perf_counter() - start)
-    print(f"{' '.join(words)} --help: {min(spent):.2f} s")
-    assert done.returncode == 0 and min(spent) < 3
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "hydra" in imported or words[-1] == "neutreno"
     assert not {"torch", "timm", "lightning", "pandas", "pydantic", "matplotlib"} & imported

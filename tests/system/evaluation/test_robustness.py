@@ -3,7 +3,7 @@ import os
 
 import pytest
 import torch
-from support import assert_one_line_error, encode, make_image, run_forked, run_script
+from support import assert_one_line_error, encode, make_image, run_forked, run_ranks
 from support.corruptions import link_corruptions, write
 
 from neutreno.evaluation.robustness import (
@@ -65,8 +65,9 @@ def test_two_processes_count_no_image_twice(imagenet, tmp_path):
     arguments = evaluation(imagenet, f"evaluator.robustness.imagenet_r={tmp_path / 'imagenet_r'}")
     arguments += ["trainer.accelerator=cpu", "evaluators=[metrics,robustness]"]
     assert run_forked("evaluate.py", *arguments, "name=one", cwd=tmp_path).returncode == 0
-    done = run_script("evaluate.py", *arguments, "name=two", "trainer.devices=2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    two = ["name=two", "trainer.devices=2"]
+    for done in run_ranks(2, *arguments, *two, script="evaluate.py", cwd=tmp_path):
+        assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / f"outputs/evaluations/{n}/evaluation.json").read_text()) for n in ("one", "two"))
     first, second = (found["records"]["robustness"]["imagenet_r"] for found in (one, two))
     assert first["images"] == 201

@@ -6,6 +6,7 @@ import csv
 import importlib
 import io
 import json
+import logging
 import os
 import pkgutil
 import runpy
@@ -57,7 +58,8 @@ def import_everything() -> None:
     """What forks would each import again."""
     import neutreno
 
-    for library in ("matplotlib.pyplot", "sklearn.datasets"):
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of a compiler without a GPU
+    for library in ("matplotlib.pyplot", "sklearn.datasets", "torch.utils.benchmark"):
         importlib.import_module(library)
     for module in pkgutil.walk_packages(neutreno.__path__, "neutreno."):
         if module.name != "neutreno.__main__":

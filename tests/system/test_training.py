@@ -77,7 +77,10 @@ def test_every_row_of_every_table_trains_two_steps(row, tmp_path, request):
         arguments = ["trainer.max_steps=2", "data.val_every_n_steps=2", "model.depth=1", "name=x"]
     elif name == "lab":
         arguments += ["model.depth=2", "model.embed_dim=16", "model.num_heads=2", "trainer.limit_val_batches=1"]
-    elif name != "small":
+    elif name == "small":
+        arguments += ["model.depth=1", "trainer.limit_val_batches=1"]
+        arguments += ["model.decoder_depth=1", "data.batch_size=4"] if "scenes" in label else []
+    else:
         small = ["batch_size=2", "num_classes=4"] if segments else ["batch_size=8", "num_classes=100"]
         folder = request.getfixturevalue("street_folders" if segments else "proxy_images")
         arguments += [*(f"data.{s}" for s in [*small, "img_size=32", "num_workers=0"]), f"data.root={folder}"]

@@ -34,6 +34,10 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
     if {"--help", "-h"} & set(words):
         print(help_text(name, typed, config_dirs))
         return
+    if typed == words and not any(word.startswith("hydra") for word in words):  # Hydra's own main composes twice
+        composed = _compose(words, name, config_dirs)
+        check_settings(composed, name)  # before anything imports torch
+        return job(composed, False)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole
     given = sys.argv
     failed: list[BaseException] = []
@@ -62,12 +66,16 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
         raise failed[0]
 
 
-def help_text(name: str, words: Sequence[str], config_dirs: Sequence[str]) -> str:
-    """Commands, groups with their options, and the config that ``words`` compose; Hydra's own takes twice as long."""
+def _compose(words: Sequence[str], name: str, config_dirs: Sequence[str]) -> Composed:
     try:
-        composed = compose(words, name, config_dirs)
+        return compose(words, name, config_dirs)
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(error, words, name, config_dirs) from error
+
+
+def help_text(name: str, words: Sequence[str], config_dirs: Sequence[str]) -> str:
+    """Commands, groups with their options, and the config that ``words`` compose; Hydra's own takes twice as long."""
+    composed = _compose(words, name, config_dirs)
     text = OmegaConf.load(CONFIGS / "hydra" / "help" / f"{name}.yaml")
     folders = {p.name for folder in (*config_dirs, CONFIGS) for p in Path(folder).iterdir() if p.is_dir()}
     groups = [f"{group}: {', '.join(options_in(group, config_dirs))}" for group in sorted(folders - {*NO_GROUPS})]

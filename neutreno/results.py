@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -72,15 +73,12 @@ def initial_weights(composed: Composed) -> dict[str, dict[str, Any]]:
 def summary(run: Path) -> str:
     """What a person wants to know at the end of a run."""
     result = read_result(run)
-    shown = [k for k in result["metrics"] if not k.endswith("/loss")]
     minutes, seconds = divmod(round(result["wall_clock_s"]), 60)
-    lines = [
-        f"\n{result['name']}: {result['steps']:,} steps in {minutes}:{seconds:02d}",
-        "  " + "   ".join(f"{k} {result['metrics'][k]:.2f}" for k in shown),
-    ]
+    shown = [f"{name} {value:.2f}" for name, value in result["metrics"].items() if not name.endswith("/loss")]
+    lines = [f"\n{result['name']}: {result['steps']:,} steps in {minutes}:{seconds:02d}", "  " + "   ".join(shown)]
     for when, label in (("initial", "at initialisation"), ("last", "trained")):
         if similarity := curve(result["oversmoothing"], when):
-            first, *_, last = similarity[1:] if len(similarity) > 2 else similarity * 2
+            first, last = similarity[min(1, len(similarity) - 1)], similarity[-1]
             found = f"{first:.3f} after the first block, {last:.3f} after the last"
             lines.append(f"  similarity of tokens {label}: {found}")
     if corrupt := result.get("corrupt_images"):
@@ -96,12 +94,10 @@ def environment() -> dict[str, Any]:
     hardware = {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "platform": platform.platform()}
     if torch.cuda.is_available():
         hardware["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version(), **dict.fromkeys(PACKAGES)}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     return {"git_commit": _git_commit(), "versions": versions, "hardware": hardware}
 
 
@@ -114,11 +110,10 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    def git(*words: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
+    """Of the folder that this package is imported from, with ``-dirty`` where a tracked file differs."""
+    words = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # no git
         return None
+    return done.stdout.strip() or None

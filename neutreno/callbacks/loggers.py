@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger
 
@@ -44,13 +43,11 @@ def _report_to_wandb(logger: Logger, metrics: dict[str, float], rows: list[dict]
     run = logger.experiment
     content: dict[str, Any] = {} if figure is None else {"oversmoothing/figure": wandb.Image(str(figure))}
     for stack, subset in dict.fromkeys((row["stack"], row["subset"]) for row in rows):
-        trained = {"trained": curve(rows, "last", subset, stack=stack)}
-        before = {"at initialisation": curve(rows, "initial", subset, stack=stack)}
-        known = before | trained if before["at initialisation"] != trained["trained"] else trained
+        trained, initial = (curve(rows, when, subset, stack=stack) for when in ("last", "initial"))
+        known = {"at initialisation": initial, "trained": trained} if initial != trained else {"trained": trained}
         title = f"Similarity of tokens by layer: {' '.join(filter(None, [part_of(stack), said_of(subset)]))}"
-        series = wandb.plot.line_series(
-            list(range(len(trained["trained"]))), list(known.values()), list(known), title=title, xname="layer"
-        )
+        layers = list(range(len(trained)))
+        series = wandb.plot.line_series(layers, list(known.values()), list(known), title=title, xname="layer")
         content[f"oversmoothing/per_layer/{'_'.join(filter(None, [part_of(stack), subset]))}"] = series
     if content:
         run.log(content)
@@ -59,19 +56,25 @@ def _report_to_wandb(logger: Logger, metrics: dict[str, float], rows: list[dict]
 
 
 def _report_to_tensorboard(logger: Logger, metrics: dict[str, float], rows: list[dict], figure: Path | None) -> None:
-    import numpy as np
-    from PIL import Image
+    from matplotlib.image import imread
 
     writer = logger.experiment
     if figure is not None:
-        pixels = np.asarray(Image.open(figure).convert("RGB"))
-        writer.add_image("oversmoothing/figure", pixels, dataformats="HWC")
+        writer.add_image("oversmoothing/figure", imread(figure)[..., :3], dataformats="HWC")
     for name, value in metrics.items():
         writer.add_scalar(f"result/{name}", value)
     writer.flush()
 
 
 _REPORTS = {"WandbLogger": _report_to_wandb, "TensorBoardLogger": _report_to_tensorboard}
+
+
+@contextmanager
+def _needing(package: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(f"logger={package} needs the package {package}: pip install {package}") from error
 
 
 @checked
@@ -88,7 +91,7 @@ def wandb_logger(
     log_model: bool | Literal["all"] = False,
 ) -> Logger:
     """Weights & Biases under ``folder``: online only if that is asked for and this machine is logged in."""
-    try:
+    with _needing("wandb"):
         from lightning.pytorch.loggers import WandbLogger
 
         if not offline and not _logged_in_to_wandb():
@@ -109,18 +112,13 @@ def wandb_logger(
             notes=notes,
             log_model=log_model,
         )
-    except ModuleNotFoundError as error:
-        raise InputError("logger=wandb needs the package wandb: pip install wandb") from error
 
 
 def _logged_in_to_wandb() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    from requests.utils import get_netrc_auth
+
+    site = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(site))
 
 
 @checked
@@ -130,11 +128,8 @@ def tensorboard_logger(
     job: Annotated[str, SUPPLIED] = "train",
 ) -> Logger:
     """TensorBoard event files in ``folder/tensorboard``."""
-    try:
+    version = "tensorboard" if job == "train" else f"tensorboard_{job}"
+    with _needing("tensorboard"):
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        return TensorBoardLogger(
-            folder, name="", version="tensorboard" if job == "train" else f"tensorboard_{job}", default_hp_metric=False
-        )
-    except ModuleNotFoundError as error:
-        raise InputError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from error
+        return TensorBoardLogger(folder, name="", version=version, default_hp_metric=False)

@@ -9,6 +9,7 @@ Needs only the run folder: its checkpoints hold the vocabulary.
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from neutreno.cli import add_trust, parser_of
 from neutreno.errors import InputError, check_number, report
@@ -23,7 +24,7 @@ def load(folder: str, which: str, trust: Sequence[str] = ()):
 
     run = RunFolder(folder)
     settings = run.config()
-    path = {"last": run.last_checkpoint, "best": run.best_checkpoint}[which]
+    path = run.best_checkpoint if which == "best" else run.last_checkpoint
     checkpoint = read_checkpoint(path)
     if not isinstance(words := checkpoint.get("vocabulary"), str):
         raise InputError(f"{path} holds no vocabulary: it is not that of a language model")
@@ -67,9 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--prompt", default="", help="text to continue; default: the beginning of a line")
     parser.add_argument("--tokens", type=int, default=100, help="tokens to write; default: %(default)s")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="0: always the most likely; default: %(default)s"
-    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: the most likely; default: %(default)s")
     parser.add_argument("--top-k", type=int, help="draw among the k most likely tokens only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last")
@@ -87,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown := sorted({word for word in words if word not in vocabulary.index}):
             print(f"the model does not know {', '.join(unknown)}", file=sys.stderr)
         prompt = [vocabulary.index.get(word, vocabulary.unk) for word in words]
-        line_begins = [vocabulary.index["<eos>"]]
-        following = sample(model, prompt or line_begins, window, arguments.temperature, arguments.top_k, arguments.seed)
-        print(vocabulary.decode([*prompt, *(next(following) for _ in range(arguments.tokens))]))
+        start = prompt or [vocabulary.index["<eos>"]]  # a line begins
+        following = sample(model, start, window, arguments.temperature, arguments.top_k, arguments.seed)
+        print(vocabulary.decode([*prompt, *islice(following, arguments.tokens)]))
     except Exception as error:
         return report(error)
     return 0

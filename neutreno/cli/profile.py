@@ -13,12 +13,12 @@ Without data, random pixels or token ids are used. Each line of a text is a samp
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from neutreno.cli import add_trust, parser_of
 from neutreno.errors import InputError, check_number, report
-from neutreno.reports.layers import ALL, said_of
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -40,19 +40,20 @@ def open_timm(name: str, arguments: argparse.Namespace):
     except RuntimeError as error:  # a tag that the model does not have
         raise InputError(f"timm:{name}: {error}") from error
     config = resolve_data_config(model=model)
-    if arguments.data is None:
-        batch = torch.randn(arguments.samples, *config["input_size"])
-        return model, batch, f"{len(batch)} images of random pixels, drawn here"
-    batch = torch.stack([create_transform(**config)(image) for image in images(arguments)])
-    return model, batch, f"{len(batch)} images of {arguments.data}"
+    transform = create_transform(**config)
+    return model, *pixels(arguments, config["input_size"], lambda found: torch.stack([transform(i) for i in found]))
 
 
-def images(arguments: argparse.Namespace) -> list:
-    """Images of a folder and the folders within it, spread evenly over their names."""
+def pixels(arguments: argparse.Namespace, size: Sequence[int], transform: Callable[[list], Any]):
+    """(N, C, H, W) and what they are: images of a folder and the folders within it, spread evenly over their names, as
+    ``transform`` makes them, or random pixels of a size."""
     import numpy as np
+    import torch
 
     from neutreno.data.images import decode
 
+    if arguments.data is None:
+        return torch.randn(arguments.samples, *size), f"{arguments.samples} images of random pixels, drawn here"
     folder = Path(arguments.data)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of images")
@@ -60,7 +61,8 @@ def images(arguments: argparse.Namespace) -> list:
     if not files:
         raise InputError(f"{folder} holds no images ({', '.join(sorted(ENDINGS))})")
     chosen = np.linspace(0, len(files) - 1, min(arguments.samples, len(files))).round().astype(int)
-    return [decode(files[i], files[i], "RGB") for i in chosen]
+    images = [decode(files[i], files[i], "RGB") for i in chosen]
+    return transform(images), f"{len(images)} images of {folder}"
 
 
 def open_hugging_face(name: str, arguments: argparse.Namespace):
@@ -81,61 +83,58 @@ def open_hugging_face(name: str, arguments: argparse.Namespace):
             hint = " or, if its configuration is available, --random-weights" if kind == "AutoModel" else ""
             raise InputError(f"hf:{name}: no {kind} of it ({said[:200]}); give a local folder{hint}") from error
 
-    if arguments.random_weights:
-        model = transformers.AutoModel.from_config(fetched("AutoConfig"))
-    else:
-        model = fetched("AutoModel")
+    random = arguments.random_weights
+    model = transformers.AutoModel.from_config(fetched("AutoConfig")) if random else fetched("AutoModel")
     if model.main_input_name == "pixel_values":
-        batch, what = pixels(model, fetched, arguments)
+        side = getattr(model.config, "image_size", 224)
+        sides = side if isinstance(side, list | tuple) else [side, side]
+        size = [getattr(model.config, "num_channels", 3), *sides]
+
+        def processed(images: list):
+            return fetched("AutoImageProcessor")(images, return_tensors="pt")["pixel_values"]
+
+        batch = {}
+        batch["pixel_values"], what = pixels(arguments, size, processed)
     elif model.main_input_name == "input_ids":
-        batch, what = token_ids(model, fetched, arguments)
+        batch, what = token_ids(model.config, fetched, arguments)
     else:
         raise InputError(f"hf:{name} takes {model.main_input_name}; this command takes images or text only")
-    size = 16
-    batches = [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, len(next(iter(batch.values()))), size)]
-    return model, batches, what
+    parts = zip(*(value.split(16) for value in batch.values()), strict=True)
+    return model, [dict(zip(batch, part, strict=True)) for part in parts], what
 
 
-def pixels(model, fetched, arguments: argparse.Namespace):
+def token_ids(config, fetched: Callable[[str], Any], arguments: argparse.Namespace):
+    """Inputs of a model of text by name, and what they are."""
     import torch
 
+    text = config.get_text_config()
+    most = min(arguments.tokens, getattr(text, "max_position_embeddings", None) or arguments.tokens)
     if arguments.data is None:
-        side = getattr(model.config, "image_size", 224)
-        sides = list(side) if isinstance(side, list | tuple) else [side, side]
-        batch = torch.randn(arguments.samples, getattr(model.config, "num_channels", 3), *sides)
-        return {"pixel_values": batch}, f"{len(batch)} images of random pixels, drawn here"
-    found = images(arguments)
-    batch = fetched("AutoImageProcessor")(found, return_tensors="pt")
-    return {"pixel_values": batch["pixel_values"]}, f"{len(found)} images of {arguments.data}"
-
-
-def token_ids(model, fetched, arguments: argparse.Namespace):
-    import torch
-
-    config = model.config.get_text_config()
-    most = min(arguments.tokens, getattr(config, "max_position_embeddings", None) or arguments.tokens)
-    if arguments.data is None:
-        ids = torch.randint(config.vocab_size, (arguments.samples, most))
-        batch, what = {"input_ids": ids}, f"{len(ids)} sequences of {most} random token ids, drawn here"
+        batch = {"input_ids": torch.randint(text.vocab_size, (arguments.samples, most))}
+        what = f"{arguments.samples} sequences of {most} random token ids, drawn here"
     else:
-        try:
-            text = Path(arguments.data).read_text()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{arguments.data} is not UTF-8 text") from error
-        except OSError as error:
-            raise InputError(f"{arguments.data}: {error.strerror}") from error
-        lines = [line.strip() for line in text.splitlines() if line.strip()][: arguments.samples]
-        if not lines:
-            raise InputError(f"{arguments.data} holds no text")
+        lines = lines_of(arguments.data)[: arguments.samples]
         tokenizer = fetched("AutoTokenizer")
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
         encoded = tokenizer(lines, padding=True, truncation=True, max_length=most, return_tensors="pt")
         batch = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         what = f"{len(lines)} lines of {arguments.data}, {batch['attention_mask'].sum():,} tokens"
-    if model.config.is_encoder_decoder:
+    if config.is_encoder_decoder:
         batch |= {f"decoder_{name}": value for name, value in batch.items()}
         what += ", the same for the decoder"
     return batch, what
+
+
+def lines_of(file: str) -> list[str]:
+    try:
+        lines = [line.strip() for line in Path(file).read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text") from error
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from error
+    if not lines:
+        raise InputError(f"{file} holds no text")
+    return lines
 
 
 def open_run_folder(folder: str, arguments: argparse.Namespace):
@@ -150,12 +149,12 @@ def open_run_folder(folder: str, arguments: argparse.Namespace):
     return model, samples, f"{len(samples[0])} of its validation samples"
 
 
-def number(name: str, text: str, least: float, integer: bool = False) -> float:
+def number(name: str, text: str, least: float, kind: type = int) -> float:
     try:
-        value = int(text) if integer else float(text)
+        value = kind(text)
     except ValueError:
         value = text
-    check_number(name, value, least, integer=integer)
+    check_number(name, value, least, integer=kind is int)
     return value
 
 
@@ -167,9 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--metrics", default="cosine,residual,effective_rank", metavar="NAME,…")
     parser.add_argument("--layers", metavar="PATTERN,…", help="names of the layers, e.g. 'encoder.layer.*'")
     parser.add_argument("--samples", default="64", help="default: %(default)s")
-    parser.add_argument(
-        "--tokens", default="128", help="maximum number of tokens per line of text; default: %(default)s"
-    )
+    parser.add_argument("--tokens", default="128", help="at most, of a line of text; default: %(default)s")
     parser.add_argument("--random-weights", action="store_true", help="do not load pretrained weights")
     parser.add_argument("--seed", default="0", help="of random weights and inputs; default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
@@ -177,10 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_trust(parser)
     arguments = parser.parse_args(arguments)
     try:
-        arguments.samples = number("--samples", arguments.samples, 1, integer=True)
-        arguments.tokens = number("--tokens", arguments.tokens, 2, integer=True)
-        seed = number("--seed", arguments.seed, 0, integer=True)
-        lam = None if arguments.lam is None else number("--lam", arguments.lam, 0)
+        for name, least in (("samples", 1), ("tokens", 2), ("seed", 0)):
+            setattr(arguments, name, number(f"--{name}", getattr(arguments, name), least))
+        lam = None if arguments.lam is None else number("--lam", arguments.lam, 0, float)
         layers = arguments.layers.split(",") if arguments.layers else None
         if arguments.data is not None and not Path(arguments.data).exists():
             raise InputError(f"{arguments.data}: no such file or folder")
@@ -196,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         metrics = arguments.metrics.split(",")
         named_metrics(metrics, "--metrics")
-        torch.manual_seed(seed)
+        torch.manual_seed(arguments.seed)
         library, _, name = arguments.model.partition(":")
         load = {"timm": open_timm, "hf": open_hugging_face}.get(library) if name else None
         model, batches, what = load(name, arguments) if load else open_run_folder(arguments.model, arguments)
@@ -213,24 +209,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with replacing(Path(f"{arguments.output}.csv")) as file:
             table.to_csv(file, index=False)
         plot_profile(table, f"{arguments.output}.png", title)
-        print(f"{title}\n")
-        print(markdown(table))
-        print(f"\n{arguments.output}.csv, {arguments.output}.png")
+        print(f"{title}\n\n{markdown(table)}\n\n{arguments.output}.csv, {arguments.output}.png")
     except Exception as error:
         return report(error)
     return 0
 
 
 def markdown(table) -> str:
-    """A row per layer, a column per metric, token subset and λ̃: mean ± standard deviation over samples."""
-    spread = ["" if s is None or s != s else f" ± {s:.2g}" for s in table["sd"]]
-    shown = table.assign(value=[f"{m:.4g}{s}" for m, s in zip(table["mean"], spread, strict=True)])
-    shown["metric"] += ["" if subset == ALL else f", {said_of(subset)}" for subset in table["subset"]]
+    """A row per layer, a column per metric, λ̃ and token subset: mean ± standard deviation over samples."""
+    from neutreno.reports.layers import title_of, wide
+
     if "lam" in table:
-        shown["metric"] += [", as it is" if lam == 0 else f", λ̃ = {lam:g}" for lam in table["lam"]]
-    columns = list(dict.fromkeys(shown["metric"]))
-    wide = shown.pivot_table(index=["stack", "layer"], columns="metric", values="value", aggfunc="first", sort=False)
-    return wide.reset_index()[["stack", "layer", *columns]].to_markdown(index=False, disable_numparse=True)
+        lams = [", as it is" if lam == 0 else f", λ̃ = {lam:g}" for lam in table["lam"]]
+        table = table.assign(metric=table["metric"].map(title_of) + lams)
+    return wide(table, ["stack", "layer"]).to_markdown(index=False, disable_numparse=True)
 
 
 if __name__ == "__main__":

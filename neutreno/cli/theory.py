@@ -53,9 +53,8 @@ def trained_runs(arguments: list[str], output: str, trust: Sequence[str]) -> Non
     rows = []
     for folder in [a for a in arguments if a not in overrides]:
         model, data, settings = open_run(folder, overrides, trust)
-        samples = settings["probe"]["num_samples"]
-        check_number("probe.num_samples", samples, 1, integer=True)
-        rows += measure_energies(model, data.probe_samples(samples), run=Path(folder).resolve().name)
+        samples = data.probe_samples(settings["probe"]["num_samples"])
+        rows += measure_energies(model, samples, run=Path(folder).resolve().name)
     if not rows:
         raise InputError(f"{' '.join(overrides)} goes with a run folder: neutreno theory RUN {overrides[0]}")
     print(layers_table(pd.DataFrame(rows)))
@@ -74,9 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {name: value for name in DEFAULTS if (value := getattr(arguments, name)) is not None}
     try:
         if arguments.runs and given:
-            raise InputError(
-                f"--{next(iter(given))} is of the descent of random tokens; leave it out beside a run folder"
-            )
+            raise InputError(f"--{min(given)} is of the descent of random tokens; leave it out beside a run folder")
         if arguments.runs:
             trained_runs(arguments.runs, arguments.output, arguments.trust)
         else:

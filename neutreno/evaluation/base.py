@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from lightning import Trainer
 
 from neutreno.config.building import build, locate
 from neutreno.config.composing import Composed
-from neutreno.config.gate import part_problems
 from neutreno.config.words import close, key_of
 from neutreno.data.base import SplitData
 from neutreno.errors import InputError
@@ -101,47 +100,26 @@ def choose(composed: Composed, task: type[Task]) -> tuple[dict[str, Evaluator], 
     Raises:
         InputError: no such evaluator, options of one that would not run, or options that it does not take.
     """
+    own = {entry.rpartition(".")[2]: entry for entry in task.evaluators}
     sections = dict(composed.settings["evaluator"])
-    own = {_name(entry): entry for entry in task.evaluators}
-    for name, path in own.items():
-        if "." in path:
-            sections[name] = {"_target_": path, **sections.get(name, {})}
-    given = composed.settings["evaluators"]
+    sections |= {name: {"_target_": path, **sections.get(name, {})} for name, path in own.items() if "." in path}
+    given, keys = composed.settings["evaluators"], [key_of(word).split(".") for word in composed.overrides]
+    typed = {key[1]: ".".join(key) for key in reversed(keys) if key[0] == "evaluator" and len(key) > 1}
     names = list(dict.fromkeys(own if given is None else given))
-    if problems := list(_choice_problems(composed, sections, names)):
-        raise InputError("\n".join(problems))
-    asked = {*(given or ()), *_typed(composed)}
-    return {name: build(sections[name]) for name in names}, asked
-
-
-def _name(entry: str) -> str:
-    return entry.rpartition(".")[2]
-
-
-def _typed(composed: Composed) -> dict[str, str]:
-    """Evaluators whose options were typed, each with the first key."""
-    keys = [key.split(".") for key in map(key_of, reversed(composed.overrides))]
-    return {key[1]: ".".join(key) for key in keys if key[0] == "evaluator" and len(key) > 1}
-
-
-def _choice_problems(composed: Composed, sections: dict[str, Any], names: list[str]) -> Iterator[str]:
+    problems = []
     for name in names:
         if name not in sections:
-            there = ", ".join(sections)
-            yield f"evaluators: no evaluator {name}{close(name, sections, '') or f'; available: {there}'}"
-            continue
-        if problems := part_problems(sections[name], f"evaluator.{name}"):
-            yield from problems
-            continue
-        target = locate(sections[name]["_target_"])
-        if not (inspect.isclass(target) and issubclass(target, Evaluator)):
-            yield f"evaluator.{name}._target_={sections[name]['_target_']} is no {Evaluator.__module__}.Evaluator"
-    for name, key in _typed(composed).items():
+            near = close(name, sections, "") or f"; available: {', '.join(sections)}"
+            problems.append(f"evaluators: no evaluator {name}{near}")
+        elif not (inspect.isclass(target := locate(sections[name]["_target_"])) and issubclass(target, Evaluator)):
+            problems.append(f"evaluator.{name}._target_={sections[name]['_target_']} is no {__name__}.Evaluator")
+    for name, key in typed.items():
         if name not in names:
-            yield (
-                f"{key}: {name} is not evaluated here, only {', '.join(names)}; leave it out, or select it: "
-                f"evaluators=[{','.join([*names, name])}]"
-            )
+            select = f"leave it out, or select it: evaluators=[{','.join([*names, name])}]"
+            problems.append(f"{key}: {name} is not evaluated here, only {', '.join(names)}; {select}")
+    if problems:
+        raise InputError("\n".join(problems))
+    return {name: build(sections[name]) for name in names}, {*(given or ()), *typed}
 
 
 def applying(evaluators: dict[str, Evaluator], asked: set[str], subject: Subject) -> dict[str, Evaluator]:
@@ -169,5 +147,4 @@ def run_all(evaluators: dict[str, Evaluator], subject: Subject) -> dict[str, Fin
     if not trainer.is_global_zero:
         return {}
     subject.task = trainer.precision_plugin.convert_module(subject.task.to(trainer.strategy.root_device))
-    found |= {name: evaluator.run(subject) for name, evaluator in evaluators.items() if evaluator.alone}
-    return {name: found[name] for name in evaluators}
+    return {name: found[name] if name in found else one.run(subject) for name, one in evaluators.items()}

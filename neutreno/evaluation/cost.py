@@ -56,23 +56,20 @@ def measure_cost(model: nn.Module, shape: tuple[int, int, int], batch_size: int 
         "parameters": sum(p.numel() for p in model.parameters()),
         "multiply_adds": multiply_adds(model, images[:1]),
         "image_size": list(shape),
+        "batch_size": batch_size,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "peak_cuda_memory_mib": None,
     }
     if images.is_cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    result |= {
-        "images_per_s": images_per_second(model, images, seconds),
-        "batch_size": batch_size,
-        "device": torch.cuda.get_device_name(device) if images.is_cuda else device.type,
-        "threads": None if images.is_cuda else torch.get_num_threads(),
-        "peak_cuda_memory_mib": torch.cuda.max_memory_allocated(device) / 2**20 if images.is_cuda else None,
-        "process_peak_rss_mib": _peak_rss() / 2**20,
-    }
-    return result
-
-
-def _peak_rss() -> int:
-    """Bytes; the operating systems do not agree on the unit."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    result["images_per_s"] = images_per_second(model, images, seconds)
+    if images.is_cuda:
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+        result |= {"device": torch.cuda.get_device_name(device), "threads": None, "peak_cuda_memory_mib": peak}
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes; the operating systems do not agree
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {**result, "process_peak_rss_mib": rss / 2**20}
 
 
 class Cost(Evaluator):
@@ -103,16 +100,13 @@ class Cost(Evaluator):
 def figures(cost: dict[str, Any]) -> list[tuple[str, str]]:
     size = " x ".join(map(str, cost["image_size"]))
     threads = "" if cost["threads"] is None else f", {cost['threads']} threads"
+    how = f"batch {cost['batch_size']}, {cost['precision']}, {cost['device']}{threads}"
+    memory, mib = "peak RSS of the process, data and libraries included", cost["process_peak_rss_mib"]
     if cost["peak_cuda_memory_mib"] is not None:
-        memory = "peak CUDA memory", f"{cost['peak_cuda_memory_mib']:,.0f} MiB"
-    else:
-        memory = "peak RSS of the process, data and libraries included", f"{cost['process_peak_rss_mib']:,.0f} MiB"
+        memory, mib = "peak CUDA memory", cost["peak_cuda_memory_mib"]
     return [
         ("parameters", f"{cost['parameters']:,}"),
         (f"multiply-adds per image, {size}", f"{cost['multiply_adds'] / 1e9:.3f} G"),
-        (
-            f"images/s, batch {cost['batch_size']}, {cost['precision']}, {cost['device']}{threads}",
-            f"{cost['images_per_s']:.1f}",
-        ),
-        memory,
+        (f"images/s, {how}", f"{cost['images_per_s']:.1f}"),
+        (memory, f"{mib:,.0f} MiB"),
     ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import Annotated
 
 from annotated_types import Ge, Le
@@ -14,16 +13,6 @@ from torch import nn
 from neutreno.config.options import checked
 from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
 from neutreno.evaluation.metrics import validate
-
-
-@contextmanager
-def cropping(data: LightningDataModule, crop_pct: float) -> Iterator[None]:
-    """Evaluation images are resized to img_size / ``crop_pct`` before their centre is cropped, meanwhile."""
-    before, data.crop_pct = data.crop_pct, crop_pct
-    try:
-        yield
-    finally:
-        data.crop_pct = before
 
 
 class Crops(Evaluator):
@@ -48,15 +37,13 @@ class Crops(Evaluator):
             raise NothingToMeasure("evaluator.crops: this data set has no data.crop_pct, or lies on the device")
         if self.crop_pcts is None and data.crop_pct == 1:  # CIFAR's small images are not cropped
             raise NothingToMeasure("evaluator.crops: data.crop_pct=1 crops nothing; say evaluator.crops.crop_pcts=[…]")
-        asked = self.crop_pcts
-        if asked is None:
-            net = getattr(model, "net", None)
-            asked = [0.9, *([resolve_model_data_config(net)["crop_pct"]] if hasattr(net, "pretrained_cfg") else [])]
+        net = getattr(model, "net", None)
+        own = [resolve_model_data_config(net)["crop_pct"]] if hasattr(net, "pretrained_cfg") else []
+        asked = [0.9, *own] if self.crop_pcts is None else self.crop_pcts
         if found := [crop_pct for crop_pct in dict.fromkeys(asked) if crop_pct != data.crop_pct]:
             return found
-        raise NothingToMeasure(
-            f"evaluator.crops.crop_pcts={asked} has no other crop than data.crop_pct={data.crop_pct}"
-        )
+        same = f"evaluator.crops.crop_pcts={asked} has no other crop than data.crop_pct={data.crop_pct}"
+        raise NothingToMeasure(same)
 
     def check(self, subject: Subject) -> None:
         self.further(subject.task.model, subject.data)
@@ -64,7 +51,8 @@ class Crops(Evaluator):
     def run(self, subject: Subject) -> Findings:
         metrics, crop_pcts = {}, self.further(subject.task.model, subject.data)
         for crop_pct in crop_pcts:
-            with cropping(subject.data, crop_pct):
-                found = validate(subject.trainer, subject.task, subject.data)
+            data = copy.copy(subject.data)
+            data.crop_pct = crop_pct
+            found = validate(subject.trainer, subject.task, data)
             metrics |= {name.replace("val/", f"val_crop{crop_pct:g}/"): value for name, value in found.items()}
         return Findings(metrics=metrics, record={"crop_pcts": crop_pcts})

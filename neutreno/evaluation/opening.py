@@ -23,16 +23,7 @@ from neutreno.config.words import close, key_of
 from neutreno.errors import InputError
 from neutreno.runs import RunFolder
 from neutreno.tasks.base import Task
-from neutreno.variants import (
-    axes_of,
-    check_trained,
-    describe,
-    joined,
-    model_words,
-    recorded_axes,
-    value_at,
-    words,
-)
+from neutreno.variants import axes_of, check_trained, describe, joined, model_words, recorded_axes, value_at, words
 
 ALLOWED = "other_variants=[{axes}] evaluates them anyway"
 OF_TRAINER = ("precision", "limit_val_batches")  # of a run's trainer, what its evaluation does alike
@@ -73,11 +64,11 @@ def _check_values(run: RunFolder, settings: dict[str, Any], trust: Sequence[str]
     for metric in settings["probe"].get("metrics") or []:
         if "." in str(metric):
             check_package(metric, trust)
-    judged = {("variants",): options_of(EvaluationSettings)["variants"]}
-    judged |= {("trainer", name): options_of(TrainerSettings)[name] for name in OF_TRAINER}
-    judged |= {("probe", name): option for name, option in options_of(Probe).items()}
+    judged = {"variants": options_of(EvaluationSettings)["variants"]}
+    judged |= {f"trainer.{name}": options_of(TrainerSettings)[name] for name in OF_TRAINER}
+    judged |= {f"probe.{name}": option for name, option in options_of(Probe).items()}
     for key, option in judged.items():
-        if problem := option.problem(value_at(settings, ".".join(key)), ".".join(key)):
+        if problem := option.problem(value_at(settings, key), key):
             raise InputError(f"{run.config_file}: {problem}; refused")
 
 
@@ -87,18 +78,15 @@ def _set_over(run: RunFolder, settings: dict[str, Any], key: str, config: DictCo
     Raises:
         InputError: the run has no such key, or it is not free to change.
     """
-    section, _, name = key.partition(".")
-    *path, last = name.split(".")
-    place = settings[section] if section in ("data", "probe", "task") and name else None
-    if place is not None:
-        for part in path:
-            place = place.get(part) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or (last not in place and not path):
-            raise InputError(f"no key {key} in {run.config_file}")
-    ours = section in OVER_A_RUN or section in EvaluationSettings.__annotations__
+    *path, last = key.split(".")
+    own = bool(path) and path[0] in ("data", "probe", "task")
+    place = value_at(settings, ".".join(path)) if own else None
+    if own and (not isinstance(place, dict) or (last not in place and len(path) == 1)):
+        raise InputError(f"no key {key} in {run.config_file}")
+    ours = key.partition(".")[0] in (*OVER_A_RUN, *EvaluationSettings.__annotations__)
     if not ours or mark_of(key, settings, "evaluate") not in (FREE, EXECUTION):
         raise InputError(f"{key}=… is settled by {run.path}, the run that is evaluated; leave it out")
-    if place is not None:
+    if own:
         place[last] = _plain(OmegaConf.select(config, key))
 
 
@@ -142,10 +130,11 @@ def model_settings(composed: Composed) -> Composed:
 def evaluation_name(composed: Composed) -> str:
     """A folder name for weights that come from no run: data, model, axes, weights."""
     described = describe(composed)
-    parts = [described["settings"]["data"], model_words(described, "_", joined), *words(described, "-", joined)]
     file = Path(composed.settings["model"]["weights"] or "pretrained")
     weights = file.parents[1].name if file.parent.name == "checkpoints" else file.name  # of a run: its name
-    parts.append(re.sub(r"\.(ckpt|pth|pt|bin|safetensors)$", "", weights))
+    weights = re.sub(r"\.(ckpt|pth|pt|bin|safetensors)$", "", weights)
+    model = [model_words(described, "_", joined), *words(described, "-", joined)]
+    parts = [described["settings"]["data"], *model, weights]
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
 
 
@@ -160,15 +149,14 @@ def run_of(path: str | Path) -> tuple[RunFolder, Path | None]:
         InputError: it is a file elsewhere.
     """
     file = Path(os.path.abspath(path))
-    if not file.is_dir():
-        run = RunFolder(file.parents[1]) if file.parent.name == "checkpoints" else None
-        if run is not None and run.config_file.is_file():
-            return run, file
-        if file.is_file():
-            raise InputError(
-                f"{path} is a file outside a run folder, which alone says what was trained; name the model and the "
-                f"data beside it: model=… model.weights={path} data=…"
-            )
+    run = RunFolder(file.parent.parent)
+    if file.parent.name == "checkpoints" and run.config_file.is_file() and not file.is_dir():
+        return run, file
+    if file.is_file():
+        raise InputError(
+            f"{path} is a file outside a run folder, which alone says what was trained; name the model and the "
+            f"data beside it: model=… model.weights={path} data=…"
+        )
     return RunFolder(path), None
 
 
@@ -178,9 +166,9 @@ def check_other_variants(names: Sequence[str], axes: dict[str, Any]) -> list[str
     Raises:
         InputError: one is none of the ``axes``.
     """
+    there = f"its axes are {', '.join(axes)}" if axes else "it has none"
     for name in names:
         if name not in axes:
-            there = f"its axes are {', '.join(axes)}" if axes else "it has none"
             raise InputError(f"other_variants: the model has no axis {name}{close(name, axes, '') or f'; {there}'}")
     return list(names)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pandas as pd
+
 from neutreno.errors import InputError
 from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
 from neutreno.oversmoothing.layers import find_layers
@@ -12,7 +14,7 @@ from neutreno.oversmoothing.measure import measure
 from neutreno.oversmoothing.metrics import probed
 from neutreno.reports.evaluation import Table
 from neutreno.reports.figures import plot_similarity
-from neutreno.reports.layers import ALL, LAYERS, part_of, said_of, stacks_of, title_of
+from neutreno.reports.layers import LAYERS, part_of, wide
 
 
 class PerLayer(Evaluator):
@@ -37,16 +39,8 @@ class PerLayer(Evaluator):
 
 def tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
     """A table per stack: a row per layer, a column per metric and token subset, mean ± sd over samples."""
-    stacks = stacks_of(rows)
-    for stack in stacks:
-        own = [row for row in rows if row["stack"] == stack]
-        columns = dict.fromkeys((row["metric"], row["subset"]) for row in own)
-        headers = [title_of(m) + ("" if subset == ALL else f", {said_of(subset)}") for m, subset in columns]
-        at = {(row["layer"], (row["metric"], row["subset"])): _mean(row) for row in own}
-        by_layer = [[str(n), *(at.get((n, c), "") for c in columns)] for n in sorted({row["layer"] for row in own})]
-        yield Table([LAYERS if len(stacks) == 1 else f"{part_of(stack)} {LAYERS}".strip(), *headers], by_layer)
-
-
-def _mean(row: dict[str, Any]) -> str:
-    shown = "–" if row["mean"] is None else f"{row['mean']:.4g}"
-    return shown + ("" if row["sd"] is None else f" ± {row['sd']:.2g}")
+    stacks = pd.DataFrame(rows).groupby("stack", sort=False)
+    for stack, own in stacks:
+        table = wide(own, ["layer"]).astype(str)
+        heading = LAYERS if len(stacks) == 1 else f"{part_of(stack)} {LAYERS}".strip()
+        yield Table([heading, *table.columns[1:]], table.values.tolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby, product
 from typing import Any, Literal
 
 import numpy as np
@@ -48,27 +49,15 @@ def score(
     device = next(model.parameters()).device
     tokens = len(ids) - 1 if limit is None else min(limit, len(ids) - 1)
     total, scored, count = 0.0, 0, 0
-    for batch in _batches(windows(tokens, window, stride), batch_size):
-        sequences = np.stack([ids[start : end + 1] for start, end, _ in batch]).astype(np.int64)
-        sequences, new = torch.from_numpy(sequences).to(device), batch[0][2]
-        nll = model(sequences[:, :-1], sequences[:, -new:])
-        total += nll.double().sum().item()
-        scored += nll.numel()
-        count += len(batch)
+    for (length, new), alike in groupby(windows(tokens, window, stride), lambda w: (w[1] - w[0], w[2])):
+        starts = np.array([start for start, *_ in alike])
+        for part in np.array_split(starts, range(batch_size, len(starts), batch_size)):
+            sequences = torch.from_numpy(ids[part[:, None] + np.arange(length + 1)].astype(np.int64)).to(device)
+            nll = model(sequences[:, :-1], sequences[:, -new:])
+            total += nll.double().sum().item()
+            scored += nll.numel()
+        count += len(starts)
     return {"ppl": math.exp(total / scored), "loss": total / scored, "tokens": scored, "windows": count}
-
-
-def _batches(found: Iterator[tuple[int, int, int]], batch_size: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Windows in batches of equal length and equally many tokens to score."""
-    batch: list[tuple[int, int, int]] = []
-    for start, end, new in found:
-        like = batch and (end - start, new) == (batch[0][1] - batch[0][0], batch[0][2])
-        if batch and (not like or len(batch) == batch_size):
-            yield batch
-            batch = []
-        batch.append((start, end, new))
-    if batch:
-        yield batch
 
 
 def strides_and_limits(sliding: Sequence[int | dict[str, int]], window: int) -> list[tuple[int, int | None]]:
@@ -88,22 +77,8 @@ def strides_and_limits(sliding: Sequence[int | dict[str, int]], window: int) -> 
     return list(dict.fromkeys(found))
 
 
-def perplexities(
-    model: nn.Module, texts: dict[str, np.ndarray], window: int, sliding: Sequence[int | dict], batch_size: int
-) -> list[dict[str, Any]]:
-    """:func:`score` of every text by every protocol, with ``metric``, ``split``, ``window`` and ``stride``."""
-    found = []
-    for split, ids in texts.items():
-        for stride, limit in strides_and_limits(sliding, window):
-            metric = f"{split}/ppl" + (f"_stride{stride}" if stride != window else "")
-            metric += "" if limit is None else f"_first{limit}"
-            scored = score(model, ids, window, stride, batch_size, limit)
-            found.append({"metric": metric, "split": split, "window": window, "stride": stride, **scored})
-    return found
-
-
 class Perplexity(Evaluator):
-    """:func:`perplexities` of the validation and the test text; metrics such as ``test/ppl_stride32``.
+    """:func:`score` of the validation and the test text by every protocol; metrics such as ``test/ppl_stride32``.
 
     Args:
         sliding: strides beside independent sequences, each a number or ``{stride: …, tokens: …}``; None: an eighth of
@@ -125,19 +100,18 @@ class Perplexity(Evaluator):
         strides_and_limits(self.strides(subject.data.sequence_length), subject.data.sequence_length)
 
     def run(self, subject: Subject) -> Findings:
-        data = subject.data
-        texts = {split: data.splits[split] for split in ("val", "test")}
+        data, found = subject.data, []
+        window = data.sequence_length
+        protocols = strides_and_limits(self.strides(window), window)
         with subject.trainer.precision_plugin.forward_context():
-            found = perplexities(
-                subject.task.model,
-                texts,
-                data.sequence_length,
-                self.strides(data.sequence_length),
-                data.eval_batch_size,
-            )
+            for split, (stride, limit) in product(("val", "test"), protocols):
+                metric = f"{split}/ppl" + (f"_stride{stride}" if stride != window else "")
+                metric += "" if limit is None else f"_first{limit}"
+                scored = score(subject.task.model, data.splits[split], window, stride, data.eval_batch_size, limit)
+                found.append({"metric": metric, "split": split, "window": window, "stride": stride, **scored})
         rows = [
             [r["split"], str(r["stride"]), f"{r['tokens']:,}", f"{r['windows']:,}", f"{r['ppl']:.3f}"] for r in found
         ]
-        first = f"perplexity, windows of {data.sequence_length} tokens"
+        first = f"perplexity, windows of {window} tokens"
         table = Table([first, "stride", "tokens scored", "windows", "perplexity"], rows)
         return Findings(metrics={r["metric"]: r["ppl"] for r in found}, tables=[table], record=found)

@@ -6,33 +6,31 @@ stands, is taken from timm.
 
 from __future__ import annotations
 
+import copy
 import os
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Trainer
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from neutreno.config.options import checked
 from neutreno.data.classification import ClassificationData
 from neutreno.data.images import FolderImages
-from neutreno.data.loading import AugmentedDataset, OnImage, collate_readable
 from neutreno.errors import InputError
 from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
-from neutreno.evaluation.crops import cropping
+from neutreno.evaluation.metrics import validate
 from neutreno.reports.evaluation import Table
 from neutreno.tasks.classification import Classification
 
 SEVERITIES = (1, 2, 3, 4, 5)
-NAMES = {"imagenet_a": "ImageNet-A", "imagenet_r": "ImageNet-R"}
 
 # Top-1 error of AlexNet, mean over the severities (Hendrycks and Dietterich, 2019).
 ALEXNET = {
@@ -89,8 +87,8 @@ def check_classes(folder: Path, expected: Sequence[str]) -> None:
         raise InputError(f"{folder} holds {len(unknown)} folders that are none of its classes ({_first(unknown)})")
 
 
-def _first(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def check_corruptions(root: str | Path, classes: Sequence[str] | None = None) -> None:
@@ -100,19 +98,18 @@ def check_corruptions(root: str | Path, classes: Sequence[str] | None = None) ->
         InputError: which corruptions, severities or classes are missing.
     """
     root = Path(root)
+    where = f"evaluator.robustness.imagenet_c={root}"
     if not root.is_dir():
-        key = f"evaluator.robustness.imagenet_c={root}"
-        raise InputError(f"{key} is not a folder; give the one that holds gaussian_noise/1 … 5 and so on")
+        raise InputError(f"{where} is not a folder; give the one that holds gaussian_noise/1 … 5 and so on")
     gaps = []
     for corruption in ALEXNET:
         lacking = [str(s) for s in SEVERITIES if not (root / corruption / str(s)).is_dir()]
         if lacking:
             gaps.append(corruption if len(lacking) == len(SEVERITIES) else f"{corruption}/{','.join(lacking)}")
     if gaps:
-        raise InputError(f"evaluator.robustness.imagenet_c={root} is not whole; missing: {'; '.join(gaps)}")
-    for corruption in ALEXNET:
-        for severity in SEVERITIES:
-            check_classes(root / corruption / str(severity), classes or wnids())
+        raise InputError(f"{where} is not whole; missing: {'; '.join(gaps)}")
+    for corruption, severity in product(ALEXNET, SEVERITIES):
+        check_classes(root / corruption / str(severity), classes or wnids())
 
 
 def corruption_error(errors: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
@@ -139,18 +136,11 @@ def evaluate_folder(
     indices = [wnids().index(name) for name in images.classes]
     if data.corrupt is not None:  # the share holds for every folder
         data.corrupt.limit += int(data.max_corrupt * len(images))
-    samples = AugmentedDataset(images, OnImage(transform), data.corrupt)
-    loader = DataLoader(
-        samples,
-        batch_size=data.eval_batch_size,
-        sampler=UnrepeatedDistributedSampler(samples, trainer.world_size, trainer.global_rank, shuffle=False),
-        num_workers=data.num_workers,
-        collate_fn=collate_readable,
-        pin_memory=torch.cuda.is_available(),
-    )
-    task = Classification(Restricted(model, indices), num_classes=len(indices))
-    trainer.validate(task, dataloaders=loader, verbose=False)
-    return {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items()} | {"images": len(images)}
+    part = copy.copy(data)  # the same data, but for its validation split
+    part.splits, part.trains, part.reader, part.on_device = {"train": None, "val": images}, False, None, False
+    part.eval_transform = lambda: transform
+    metrics = validate(trainer, Classification(Restricted(model, indices), num_classes=len(indices)), part)
+    return {name.removeprefix("val/"): value for name, value in metrics.items()} | {"images": len(images)}
 
 
 def evaluate_corruptions(
@@ -161,18 +151,16 @@ def evaluate_corruptions(
     The published images have 224 pixels already: a model of that size sees their centre, unresized; another size
     resizes the shorter side to it.
     """
-    with cropping(data, 1.0):
-        transform = data.eval_transform()
-    errors: dict[str, dict[int, float]] = {}
-    for corruption in ALEXNET:
-        errors[corruption] = {}
-        for severity in SEVERITIES:
-            folder = Path(root) / corruption / str(severity)
-            top1 = evaluate_folder(trainer, model, folder, data, transform)["top1"]
-            errors[corruption][severity] = round(100 - top1, 4)
-        if trainer.is_global_zero:  # the whole takes hours
+    whole = copy.copy(data)
+    whole.crop_pct = 1.0
+    transform = whole.eval_transform()
+    errors: dict[str, dict[int, float]] = defaultdict(dict)
+    for corruption, severity in product(ALEXNET, SEVERITIES):
+        top1 = evaluate_folder(trainer, model, Path(root, corruption, str(severity)), data, transform)["top1"]
+        errors[corruption][severity] = round(100 - top1, 4)
+        if severity == SEVERITIES[-1] and trainer.is_global_zero:  # the whole takes hours
             print(f"imagenet_c {corruption}: error {statistics.fmean(errors[corruption].values()):.2f} %", flush=True)
-    return {**corruption_error(errors), "errors": errors}
+    return {**corruption_error(errors), "errors": dict(errors)}
 
 
 def check_folders(folders: Mapping[str, str], model: nn.Module, data: ClassificationData) -> None:
@@ -184,8 +172,8 @@ def check_folders(folders: Mapping[str, str], model: nn.Module, data: Classifica
     Raises:
         InputError: the model has other outputs than ImageNet's, or a folder is not whole.
     """
+    classes = getattr(model, "num_classes", "none")
     for name, folder in folders.items():
-        classes = getattr(model, "num_classes", "none")
         if classes != len(wnids()):
             raise InputError(f"{name} needs a model of ImageNet's 1,000 classes; this one has {classes}")
         if not hasattr(data, "crop_pct"):
@@ -194,20 +182,6 @@ def check_folders(folders: Mapping[str, str], model: nn.Module, data: Classifica
             check_corruptions(folder)
         else:
             check_classes(Path(folder), wnids(name))
-
-
-def evaluate_folders(
-    trainer: Trainer, model: nn.Module, folders: Mapping[str, str], data: ClassificationData
-) -> dict[str, dict[str, Any]]:
-    """What each of ``folders`` shows of ``model``; images of -A and -R are resized and cropped as those of ``val``."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, folder in folders.items():
-        if name == "imagenet_c":
-            found[name] = evaluate_corruptions(trainer, model, folder, data)
-        else:
-            found[name] = evaluate_folder(trainer, model, folder, data, data.eval_transform())
-            found[name]["classes"] = len(wnids(name))
-    return found
 
 
 class Robustness(Evaluator):
@@ -234,15 +208,18 @@ class Robustness(Evaluator):
         check_folders(self.folders, subject.task.model, subject.data)
 
     def run(self, subject: Subject) -> Findings:
-        found = evaluate_folders(subject.trainer, subject.task.model, self.folders, subject.data)
-        figures, tables = [], []
-        for name, result in found.items():
+        trainer, model, data = subject.trainer, subject.task.model, subject.data
+        found, figures, tables = {}, [], []
+        for name, folder in self.folders.items():
             if name == "imagenet_c":
+                found[name] = result = evaluate_corruptions(trainer, model, folder, data)
                 figures.append(("ImageNet-C mean corruption error (AlexNet 100)", f"{result['mce']:.2f}"))
                 figures.append(("ImageNet-C mean error", f"{result['mean_error']:.2f} %"))
                 tables.append(corruptions_table(result))
             else:
-                what = f"{NAMES[name]} top-1 of {result['classes']} classes, {result['images']:,} images"
+                found[name] = result = evaluate_folder(trainer, model, folder, data, data.eval_transform())
+                result["classes"] = len(wnids(name))
+                what = f"ImageNet-{name[-1].upper()} top-1 of {result['classes']} classes, {result['images']:,} images"
                 figures.append((what, f"{result['top1']:.2f} %"))
         return Findings(figures=figures, tables=tables, record=found)
 

@@ -28,10 +28,8 @@ def ratio(first: Callable[[], None], second: Callable[[], None], repeats: int) -
     first(), second()
     pairs = []
     for i in range(repeats):
-        calls = [first, second] if i % 2 == 0 else [second, first]
-        times = [seconds(call) for call in calls]
-        a, b = times if i % 2 == 0 else times[::-1]
-        pairs.append(b / a)
+        times = {call: seconds(call) for call in ((first, second) if i % 2 == 0 else (second, first))}
+        pairs.append(times[second] / times[first])
     low, _, high = statistics.quantiles(pairs, n=4)
     return f"{statistics.median(pairs):.3f} (quartiles {low:.3f}–{high:.3f}, {repeats} pairs)"
 
@@ -52,16 +50,6 @@ def training_step(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-def step_of(group: Group, trust: Sequence[str]) -> Callable[[], None]:
-    """A training step of a row's model on random images."""
-    config = group.runs[0].config
-    data = config["data"]
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    images = torch.randn(data["batch_size"], data["in_chans"], data["img_size"], data["img_size"], device=device)
-    return training_step(build_trusted({**config["model"], "weights": None}, trust), images)
-
-
 def step_time(group: Group, baseline: Group | None, trust: Sequence[str] = (), repeats: int = 21) -> str:
     """A table's column: the time of a step of ``group``'s model, on random images, in units of its baseline's.
 
@@ -70,5 +58,13 @@ def step_time(group: Group, baseline: Group | None, trust: Sequence[str] = (), r
     """
     if baseline is None or not {"in_chans", "img_size"} <= group.runs[0].config["data"].keys():
         return ""
-    median, _, quartiles = ratio(step_of(baseline, trust), step_of(group, trust), repeats).partition(" (quartiles ")
-    return f"{median} × ({quartiles.partition(', ')[0]})"
+
+    def step_of(group: Group) -> Callable[[], None]:
+        config = group.runs[0].config
+        data = config["data"]
+        torch.manual_seed(0)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        images = torch.randn(data["batch_size"], data["in_chans"], data["img_size"], data["img_size"], device=device)
+        return training_step(build_trusted({**config["model"], "weights": None}, trust), images)
+
+    return ratio(step_of(baseline), step_of(group), repeats).replace(" (quartiles ", " × (").partition(", ")[0] + ")"

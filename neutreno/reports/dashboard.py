@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from neutreno.files import replacing
-from neutreno.reports.layers import ALL
+from neutreno.reports.layers import ALL, curve
 from neutreno.reports.reading import Run
 from neutreno.variants import model_words, words
 
@@ -26,28 +26,29 @@ def write_dashboard(runs: Sequence[Run], path: str | Path, reload_s: float | Non
     from plotly.offline import get_plotlyjs
 
     content = {"runs": [collect(run, Path(path).resolve().parent) for run in runs], "reload_s": reload_s}
-    # names and settings are anyone's: no tag may end the script element that carries them
-    data = json.dumps(finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace(
-        "<", "\\u003c"
-    )
+    content = json.loads(json.dumps(content), parse_constant=null)
+    data = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     page = (TEMPLATES / "dashboard.html").read_text()
     for mark, text in (
         ("/*STYLE*/", (TEMPLATES / "dashboard.css").read_text()),
         ("/*PLOTLY*/", get_plotlyjs()),
         ("/*SCRIPT*/", (TEMPLATES / "dashboard.js").read_text()),
-        ("/*DATA*/", data),
+        ("/*DATA*/", data.replace("<", "\\u003c")),  # names are anyone's: no tag may end the element that carries them
     ):
         page = page.replace(mark, text, 1)
     with replacing(path) as file:
         file.write(page)
 
 
+def null(constant: str) -> None:
+    """NaN and Infinity, which JSON has not."""
+
+
 def collect(run: Run, home: Path) -> dict[str, Any]:
     """What the page shows of a run; ``home`` is the folder of the page, from which links lead."""
     result = run.result
-    numbers = {key: run.number(key) for key in result["labels"] if key.partition(".")[0] in result["axes"]}
     return {
-        "name": run.name,
+        "name": run.path.name,
         "link": quote(os.path.relpath(run.path.resolve(), home)) + "/",
         "status": run.status,
         "task": run.task,
@@ -58,11 +59,11 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
         "labels": result["labels"],
         "axes": list(result["axes"]),
         "baseline": run.at_baseline,
-        "numbers": {key: value for key, value in numbers.items() if value is not None},
+        "numbers": run.numbers,
         "metrics": run.metrics,
         "main": run.main_metric,
         "validated": result["main_metric"],
-        "smaller": run.smaller_is_better,
+        "smaller": result["main_metric_mode"] == "min",
         "settings": {k: v for k, v in run.row.items() if v is not None},
         "curves": training_curves(run.path / "metrics.csv"),
         "byLayer": by_layer(run),
@@ -73,18 +74,17 @@ def training_curves(path: Path) -> dict[str, list[list[float]]]:
     """``{metric: [steps, values]}`` of ``metrics.csv``, thinned; what cannot be read is absent."""
     try:
         table = pd.read_csv(path, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
-        steps = table["step"]
+        table = table.dropna(subset="step")
     except (OSError, ValueError, KeyError):
         return {}
     curves = {}
     for name in table.columns:
         if name in ("step", "epoch", "train/lr") or name.startswith("oversmoothing/"):
             continue
-        known = table[name].notna() & steps.notna()
-        x, y = steps[known], table[name][known]
-        keep = slice(None, None, math.ceil(len(x) / MOST_POINTS) or 1)
-        if len(x):
-            curves[name] = [x.iloc[keep].tolist(), [float(f"{v:.5g}") for v in y.iloc[keep]]]
+        known = table[["step", name]].dropna()
+        known = known.iloc[:: math.ceil(len(known) / MOST_POINTS) or 1]
+        if len(known):
+            curves[name] = [known["step"].tolist(), [float(f"{v:.5g}") for v in known[name]]]
     return curves
 
 
@@ -102,16 +102,5 @@ def by_layer(run: Run) -> dict[str, list[dict[str, Any]]]:
             for metric, rows in table.groupby("metric")
         }
     except (OSError, ValueError, AttributeError, KeyError, IndexError):
-        curves = [run.curve("initial"), run.curve("last")]
-        return {
-            "cosine": [{"step": step, "layers": curve} for step, curve in zip((0, 1), curves, strict=True) if curve]
-        }
-
-
-def finite(node: Any) -> Any:
-    """``node`` with null for every number that JSON has not."""
-    if isinstance(node, dict):
-        return {str(k): finite(v) for k, v in node.items()}
-    if isinstance(node, list | tuple):
-        return [finite(v) for v in node]
-    return None if isinstance(node, float) and not math.isfinite(node) else node
+        curves = enumerate([curve(run.measured, "initial"), curve(run.measured, "last")])
+        return {"cosine": [{"step": step, "layers": means} for step, means in curves if means]}

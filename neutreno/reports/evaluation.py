@@ -37,10 +37,7 @@ def _number(value: float, is_percent: bool, is_loss: bool) -> str:
 def render(evaluation: dict[str, Any]) -> str:
     """``evaluation.json`` for people: where the weights are from, and every table that the evaluators left."""
     page = [f"# {evaluation['name']}", f"Weights: {evaluation['weights']}"]
-    page += [_markdown(table["rows"], table["columns"]) for table in evaluation["tables"]]
+    for table in evaluation["tables"]:
+        aligned = ["left"] + ["right"] * (len(table["columns"]) - 1)
+        page.append(tabulate(table["rows"], table["columns"], "pipe", disable_numparse=True, colalign=aligned))
     return "\n\n".join(page) + "\n"
-
-
-def _markdown(rows: list[list[str]], columns: list[str]) -> str:
-    aligned = ["left"] + ["right"] * (len(columns) - 1)
-    return tabulate(rows, columns, tablefmt="pipe", disable_numparse=True, colalign=aligned)

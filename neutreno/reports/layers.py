@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pandas as pd
+
 TITLES = {  # what an axis says of a metric whose name alone would say too little
     "cosine": "cosine similarity",
     "residual": "rank-collapse residual",
@@ -63,3 +65,17 @@ def curve(
     at = (min if when == "initial" else max)(steps, default=0)
     now = sorted((r for r in wanted if r.get("step", 0) == at), key=lambda r: r["layer"])
     return [math.nan if r["mean"] is None else r["mean"] for r in now]
+
+
+def wide(rows: pd.DataFrame, index: Sequence[str], mean: str = ".4g", sd: str = ".2g") -> pd.DataFrame:
+    """A row per ``index``, which ends with ``layer``, a column per metric and token subset: mean ± sd over samples."""
+    spreads = ["" if pd.isna(value) else f" ± {value:{sd}}" for value in rows["sd"]]
+    texts = ["–" if pd.isna(value) else f"{value:{mean}}" for value in rows["mean"]]
+    subsets = ["" if subset == ALL else f", {said_of(subset)}" for subset in rows["subset"]]
+    rows = rows.assign(
+        text=[text + spread for text, spread in zip(texts, spreads, strict=True)],
+        column=[title_of(metric) + subset for metric, subset in zip(rows["metric"], subsets, strict=True)],
+        **{key: pd.Categorical(rows[key], rows[key].unique()) for key in index[:-1]},  # in this order
+    )
+    table = rows.pivot(index=index, columns="column", values="text")[rows["column"].unique()]
+    return table.fillna("").reset_index().rename(columns={"layer": LAYERS}).rename_axis(columns=None)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from neutreno.errors import InputError
-from neutreno.reports.layers import ALL, curve, stacks_of
 from neutreno.runs import RunFolder, read_result, shared, whole
 from neutreno.tablefiles import wrong_figures
 from neutreno.variants import model_words, words
@@ -28,17 +27,9 @@ class Run:
     config: dict[str, Any]
 
     @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
     def status(self) -> str:
         """``finished``, ``running``, ``failed`` or ``interrupted``."""
         return self.result["status"]
-
-    @property
-    def finished(self) -> bool:
-        return self.status == "finished"
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -54,12 +45,14 @@ class Run:
         """Whether the run is at the baseline of all its axes, or equals it."""
         return all(axis["baseline"] for axis in self.result["axes"].values())
 
-    def number(self, key: str) -> float | None:
-        """A setting that is a number; where its axis is at the baseline, the value that the baseline equals."""
-        value = self.settings.get(key)
-        if value is None and self.result["axes"].get(key.partition(".")[0], {}).get("baseline"):
-            value = self.result["baseline_values"].get(key)
-        return value if _is_number(value) else None
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """Labelled settings of the axes that are numbers; of an axis at its baseline those that this equals."""
+        axes, equal = self.result["axes"], self.result["baseline_values"]
+        found = {key: self.settings.get(key) for key in self.result["labels"] if key.partition(".")[0] in axes}
+        at_baseline = [key for key in found if axes[key.partition(".")[0]]["baseline"] and found[key] is None]
+        found |= {key: equal.get(key) for key in at_baseline}
+        return {key: value for key, value in found.items() if _is_number(value)}
 
     @property
     def label(self) -> str:
@@ -86,7 +79,7 @@ class Run:
         """The run's own metrics and what ``evaluate.py`` found beside them, such as ``val_multi_scale/miou``."""
         found: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = dict(json.loads((self.path / "evaluation.json").read_text())["metrics"])
+            found |= json.loads((self.path / "evaluation.json").read_text())["metrics"]
         found |= self.result.get("metrics", {})
         return {name: value for name, value in found.items() if _is_number(value)}
 
@@ -98,19 +91,9 @@ class Run:
         return next((name for name in known if name in self.metrics), None)
 
     @property
-    def smaller_is_better(self) -> bool:
-        return self.result["main_metric_mode"] == "min"
-
-    @property
-    def stacks(self) -> list[str]:
-        """The stacks of layers whose tokens were measured."""
-        return stacks_of(self.result.get("oversmoothing", []))
-
-    def curve(
-        self, when: str = "last", subset: str = ALL, metric: str = "cosine", stack: str | None = None
-    ) -> list[float]:
-        """A metric by layer, see :func:`neutreno.reports.layers.curve`; empty if it was not measured."""
-        return curve(self.result.get("oversmoothing", []), when, subset, metric, stack)
+    def measured(self) -> list[dict[str, Any]]:
+        """Rows of layer-wise metrics, see :mod:`neutreno.reports.layers`."""
+        return self.result.get("oversmoothing", [])
 
     @cached_property
     def shared(self) -> dict[str, Any]:
@@ -144,20 +127,17 @@ def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     Raises:
         InputError: there is no run at all.
     """
-    runs, problems = [], []
-    seen: set[Path] = set()
-    for folder in dict.fromkeys(Path(f) for f in folders):
-        inside = sorted(f.parent for f in folder.glob("*/config.yaml")) if not (folder / "config.yaml").exists() else []
-        for path in inside or [folder]:
-            if path.resolve() in seen:  # named twice
-                continue
-            seen.add(path.resolve())
-            try:
-                if not path.is_dir():
-                    raise InputError(f"{path}: no such folder")
-                runs.append(read_run(path))
-            except InputError as error:
-                problems.append(str(error))
+    runs, problems, paths = [], [], {}
+    for folder in map(Path, folders):
+        inside = [] if (folder / "config.yaml").exists() else sorted(f.parent for f in folder.glob("*/config.yaml"))
+        paths |= {path.resolve(): path for path in inside or [folder]}  # one that is named twice counts once
+    for path in paths.values():
+        try:
+            if not path.is_dir():
+                raise InputError(f"{path}: no such folder")
+            runs.append(read_run(path))
+        except InputError as error:
+            problems.append(str(error))
     if not runs:
         raise InputError("no runs to read" + (f": {'; '.join(problems)}" if problems else ""))
     return runs, problems
@@ -165,33 +145,32 @@ def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
 
 def _check(result: dict[str, Any], path: Path) -> None:
     """Refuse what was edited by hand into something a run does not write."""
-    measured = result.get("oversmoothing", [])
-    flat = ("settings", "axes", "labels", "baseline", "baseline_values")
+    measured, digests = result.get("oversmoothing", []), result.get("digests", {})
     sound = (
-        all(isinstance(result.get(key), dict) for key in flat)
+        all(isinstance(result.get(key), dict) for key in ("settings", "axes", "labels", "baseline", "baseline_values"))
         and {"data", "model", "seed", *result["axes"]} <= result["settings"].keys()
+        and isinstance(result["settings"]["seed"], int)
         and result["axes"].keys() == result["baseline"].keys()
         and all(isinstance(axis, dict) and "baseline" in axis for axis in result["axes"].values())
-        and all(isinstance(label, str) for label in result["labels"].values())
-        and all(isinstance(result.get(key), str) for key in ("task", "main_metric", "main_metric_mode"))
-        and all(_are_words(result.get(key)) for key in ("overrides", "execution"))
+        and _are_text(result["settings"]["model"], *result["labels"].values())
+        and _are_text(*(result.get(key) for key in ("task", "main_metric", "main_metric_mode")))
+        and all(isinstance(result.get(k), list) and _are_text(*result[k]) for k in ("overrides", "execution"))
         and isinstance(result.get("metrics", {}), dict)
-        and isinstance(result.get("digests", {}), dict)
-        and all(isinstance(digest, str) for digest in result.get("digests", {}).values())
-        and isinstance(result["settings"]["model"], str)
+        and isinstance(digests, dict)
+        and _are_text(*digests.values())
         and isinstance(result.get("row"), str | None)
         and isinstance(measured, list)
         and all(isinstance(row, dict) and _is_number(row.get("layer")) and "mean" in row for row in measured)
         and all(row["mean"] is None or _is_number(row["mean"]) for row in measured)
-        and all(isinstance(row.get(k), str) for row in measured for k in ("stack", "subset", "metric"))
+        and all(_are_text(*map(row.get, ("stack", "subset", "metric"))) for row in measured)
         and all(_is_number(row.get("step", 0)) for row in measured)
     )
-    if not sound or not isinstance(result["settings"]["seed"], int):
+    if not sound:
         raise InputError(f"{path} was not written by a run; was it edited?")
 
 
-def _are_words(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+def _are_text(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _is_number(value: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ def write(left: dict[str, Any], folder: Path, prefix: str = "") -> list[Path]:
     if "val" in left["by_class"]:  # no batch of it may have been asked for
         table = class_table(left["by_class"], names)
         files = [folder / f"{prefix}class_iou.csv", folder / f"{prefix}class_iou.png"]
-        write_class_table(table, files[0])
+        with replacing(files[0]) as file:
+            table.to_csv(file, index=False)
         plot_class_iou(table[table.split == "val"], files[1], title)
     if left["shown"]:  # none where the images that were to be shown could not be read
         files.append(folder / f"{prefix}predictions.png")
@@ -41,27 +41,12 @@ def write(left: dict[str, Any], folder: Path, prefix: str = "") -> list[Path]:
 
 def class_table(by_class: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
     """One row per split (with its protocol) and class: IoU and accuracy in percent, empty where undefined; pixels."""
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "split": where,
-                    "index": range(len(names)),
-                    "name": list(names),
-                    "iou": (100 * np.asarray(found["iou"])).round(4),
-                    "acc": (100 * np.asarray(found["acc"])).round(4),
-                    "pixels": np.asarray(found["pixels"]),
-                }
-            )
-            for where, found in by_class.items()
-        ],
-        ignore_index=True,
-    )
-
-
-def write_class_table(table: pd.DataFrame, path: str | Path) -> None:
-    with replacing(path) as file:
-        table.to_csv(file, index=False)
+    tables = []
+    for where, found in by_class.items():
+        percent = {key: (100 * np.asarray(found[key])).round(4) for key in ("iou", "acc")}
+        columns = {"split": where, "index": range(len(names)), "name": list(names), **percent}
+        tables.append(pd.DataFrame({**columns, "pixels": np.asarray(found["pixels"])}))
+    return pd.concat(tables, ignore_index=True)
 
 
 def plot_class_iou(table: pd.DataFrame, path: str | Path, title: str = "") -> None:
@@ -70,13 +55,8 @@ def plot_class_iou(table: pd.DataFrame, path: str | Path, title: str = "") -> No
     columns = math.ceil(len(table) / IN_A_COLUMN)
     rows = math.ceil(len(table) / columns)
     with plt.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = plt.subplots(
-            ncols=columns,
-            figsize=(max(6.4, 3.6 * columns), 1.3 + 0.24 * rows),
-            squeeze=False,
-            sharex=True,
-            layout="constrained",
-        )
+        size = (max(6.4, 3.6 * columns), 1.3 + 0.24 * rows)
+        figure, axes = plt.subplots(1, columns, figsize=size, squeeze=False, sharex=True, layout="constrained")
         heading(figure, title)
         mean = table.iou.mean()
         for column, panel in enumerate(axes[0]):
@@ -104,7 +84,7 @@ def plot_panel(shown: Sequence[tuple[Any, Any, Any]], names: Sequence[str], path
         shown: (image (C, h, w) in any range, mask (H, W), prediction (H, W)); what is no class is ignored.
     """
     palette, count = _palette(len(names)), len(names)
-    present: Counter[int] = Counter()  # pixels of each class
+    pixels = np.zeros(count + 1, int)  # of each class, and what is ignored
     with plt.rc_context({**STYLE, "axes.grid": False}):
         ratio = np.mean([mask.shape[0] / mask.shape[1] for _, mask, _ in shown])
         legend = 0.2 * math.ceil(min(count, IN_THE_LEGEND) / 5) + 0.2
@@ -116,19 +96,18 @@ def plot_panel(shown: Sequence[tuple[Any, Any, Any]], names: Sequence[str], path
             image = ((image - image.min()) / max(image.max() - image.min(), 1e-6)).transpose(1, 2, 0)
             truth = np.where(mask < count, mask, count)
             guess = np.where(truth == count, count, np.asarray(predicted))
-            for labels in (truth, guess):
-                present.update(dict(zip(*np.unique(labels, return_counts=True), strict=True)))
             height, width = truth.shape
             row[0].imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="grey", extent=(0, width, height, 0))
             for axis, labels in zip(row[1:], (truth, guess), strict=True):
                 axis.imshow(palette[labels], interpolation="nearest")
+                pixels += np.bincount(labels.ravel(), minlength=count + 1)
         for axis, name in zip(axes[0], ("image", "ground truth", "prediction"), strict=True):
             axis.set_title(name, fontsize=10)
         for axis in axes.flat:
             axis.axis("off")
-        by_area = [i for i, _ in present.most_common() if i != count]
+        by_area = [i for i in np.argsort(-pixels[:count], kind="stable") if pixels[i]]
         handles = [Patch(color=palette[i], label=plain(names[i], 16)) for i in by_area[:IN_THE_LEGEND]]
-        if count in present:
+        if pixels[count]:
             handles.append(Patch(color=palette[count], label="ignored"))
         if (more := len(by_area) - IN_THE_LEGEND) > 0:
             handles.append(Patch(color="none", label=f"and {more} more classes"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,47 +25,53 @@ def decode(content: str | Path | bytes, where: str | Path, mode: str | None) -> 
     Raises:
         CorruptSample: names ``where``.
     """
+    found = None
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+        found = content if isinstance(content, bytes) else Path(content).read_bytes()
+        with Image.open(io.BytesIO(found)) as image:
             return image.copy() if mode is None else image.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "is empty" if _is_empty(content) else "is not a readable image"
+        reason = "is empty" if found == b"" else "is not a readable image"
         raise CorruptSample(f"{where} {reason}; replace or remove it") from error
 
 
-def _is_empty(content: str | Path | bytes) -> bool:
-    return not content if isinstance(content, bytes) else Path(content).is_file() and not Path(content).stat().st_size
+class Images(Sequence):
+    """Labelled images, read when they are asked for. A subclass' ``_content(index)`` gives the first two arguments of
+    :func:`decode`."""
+
+    def __init__(self, labels: Sequence[int], classes: Iterable[str], mode: str = "RGB") -> None:
+        self.labels, self.classes, self._mode = np.asarray(labels), list(classes), mode
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return decode(*self._content(index), self._mode), int(self.labels[index])
 
 
-class FolderImages:
+class FolderImages(Images):
     """``root/CLASS/…/image``: classes are the folders' names in order."""
 
     def __init__(self, folder: Path, mode: str = "RGB") -> None:
-        self._mode = mode
         try:
-            self._files = ImageFolder(str(folder), loader=str)  # a function that workers can be given
+            files = ImageFolder(str(folder))
         except FileNotFoundError as error:  # torchvision's word for no class folder, and for one without an image
             if not any(p.is_dir() for p in folder.iterdir()):
                 raise InputError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE files") from error
             raise InputError(f"{folder}: {str(error).split(' Supported')[0].rstrip('.')}") from error
-        self.classes = self._files.classes
-        self.labels = np.asarray(self._files.targets)
+        super().__init__(files.targets, files.classes, mode)
+        self._paths = [path for path, _ in files.samples]
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self._files.samples[index]
-        return decode(path, path, self._mode), label
+    def _content(self, index: int) -> tuple[str, str]:
+        return self._paths[index], self._paths[index]
 
 
-class ParquetImages:
+class ParquetImages(Images):
     """Parquet as Hugging Face ``datasets`` writes it: a column of image bytes and one of integer labels."""
 
     def __init__(self, files: list[str], mode: str = "RGB") -> None:
         import datasets
 
-        self._mode = mode
         datasets.disable_progress_bars()
         self._where = str(Path(files[0]).parent)
         try:
@@ -77,44 +83,52 @@ class ParquetImages:
         label = next((c for c in ("label", "labels", "fine_label") if c in columns), None)
         if image is None or label is None:
             raise InputError(f"{self._where}: expected columns 'image' and 'label', found {', '.join(columns)}")
-        self.labels = np.asarray(table[label])
-        self.classes = getattr(table.features[label], "names", None) or [str(c) for c in np.unique(self.labels)]
+        labels = np.asarray(table[label])
+        super().__init__(labels, getattr(table.features[label], "names", None) or map(str, np.unique(labels)), mode)
         self._images = table.cast_column(image, datasets.Image(decode=False)).select_columns([image])
         self._column = image
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def _content(self, index: int) -> tuple[bytes | str, str]:
         cell = self._images[index][self._column]
-        content = cell["bytes"] if cell["bytes"] is not None else cell["path"] or b""
-        return decode(content, f"{self._where}, row {index}", self._mode), int(self.labels[index])
+        return cell["bytes"] if cell["bytes"] is not None else cell["path"] or b"", f"{self._where}, row {index}"
 
 
-class ReaderImages:
+class ReaderImages(Images):
     """A map-style data set of timm's ``create_dataset``: ``hfds/HUB_ID``, ``torch/NAME`` and the like."""
 
     def __init__(self, dataset, where: str, mode: str = "RGB") -> None:
-        self._dataset, self._where, self._mode = dataset, where, mode
+        self._dataset, self._where = dataset, where
         self._reader = getattr(dataset, "reader", None)  # None: torchvision's native one, already decoded
         if self._reader is None:
             names, labels = dataset.classes, dataset.targets
         else:
             names = sorted(self._reader.class_to_idx, key=self._reader.class_to_idx.get)
             labels = list(self._reader.iter_targets())
-        self.labels = np.asarray(labels)
-        self.classes = [str(name) for name in names or np.unique(self.labels)]
-
-    def __len__(self) -> int:
-        return len(self._dataset)
+        super().__init__(labels, map(str, names or np.unique(labels)), mode)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        if self._reader is None:
-            image, label = self._dataset[index]
-            return image.convert(self._mode), label
-        file, label = self._reader[index]
-        with file:
-            return decode(file.read(), f"{self._where}, row {index}", self._mode), int(label)
+        if self._reader is not None:
+            return super().__getitem__(index)
+        image, label = self._dataset[index]
+        return image.convert(self._mode), label
+
+    def _content(self, index: int) -> tuple[bytes, str]:
+        with self._reader[index][0] as file:
+            return file.read(), f"{self._where}, row {index}"
+
+
+class Subset(Images):
+    """Part of a sequence of images, by index; ``classes`` keeps only those (renumbered in the order given)."""
+
+    def __init__(self, images: Sequence, indices: np.ndarray, classes: Sequence[str] | None = None) -> None:
+        self._images, self._indices, labels = images, indices, images.labels[indices]
+        if classes is not None:
+            number = {images.classes.index(name): i for i, name in enumerate(classes)}
+            labels = [number[label] for label in labels]
+        super().__init__(labels, classes or images.classes)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self._images[int(self._indices[index])][0], int(self.labels[index])
 
 
 class Stream(IterableDataset):
@@ -129,14 +143,8 @@ class Stream(IterableDataset):
     """
 
     def __init__(self, open_dataset, transform, classes: int, seed: int = 0, rank: int = 0) -> None:
-        self._open, self._transform, self._classes, self._seed, self._rank = (
-            open_dataset,
-            transform,
-            classes,
-            seed,
-            rank,
-        )
-        self.epoch = 0
+        self._open, self._transform, self._classes = open_dataset, transform, classes
+        self._seed, self._rank, self.epoch = seed, rank, 0
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
         worker = get_worker_info()
@@ -144,37 +152,17 @@ class Stream(IterableDataset):
         if worker is not None:
             dataset.set_loader_cfg(num_workers=worker.num_workers)
         dataset.set_epoch(self.epoch)
-        for i, (image, label) in enumerate(self._readable(dataset)):
-            if not 0 <= label < self._classes:
-                raise InputError(f"the stream holds the label {label}; data.num_classes={self._classes}")
-            seed_cpu(derive_seed(self._seed, self.epoch, self._rank, worker.id if worker else 0, i))
-            yield self._transform(image), int(label)
-
-    def _readable(self, dataset) -> Iterator[tuple[Image.Image, int]]:
         try:
-            yield from dataset
+            for i, (image, label) in enumerate(dataset):
+                if not 0 <= label < self._classes:
+                    raise InputError(f"the stream holds the label {label}; data.num_classes={self._classes}")
+                seed_cpu(derive_seed(self._seed, self.epoch, self._rank, worker.id if worker else 0, i))
+                yield self._transform(image), int(label)
         except (OSError, SyntaxError) as error:  # Pillow's; the library decodes, and its iterator ends with it
             raise InputError(
                 f"the stream holds a corrupt image ({error}), which only data read by index can skip: use class "
                 "folders, parquet at data.root, or hfds/…"
             ) from error
-
-
-class Subset:
-    """Part of a sequence of images, by index; ``classes`` keeps only those (renumbered in the order given)."""
-
-    def __init__(self, images: Sequence, indices: np.ndarray, classes: Sequence[str] | None = None) -> None:
-        self._images, self._indices = images, indices
-        self.classes, self.labels = images.classes, images.labels[indices]
-        if classes is not None:
-            number = {images.classes.index(name): i for i, name in enumerate(classes)}
-            self.classes, self.labels = list(classes), np.array([number[label] for label in self.labels])
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self._images[int(self._indices[index])][0], int(self.labels[index])
 
 
 def quiet_hub() -> None:
@@ -183,6 +171,21 @@ def quiet_hub() -> None:
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
+
+
+def load_hub(reader: str, split: str | None = None, **kwargs):
+    """``hfds/HUB_ID`` or ``hfds/FOLDER`` by Hugging Face ``datasets``; a split of it, or all by name.
+
+    Raises:
+        InputError: it cannot be opened; says what the library says.
+    """
+    import datasets
+
+    quiet_hub()
+    try:
+        return datasets.load_dataset(reader.removeprefix("hfds/"), split=split, **kwargs)
+    except Exception as error:  # datasets, huggingface_hub, pyarrow: exceptions differ by cause
+        raise reader_error(reader, split, error) from error
 
 
 def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", **kwargs):
@@ -206,7 +209,7 @@ def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", **kw
         raise reader_error(name, split, error) from error
 
 
-def reader_error(name: str, split: str, error: Exception) -> InputError:
+def reader_error(name: str, split: str | None, error: Exception) -> InputError:
     """What the library behind ``data.reader`` said, and the way out."""
     said = next(iter(str(error).splitlines()), "") or type(error).__name__
     if "num_samples" in said:
@@ -216,7 +219,7 @@ def reader_error(name: str, split: str, error: Exception) -> InputError:
     elif name.startswith(("hfds/", "hfids/")):
         said = f"{said[:300]}; if it needs access, accept its terms on the hub and run `hf auth login`, "
         said += "or give a local copy with data.root=FOLDER and data.reader=null"
-    return InputError(f"data.reader={name}, split {split}: {said}")
+    return InputError(f"data.reader={name}{f', split {split}' if split else ' cannot be read'}: {said}")
 
 
 def open_split(root: str | Path, split: str, mode: str = "RGB") -> FolderImages | ParquetImages | None:

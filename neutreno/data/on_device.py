@@ -75,8 +75,8 @@ class DeviceLoader(Resumable):
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        first, sampler, device = self._begin(), self.sampler, self.images.device
+    def batches_from(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        sampler, device = self.sampler, self.images.device
         order = sampler.order().to(device)
         generator = torch.Generator().manual_seed(derive_seed(sampler.seed, sampler.epoch, 1))
         draws = torch.rand(3, len(order), generator=generator).to(device)
@@ -84,11 +84,10 @@ class DeviceLoader(Resumable):
             positions = sampler.positions(batch)
             chosen = order[positions]
             images = crop_and_flip(self.images[chosen], draws[:, positions], self.padding)
-            self.given += 1
             yield self.normalize(images), self.labels[chosen]
 
 
-class DeviceEvalLoader:
+class DeviceEvalLoader(Sequence):
     """Batches to evaluate: every ``world``-th image from ``rank`` on, in order. It has no ``sampler`` on purpose:
     Lightning takes an evaluation loader that has one for PyTorch's."""
 
@@ -101,6 +100,5 @@ class DeviceEvalLoader:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in zip(self.images, self.labels, strict=True):
-            yield self.normalize(images), labels
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.normalize(self.images[index]), self.labels[index]

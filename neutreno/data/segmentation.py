@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,53 +16,41 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from neutreno.config.options import EXECUTION, FREE, Count, NonNegative, Positive, Share, Size, checked
-from neutreno.data.base import SplitData, check_root
-from neutreno.data.images import decode, quiet_hub, reader_error
+from neutreno.data.base import ImageData, check_root
+from neutreno.data.images import decode, load_hub
 from neutreno.data.joint_transforms import IGNORE, FitResize, PadTo, PhotometricDistortion, VariedCrop
 from neutreno.errors import InputError, check_number
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
+ENDINGS = {"images": (".jpg", ".jpeg", ".png"), "annotations": (".png",)}
 FOLDERS = {"train": "training", "val": "validation"}
 
 
-class SegmentationData(SplitData):
+class SegmentationData(ImageData):
     """Splits of (image uint8 (C, H, W), mask uint8 (H, W)), as ``tv_tensors``; :data:`IGNORE` marks ignored pixels.
 
     A training sample is (image float (C, S, S), mask int64 (S, S)) with S = ``img_size``. A sample to evaluate is
     (image float (C, h, w), resized; mask int64 (H, W), as it is stored), and a batch of them a list.
 
     Args:
-        img_size: side of the square training crop, in pixels.
-        in_chans: 1 (grey) or 3 (RGB).
         num_classes: ignored pixels are not one of them.
         mean, std: normalisation per channel.
         class_names: in order; None: by number.
-        kwargs: of :class:`neutreno.data.base.SplitData`.
+        kwargs: of :class:`neutreno.data.base.ImageData`; ``img_size`` is the side of the training crop.
     """
-
-    samples_are = "images"
 
     @checked
     def __init__(
         self,
-        img_size: Annotated[Size, FREE],
-        in_chans: Annotated[Size, FREE],
         num_classes: Annotated[Annotated[int, Ge(2), Le(IGNORE)], FREE],  # masks are bytes
         mean: Annotated[Sequence[NonNegative], FREE],
         std: Annotated[Sequence[Positive], FREE],
         class_names: Annotated[Sequence[str] | None, FREE] = None,
         **kwargs,
     ) -> None:
-        super().__init__(**kwargs)
-        self.image_shape = in_chans, img_size, img_size
-        if in_chans not in (1, 3):
-            raise InputError(f"data.in_chans={in_chans}: images are read with 1 channel (grey) or 3 (RGB)")
-        self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
-        self.mean, self.std = list(mean), list(std)
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != in_chans:
-                raise InputError(f"data.{name} has {len(values)} values for {in_chans} channels")
-        self._class_names = class_names and list(class_names)
+        super().__init__(num_classes=num_classes, **kwargs)
+        self.check_channels(mean=mean, std=std)
+        self.mean, self.std, self._class_names = list(mean), list(std), class_names and list(class_names)
 
     @property
     def class_names(self) -> list[str]:
@@ -75,21 +64,21 @@ class SegmentationData(SplitData):
         """What evaluation does to the image before it is normalised."""
         return []
 
-    def _normalize(self) -> list[v2.Transform]:
-        return [v2.Normalize(self.mean, self.std), v2.ToPureTensor()]
-
     def train_transform(self) -> Callable:
         first, then = self.augment()
         to_float = v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True)
-        normalize, pure = self._normalize()
-        return v2.Compose([*first, to_float, *then, normalize, PadTo(self.img_size), pure])
+        last = [v2.Normalize(self.mean, self.std), PadTo(self.img_size), v2.ToPureTensor()]
+        return v2.Compose([*first, to_float, *then, *last])
+
+    def _of_image(self) -> list[v2.Transform]:
+        to_float = v2.ToDtype(torch.float32, scale=True)
+        return [*self.resize(), to_float, v2.Normalize(self.mean, self.std), v2.ToPureTensor()]
 
     def eval_transform(self) -> Callable:
-        to_float = v2.ToDtype(torch.float32, scale=True)
-        return _ImageOnly(v2.Compose([*self.resize(), to_float, *self._normalize()]))
+        return partial(_transform_image, v2.Compose(self._of_image()))
 
     def probe_transform(self) -> Callable:
-        return _Probed(v2.Compose([self.eval_transform().transform, v2.CenterCrop(self.img_size)]))
+        return partial(_transform_alone, v2.Compose([*self._of_image(), v2.CenterCrop(self.img_size)]))
 
     @staticmethod
     def collate_eval(samples: list) -> list[tuple[Tensor, Tensor]]:
@@ -97,19 +86,13 @@ class SegmentationData(SplitData):
         return [sample for sample in samples if sample is not None]
 
 
-class _ImageOnly:
-    def __init__(self, transform: Callable) -> None:
-        self.transform = transform
-
-    def __call__(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-        return self.transform(image), mask.as_subclass(Tensor).long()
+def _transform_image(transform: Callable, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
+    return transform(image), mask.as_subclass(Tensor).long()
 
 
-class _Probed(_ImageOnly):
+def _transform_alone(transform: Callable, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor]:
     """Without the mask, which is of another size for every image."""
-
-    def __call__(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor]:
-        return (self.transform(image),)
+    return (transform(image),)
 
 
 class SegmentationFolders(SegmentationData):
@@ -165,7 +148,6 @@ class SegmentationFolders(SegmentationData):
             raise InputError(f"data.scale={list(self.scale)} must rise, e.g. data.scale=[0.5,2.0]")
         self.max_class_share, self.crop_tries, self.flip = max_class_share, crop_tries, flip
         self.photometric, self.train_samples = photometric, train_samples
-        self.mode = "L" if self.in_chans == 1 else "RGB"
 
     def read(self) -> dict[str, Sequence[Pair] | None]:
         splits = self._read_root() if self.reader is None else self._read_hub()
@@ -201,14 +183,12 @@ class SegmentationFolders(SegmentationData):
         if not self.reader.startswith("hfds/"):
             raise InputError(f"data.reader={self.reader}: segmentation reads hfds/HUB_ID, hfds/FOLDER or data.root")
         if unknown := sorted(self.columns.keys() - {"image", "annotation"}):
-            raise InputError(
-                f"data.reader_args.{unknown[0]}: only the columns' names, image and annotation, can be set"
-            )
-        wanted = {name: self.reader_splits[name] if name == "val" or self.trains else None for name in FOLDERS}
+            raise InputError(f"data.reader_args.{unknown[0]}: only the columns image and annotation can be named")
         if missing := [name for name in FOLDERS if self.reader_splits[name] is None]:
             raise InputError(f"data.splits.{missing[0]} is not set: name the reader's split")
         args = (self.root, self.columns, self.num_classes, self.mode)
-        return {name: split and HubPairs(self.reader, split, *args) for name, split in wanted.items()}
+        wanted = [name for name in FOLDERS if name == "val" or self.trains]
+        return {"train": None} | {name: HubPairs(self.reader, self.reader_splits[name], *args) for name in wanted}
 
     def augment(self) -> tuple[list[v2.Transform], list[v2.Transform]]:
         crop = VariedCrop(self.img_size, self.max_class_share, self.crop_tries)
@@ -246,27 +226,23 @@ def find_pairs(root: Path, split: str) -> tuple[list[tuple[Path, Path]], list[st
     Raises:
         InputError: a folder is missing or holds no image.
     """
-    files, problems = {"images": {}, "annotations": {}}, []
-    for kind, endings in (("images", (".jpg", ".jpeg", ".png")), ("annotations", (".png",))):
-        folder, named = root / kind / split, files[kind]
+    folders = {"images": root / "images" / split, "annotations": root / "annotations" / split}
+    files, problems = {kind: {} for kind in folders}, []
+    for kind, folder in folders.items():
         if not folder.is_dir():
             raise InputError(f"{folder} is missing; expected {root}/{{images,annotations}}/{{training,validation}}")
-        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in endings and not p.name.startswith(".")):
-            if named.setdefault(path.stem, path) != path:
-                problems.append(f"{path} and {named[path.stem].name} have the same name; remove one")
-    images, annotations = files["images"], files["annotations"]
+        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS[kind] and p.name[0] != "."):
+            if (first := files[kind].setdefault(path.stem, path)) != path:
+                problems.append(f"{path} and {first.name} have the same name; remove one")
+    images, annotations = files.values()
     if not images:
-        raise InputError(f"{root / 'images' / split} holds no .jpg or .png image")
-    problems += [
-        f"{path} has no annotation {root / 'annotations' / split / name}.png; add it or remove the image"
-        for name, path in images.items()
-        if name not in annotations
-    ]
-    problems += [
-        f"{path} has no image {root / 'images' / split / name}.jpg or .png; add it or remove the annotation"
-        for name, path in annotations.items()
-        if name not in images
-    ]
+        raise InputError(f"{folders['images']} holds no .jpg or .png image")
+    for name in [name for name in images if name not in annotations]:
+        missing = f"annotation {folders['annotations'] / name}.png; add it or remove the image"
+        problems.append(f"{images[name]} has no {missing}")
+    for name in [name for name in annotations if name not in images]:
+        missing = f"image {folders['images'] / name}.jpg or .png; add it or remove the annotation"
+        problems.append(f"{annotations[name]} has no {missing}")
     return [(path, annotations[name]) for name, path in images.items() if name in annotations], problems
 
 
@@ -334,22 +310,16 @@ class HubPairs(Sequence):
     def __init__(
         self, reader: str, split: str, root: str | None, columns: dict[str, str], num_classes: int, mode: str
     ) -> None:
-        import datasets
+        from datasets import Image
 
-        quiet_hub()
         self._columns, self._args = [columns["image"], columns["annotation"]], (num_classes, mode)
         self._names = [f"{reader}, {split}, {column}" for column in self._columns]
-        try:
-            table = datasets.load_dataset(reader.removeprefix("hfds/"), split=split, cache_dir=root)
-        except Exception as error:  # datasets, huggingface_hub, pyarrow: exceptions differ by cause
-            raise reader_error(reader, split, error) from error
+        table = load_hub(reader, split, cache_dir=root)
         for key, column in columns.items():
-            if not isinstance(table.features.get(column), datasets.Image):
-                there = ", ".join(table.column_names)
-                raise InputError(
-                    f"data.reader_args.{key}={column}: {reader} has no such column of images, only {there}"
-                )
-            table = table.cast_column(column, datasets.Image(decode=False))
+            if not isinstance(table.features.get(column), Image):
+                there = f"{reader} has no such column of images, only {', '.join(table.column_names)}"
+                raise InputError(f"data.reader_args.{key}={column}: {there}")
+            table = table.cast_column(column, Image(decode=False))
         self._table = table.select_columns(self._columns)
 
     def __len__(self) -> int:

@@ -18,10 +18,17 @@ from torchvision.transforms import v2
 
 from neutreno.config.options import EXECUTION, FREE, Count, Positive, checked
 from neutreno.data.base import ImageData, check_root
-from neutreno.data.images import Stream, open_reader, open_split
+from neutreno.data.images import (
+    STREAMS,
+    Stream,
+    check_splits,
+    choose_classes,
+    open_reader,
+    open_split,
+    split_off,
+)
 from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, StreamLoader
 from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, load_images
-from neutreno.data.splits import check_splits, choose_classes, split_off
 from neutreno.errors import InputError, check_number
 
 
@@ -47,7 +54,8 @@ class ImageClassification(ClassificationData):
             ``torch/cifar10`` (torchvision), ``wds/…`` (WebDataset), ``tfds/…``.
         splits: the reader's names of the splits; null: there is none (test: null also leaves ``root``'s unread).
         samples: how many a stream's splits hold, where its library does not know.
-        reader_args: further arguments of timm's ``create_dataset`` (``input_key``, ``target_key``, …).
+        reader_args: the columns ``input_key`` and ``target_key``, and further arguments of ``datasets.load_dataset``
+            (``hfds/…``) or timm's ``create_dataset``.
         download: let the reader download (torchvision does so only then).
         classes: keep only these, by name (ImageNet: by synset id), in this order; null: all.
         train_samples: train on a fixed stratified subset of so many images; null: on all.
@@ -110,7 +118,7 @@ class ImageClassification(ClassificationData):
 
     @property
     def streams(self) -> bool:
-        return self.reader is not None and self.reader.startswith(("hfids/", "tfds/", "wds/"))
+        return self.reader is not None and self.reader.startswith(STREAMS)
 
     def read(self) -> dict[str, Sequence | None]:
         splits = self._read_root() if self.reader is None else {n: self._open(n) for n in ("train", "val", "test")}
@@ -156,13 +164,12 @@ class ImageClassification(ClassificationData):
             return None
         if self.streams:
             kwargs |= {"is_training": split == "train", "seed": self.seed, "num_samples": self.samples.get(split)}
-        more = {"download": self.download, **kwargs, **self.reader_args}
-        return open_reader(self.reader, name, self.root, self.mode, **more)
+        return open_reader(self.reader, name, self.root, self.mode, self.download, **{**kwargs, **self.reader_args})
 
     def _check_streams(self, splits: dict) -> dict:
-        unfit = {"classes": self.classes, "train_samples": self.train_samples, "on_device": self.on_device}
-        if wrong := [f"data.{key}" for key, value in unfit.items() if value] + ["data.repeats"] * (self.repeats > 1):
-            raise InputError(f"data.reader={self.reader} is a stream, which has no random access: unset {wrong[0]}")
+        unfit = {"classes": self.classes, "train_samples": self.train_samples, "repeats": self.repeats > 1}
+        if wrong := [key for key, value in {**unfit, "on_device": self.on_device}.items() if value]:
+            raise InputError(f"data.reader={self.reader} is a stream, without random access: unset data.{wrong[0]}")
         if splits["val"] is None:
             raise InputError(f"data.reader={self.reader} is a stream: name its validation split, data.splits.val=NAME")
         return splits

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from neutreno.config.options import Fraction, checked
 from neutreno.data.classification import ClassificationData
-from neutreno.data.splits import SPLIT_SEED
+from neutreno.data.images import SPLIT_SEED
 from neutreno.errors import InputError
 
 

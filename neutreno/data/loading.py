@@ -55,26 +55,23 @@ class CorruptLog:
         self._noted: set[str] = set()
 
     def note(self, what: str) -> None:
-        if what not in self._noted:
-            self._noted.add(what)
-            with open(self.path, "a") as file:
-                file.write(f"{what}\n")
-            self.check()
-
-    def read(self) -> list[str]:
-        """What was met, each once, by all processes."""
-        return sorted(set(self.path.read_text().splitlines())) if self.path.exists() else []
-
-    def check(self) -> None:
         """
         Raises:
             InputError: more than ``limit`` samples are corrupt.
         """
-        if len(found := self.read()) > self.limit:
-            raise InputError(
-                f"more than {self.limit} corrupt images (data.max_corrupt), the first: {found[0]}; "
-                f"all are listed in {self.path}"
-            )
+        if what not in self._noted:
+            self._noted.add(what)
+            with open(self.path, "a") as file:
+                file.write(f"{what}\n")
+            if len(found := self.read()) > self.limit:
+                raise InputError(
+                    f"more than {self.limit} corrupt images (data.max_corrupt), the first: {found[0]}; "
+                    f"all are listed in {self.path}"
+                )
+
+    def read(self) -> list[str]:
+        """What was met, each once, by all processes."""
+        return sorted(set(self.path.read_text().splitlines())) if self.path.exists() else []
 
 
 class AugmentedDataset(Dataset):
@@ -188,9 +185,6 @@ class Resumable:
     given = 0  # batches of this epoch that the training loop has got
     epoch = 0
     _resume_at = 0
-
-    def batches_from(self, first: int) -> Iterator:
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator:
         self.given, self._resume_at = self._resume_at, 0

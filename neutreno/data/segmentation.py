@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from neutreno.config.options import EXECUTION, FREE, Count, NonNegative, Positive, Share, Size, checked
 from neutreno.data.base import ImageData, check_root
-from neutreno.data.images import decode, load_hub
+from neutreno.data.images import EncodedImages, decode, load_hub
 from neutreno.data.joint_transforms import IGNORE, FitResize, PadTo, PhotometricDistortion, VariedCrop
 from neutreno.errors import InputError, check_number
 
@@ -247,23 +247,19 @@ def find_pairs(root: Path, split: str) -> tuple[list[tuple[Path, Path]], list[st
 
 
 def read_pair(
-    image: Path | bytes,
-    annotation: Path | bytes,
-    num_classes: int,
-    mode: str = "RGB",
-    names: tuple[str, str] | None = None,
+    files: Sequence[str | Path | bytes], num_classes: int, mode: str = "RGB", names: Sequence[str] | None = None
 ) -> Pair:
     """Decode an image and its annotation: label i → class i - 1, label 0 → :data:`IGNORE`.
 
     Args:
-        image, annotation: file or its content; ``names`` is what errors call them.
+        files: image and annotation, each a file or its content; ``names`` is what errors call them.
 
     Raises:
         CorruptSample: one of them cannot be read.
         InputError: they do not fit each other or ``num_classes``.
     """
-    first, second = names or (str(image), str(annotation))
-    picture, labels = decode(image, first, mode), decode(annotation, second, None)
+    first, second = names or map(str, files)
+    picture, labels = decode(files[0], first, mode), decode(files[1], second, None)
     array = np.asarray(labels)
     if array.ndim != 2 or array.dtype.kind not in "bui":
         raise InputError(f"{second} has the mode {labels.mode}: an annotation is one channel of class numbers")
@@ -281,7 +277,7 @@ def read_pair(
 def pair_problem(files: tuple[Path, Path], num_classes: int) -> str | None:
     """What is wrong with an image and its annotation, in a line, if anything is."""
     try:
-        read_pair(*files, num_classes)
+        read_pair(files, num_classes)
     except InputError as error:
         return str(error)
     return None
@@ -297,7 +293,7 @@ class FolderPairs(Sequence):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Pair:
-        return read_pair(*self.files[index], *self._args)
+        return read_pair(self.files[index], *self._args)
 
 
 class HubPairs(Sequence):
@@ -312,21 +308,17 @@ class HubPairs(Sequence):
     ) -> None:
         from datasets import Image
 
-        self._columns, self._args = [columns["image"], columns["annotation"]], (num_classes, mode)
-        self._names = [f"{reader}, {split}, {column}" for column in self._columns]
-        table = load_hub(reader, split, cache_dir=root)
+        table, self._args = load_hub(reader, split, cache_dir=root), (num_classes, mode)
         for key, column in columns.items():
             if not isinstance(table.features.get(column), Image):
                 there = f"{reader} has no such column of images, only {', '.join(table.column_names)}"
                 raise InputError(f"data.reader_args.{key}={column}: {there}")
-            table = table.cast_column(column, Image(decode=False))
-        self._table = table.select_columns(self._columns)
+        self._columns = [EncodedImages(table, columns[key]) for key in ("image", "annotation")]
+        self._names = [f"{reader}, {split}, {columns[key]}" for key in ("image", "annotation")]
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._columns[0])
 
     def __getitem__(self, index: int) -> Pair:
-        cells = [self._table[index][column] for column in self._columns]
-        contents = [cell["bytes"] if cell["bytes"] is not None else Path(cell["path"] or "") for cell in cells]
-        names = tuple(f"{name}, row {index}" for name in self._names)
-        return read_pair(*contents, *self._args, names)
+        names = [f"{name}, row {index}" for name in self._names]
+        return read_pair([column[index] for column in self._columns], *self._args, names)

@@ -222,7 +222,7 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, Source]:
         raise InputError(
             f"data.reader={reader} is not known for text; write hfds/HUB_ID, e.g. hfds/Salesforce/wikitext"
         )
-    found, sources = load_hub(reader, **reader_args), {}
+    found, sources = load_hub(reader, **reader_args, keep_in_memory=False), {}  # on disk, where changes are noticed
     for split, names in SPLITS.items():
         name = next((name for name in names if name in found), None)
         if name is None:
@@ -230,10 +230,6 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, Source]:
         if "text" not in found[name].column_names:
             raise InputError(f"data.reader={reader} has no column text; it has: {', '.join(found[name].column_names)}")
         files = [Path(file["filename"]) for file in found[name].cache_files]
-        if not files:
-            raise InputError(
-                f"data.reader={reader} is held in memory only, so changes would go unnoticed; load it from disk"
-            )
         sources[split] = Source(files, partial(_read_hub, found[name]))
     return sources
 
@@ -249,10 +245,6 @@ def prepare(sources: dict[str, Source], folder: Path, min_count: int, where: str
             word, or is not UTF-8; the cache cannot be written.
     """
     checksums, record = {split: checksum(*source.files) for split, source in sources.items()}, folder / "record.json"
-    if folder.exists() and not record.exists():
-        raise InputError(
-            f"{folder} exists, but does not hold the ids of {where}; name another folder, data.cache=FOLDER"
-        )
     if not record.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)

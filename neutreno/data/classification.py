@@ -13,20 +13,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from annotated_types import Ge, Le
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
 from neutreno.config.options import EXECUTION, FREE, Count, Positive, checked
+from neutreno.data import images
 from neutreno.data.base import ImageData, check_root
-from neutreno.data.images import (
-    STREAMS,
-    Stream,
-    check_splits,
-    choose_classes,
-    open_reader,
-    open_split,
-    split_off,
-)
 from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, StreamLoader
 from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, load_images
 from neutreno.errors import InputError, check_number
@@ -40,7 +32,7 @@ class ClassificationData(ImageData):
 
     def record(self) -> dict[str, Any]:
         """A digest of each split's labels, in their order: another ``root`` holds other images."""
-        labels = {split: getattr(images, "labels", None) for split, images in self.splits.items()}
+        labels = {split: getattr(samples, "labels", None) for split, samples in self.splits.items()}
         held = {split: np.asarray(x, dtype=np.int64) for split, x in labels.items() if x is not None}
         return {"digests": {split: hashlib.sha256(x).hexdigest() for split, x in held.items()}}
 
@@ -118,7 +110,7 @@ class ImageClassification(ClassificationData):
 
     @property
     def streams(self) -> bool:
-        return self.reader is not None and self.reader.startswith(STREAMS)
+        return self.reader is not None and self.reader.startswith(images.STREAMS)
 
     def read(self) -> dict[str, Sequence | None]:
         splits = self._read_root() if self.reader is None else {n: self._open(n) for n in ("train", "val", "test")}
@@ -132,31 +124,31 @@ class ImageClassification(ClassificationData):
         if splits["test"] is not None and splits["test"].labels.max() < 0:  # ImageNet's public test split
             splits["test"] = None
         if self.classes is not None:
-            splits = {name: images and choose_classes(images, self.classes) for name, images in splits.items()}
+            splits = {name: split and images.choose_classes(split, self.classes) for name, split in splits.items()}
         if splits["val"] is None:
-            splits["train"], splits["val"] = split_off(splits["train"], self.val_fraction, "data.val_fraction")
-        check_splits(splits, self.num_classes, self.root or self.reader)
+            splits["train"], splits["val"] = images.split_off(splits["train"], self.val_fraction, "data.val_fraction")
+        images.check_splits(splits, self.num_classes, self.root or self.reader)
         if self.train_samples is not None and splits["train"] is not None:
             check_number("data.train_samples", self.train_samples, 1, len(splits["train"]), integer=True)
             if self.train_samples < len(splits["train"]):
-                _, splits["train"] = split_off(splits["train"], self.train_samples, "data.train_samples")
+                _, splits["train"] = images.split_off(splits["train"], self.train_samples, "data.train_samples")
         if self.on_device:  # other sizes are resized one by one, as the transforms do
             self.on_device = self._first_size(splits["val"]) == (self.img_size, self.img_size)
         return splits
 
     @staticmethod
-    def _first_size(images: Sequence) -> tuple[int, int] | None:
-        for i in range(len(images)):
+    def _first_size(samples: Sequence) -> tuple[int, int] | None:
+        for i in range(len(samples)):
             with contextlib.suppress(CorruptSample):
-                return images[i][0].size
+                return samples[i][0].size
         return None
 
     def _read_root(self) -> dict[str, Sequence | None]:
         root = check_root(self.root)
-        splits = {name: open_split(root, name, self.mode) for name in ("train", "val")} | {"test": None}
+        splits = {name: images.open_split(root, name, self.mode) for name in ("train", "val")} | {"test": None}
         if self.reader_splits.get("test", "test") is not None:
             with contextlib.suppress(InputError):  # ImageNet's test images lie in one folder, without labels
-                splits["test"] = open_split(root, "test", self.mode)
+                splits["test"] = images.open_split(root, "test", self.mode)
         return splits
 
     def _open(self, split: str, **kwargs):
@@ -164,7 +156,8 @@ class ImageClassification(ClassificationData):
             return None
         if self.streams:
             kwargs |= {"is_training": split == "train", "seed": self.seed, "num_samples": self.samples.get(split)}
-        return open_reader(self.reader, name, self.root, self.mode, self.download, **{**kwargs, **self.reader_args})
+        kwargs |= self.reader_args
+        return images.open_reader(self.reader, name, self.root, self.mode, self.download, **kwargs)
 
     def _check_streams(self, splits: dict) -> dict:
         unfit = {"classes": self.classes, "train_samples": self.train_samples, "repeats": self.repeats > 1}
@@ -197,16 +190,16 @@ class ImageClassification(ClassificationData):
             return DeviceEvalLoader(*self._images(split), self._normalize(), self.eval_batch_size, **self._share)
         return super()._eval_loader(split)
 
-    def _stream(self, split: str, transform: Callable, **kwargs) -> Stream:
+    def _stream(self, split: str, transform: Callable, **kwargs) -> images.Stream:
         rank = self.trainer.global_rank
-        return Stream(partial(self._open, split, **kwargs), transform, self.num_classes, self.seed, rank)
+        return images.Stream(partial(self._open, split, **kwargs), transform, self.num_classes, self.seed, rank)
 
     def probe_samples(self, num_samples: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not self.streams:
             return super().probe_samples(num_samples)
         transform = self.eval_transform()
-        images, labels = zip(*itertools.islice(self.splits["val"], num_samples), strict=True)
-        return torch.stack([transform(image) for image in images]), torch.tensor(labels)
+        samples = [(transform(x), y) for x, y in itertools.islice(self.splits["val"], num_samples)]
+        return tuple(default_collate(samples))
 
     def _images(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A split on the training device, read once."""

@@ -142,10 +142,12 @@ class SegmentationFolders(SegmentationData):
         self.root, self.reader, self.class_names_file = root, reader, class_names
         self.reader_splits = {"train": "train", "val": "validation", **(splits or {})}
         self.columns = {"image": "image", "annotation": "annotation", **(reader_args or {})}
-        self.limits = None if resize is None else _two("data.resize", resize)
-        self.scale = _two("data.scale", scale)
-        if self.scale[0] > self.scale[1]:
-            raise InputError(f"data.scale={list(self.scale)} must rise, e.g. data.scale=[0.5,2.0]")
+        for name, sides in {"resize": resize, "scale": scale}.items():
+            if sides is not None and len(sides) != 2:
+                raise InputError(f"data.{name}={list(sides)} is not a list of two numbers")
+        if scale[0] > scale[1]:
+            raise InputError(f"data.scale={list(scale)} must rise, e.g. data.scale=[0.5,2.0]")
+        self.limits, self.scale = resize, scale
         self.max_class_share, self.crop_tries, self.flip = max_class_share, crop_tries, flip
         self.photometric, self.train_samples = photometric, train_samples
 
@@ -167,16 +169,13 @@ class SegmentationFolders(SegmentationData):
         return {"digests": {split: hashlib.sha256(text.encode()).hexdigest() for split, text in names.items()}}
 
     def _read_root(self) -> dict[str, Sequence[Pair] | None]:
-        root, splits = check_root(self.root), {}
+        root, splits = check_root(self.root), {"train": None}
         for split, name in FOLDERS.items():
-            if split == "train" and not self.trains and not (root / "images" / name).is_dir():
-                splits[split] = None
-                continue
-            found, problems = find_pairs(root, name)
-            if problems:
-                more = f" ({len(problems)} such files)" if len(problems) > 1 else ""
-                raise InputError(problems[0] + more)
-            splits[split] = FolderPairs(found, self.num_classes, self.mode)
+            if split == "val" or self.trains or (root / "images" / name).is_dir():
+                found, problems = find_pairs(root, name)
+                if problems:
+                    raise InputError(problems[0] + (f" ({len(problems)} such files)" if problems[1:] else ""))
+                splits[split] = FolderPairs(found, self.num_classes, self.mode)
         return splits
 
     def _read_hub(self) -> dict[str, Sequence[Pair] | None]:
@@ -197,12 +196,6 @@ class SegmentationFolders(SegmentationData):
 
     def resize(self) -> list[v2.Transform]:
         return [] if self.limits is None else [FitResize(self.limits)]
-
-
-def _two(name: str, values: Sequence) -> tuple:
-    if len(values) != 2:
-        raise InputError(f"{name}={list(values)} is not a list of two numbers")
-    return tuple(values)
 
 
 def read_class_names(file: Path, num_classes: int) -> list[str]:

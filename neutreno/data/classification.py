@@ -93,12 +93,8 @@ class ImageClassification(ClassificationData):
         self.train_samples, self.val_fraction, self.on_device = train_samples, val_fraction, on_device
         self.crop_pct, self.crop_padding, self.augment = crop_pct, crop_padding, dict(augment or {})
         self._held: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.common = {
-            "input_size": self.image_shape,
-            "interpolation": interpolation,
-            "mean": tuple(mean),
-            "std": tuple(std),
-        }
+        self.common = {"input_size": self.image_shape, "interpolation": interpolation}
+        self.common |= {"mean": tuple(mean), "std": tuple(std)}
         if clash := {"is_training", *self.common} & self.augment.keys():
             raise InputError(f"data.augment.{min(clash)} is settled by the data set; leave it out")
         other = {k: v for k, v in self.augment.items() if (v != 0.5 if k == "hflip" else v)}
@@ -115,10 +111,9 @@ class ImageClassification(ClassificationData):
     def read(self) -> dict[str, Sequence | None]:
         splits = self._read_root() if self.reader is None else {n: self._open(n) for n in ("train", "val", "test")}
         if splits["train"] is None and (self.trains or splits["val"] is None):
-            if self.reader is None:
-                where = f"data.root={self.root}: expected train/CLASS/IMAGE or train*.parquet"
-                raise InputError(f"no training data in {where}")
-            raise InputError("data.splits.train is not set: name the reader's training split")
+            root = f"no training data in data.root={self.root}: expected train/CLASS/IMAGE or train*.parquet"
+            reader = "data.splits.train is not set: name the reader's training split"
+            raise InputError(root if self.reader is None else reader)
         if self.streams:
             return self._check_streams(splits)
         if splits["test"] is not None and splits["test"].labels.max() < 0:  # ImageNet's public test split

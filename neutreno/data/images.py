@@ -6,7 +6,7 @@ import io
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,6 @@ from torchvision.datasets import ImageFolder
 
 from neutreno.data.loading import CorruptSample, derive_seed, seed_cpu
 from neutreno.errors import InputError
-
-if TYPE_CHECKING:
-    import datasets
 
 STREAMS = ("hfids/", "tfds/", "wds/")  # readers without random access
 SPLIT_SEED = 20230613  # fixes the splits for every run, whatever its seed
@@ -76,7 +73,7 @@ class FolderImages(Images):
 class EncodedImages(Sequence):
     """A column of images in a table of Hugging Face ``datasets``, as files or their content."""
 
-    def __init__(self, table: datasets.Dataset, column: str) -> None:
+    def __init__(self, table: Any, column: str) -> None:
         from datasets import Image
 
         self._table, self._column = table.select_columns([column]).cast_column(column, Image(decode=False)), column
@@ -92,7 +89,7 @@ class EncodedImages(Sequence):
 class TableImages(Images):
     """Two columns of such a table: images, and integer labels."""
 
-    def __init__(self, table: datasets.Dataset, image: str, label: str, where: str, mode: str = "RGB") -> None:
+    def __init__(self, table: Any, image: str, label: str, where: str, mode: str = "RGB") -> None:
         labels = np.asarray(table[label])
         super().__init__(labels, map(str, getattr(table.features[label], "names", None) or np.unique(labels)), mode)
         self._images, self._where = EncodedImages(table, image), where

@@ -148,11 +148,9 @@ class TextData(SplitData):
         for split, ids in self.splits.items():
             rows = self.batch_size if split == "train" and stage != "validate" else 1
             if len(ids) // rows <= self.sequence_length:
-                streams = "" if rows == 1 else f", {len(ids) // rows:,} in each of data.batch_size={rows} streams"
-                raise InputError(
-                    f"data.sequence_length={self.sequence_length} is longer than the {split} text of {len(ids):,} "
-                    f"tokens{streams}; lower it" + (" or data.batch_size" if rows > 1 else "")
-                )
+                streams = f" in each of data.batch_size={rows} streams; lower one of them" if rows > 1 else "; lower it"
+                where = f"the {split} text of {len(ids) // rows:,} tokens{streams}"
+                raise InputError(f"data.sequence_length={self.sequence_length} is longer than {where}")
 
     def model_arguments(self) -> dict[str, Any]:
         self.setup("validate")

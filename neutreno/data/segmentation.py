@@ -50,22 +50,15 @@ class SegmentationData(ImageData):
     ) -> None:
         super().__init__(num_classes=num_classes, **kwargs)
         self.check_channels(mean=mean, std=std)
-        self.mean, self.std, self._class_names = list(mean), list(std), class_names and list(class_names)
-
-    @property
-    def class_names(self) -> list[str]:
-        return self._class_names or [f"class {i + 1}" for i in range(self.num_classes)]
-
-    def augment(self) -> tuple[list[v2.Transform], list[v2.Transform]]:
-        """Training's random transforms of uint8 samples and, after these, of float ones."""
-        return [], []
+        self.mean, self.std = list(mean), list(std)
+        self.class_names = list(class_names or (f"class {i + 1}" for i in range(num_classes)))
 
     def resize(self) -> list[v2.Transform]:
         """What evaluation does to the image before it is normalised."""
         return []
 
-    def train_transform(self) -> Callable:
-        first, then = self.augment()
+    def train_transform(self, first: Sequence[v2.Transform] = (), then: Sequence[v2.Transform] = ()) -> Callable:
+        """``first`` are random transforms of uint8 samples and ``then``, after these, of float ones."""
         to_float = v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True)
         last = [v2.Normalize(self.mean, self.std), PadTo(self.img_size), v2.ToPureTensor()]
         return v2.Compose([*first, to_float, *then, *last])
@@ -154,7 +147,7 @@ class SegmentationFolders(SegmentationData):
     def read(self) -> dict[str, Sequence[Pair] | None]:
         splits = self._read_root() if self.reader is None else self._read_hub()
         if self.class_names_file is not None:
-            self._class_names = read_class_names(Path(self.root or ".", self.class_names_file), self.num_classes)
+            self.class_names = read_class_names(Path(self.root or ".", self.class_names_file), self.num_classes)
         if self.train_samples is not None and splits["train"] is not None:
             count = len(splits["train"])
             check_number("data.train_samples", self.train_samples, 1, count, integer=True)
@@ -189,10 +182,10 @@ class SegmentationFolders(SegmentationData):
         wanted = [name for name in FOLDERS if name == "val" or self.trains]
         return {"train": None} | {name: HubPairs(self.reader, self.reader_splits[name], *args) for name in wanted}
 
-    def augment(self) -> tuple[list[v2.Transform], list[v2.Transform]]:
+    def train_transform(self) -> Callable:
         crop = VariedCrop(self.img_size, self.max_class_share, self.crop_tries)
         geometric = [FitResize(self.limits, self.scale), crop, v2.RandomHorizontalFlip(self.flip)]
-        return geometric, [PhotometricDistortion()] if self.photometric else []
+        return super().train_transform(geometric, [PhotometricDistortion()] if self.photometric else [])
 
     def resize(self) -> list[v2.Transform]:
         return [] if self.limits is None else [FitResize(self.limits)]

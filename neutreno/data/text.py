@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from neutreno.errors import InputError
 from neutreno.files import UNFINISHED
 
 EOS, UNK = "<eos>", "<unk>"
-BLOCK = 4 << 20  # bytes read at once: their words as Python strings take some 50 MiB
+BLOCK = 4 << 20  # bytes read at once, in whole lines: their words as Python strings take some 50 MiB
 PLAIN = ("{}.txt", "{}.tokens", "wiki.{}.txt", "wiki.{}.tokens")
 SPLITS = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
 
@@ -93,14 +94,6 @@ def split_words(text: str) -> list[str]:
     return text.replace("\n", f" {EOS} ").split()
 
 
-class _FirstSeen(dict):
-    """Numbers words in the order in which they are asked for."""
-
-    def __missing__(self, word: str) -> int:
-        self[word] = number = len(self)
-        return number
-
-
 class VocabularyBuilder:
     """Counts words while it numbers them, so that the training text is split into words only once.
 
@@ -109,7 +102,8 @@ class VocabularyBuilder:
     """
 
     def __init__(self, min_count: int = 1) -> None:
-        self.min_count, self.seen, self.counts = min_count, _FirstSeen(), np.zeros(0, np.int64)
+        self.seen: dict[str, int] = defaultdict(itertools.count().__next__)  # numbers words as they are asked for
+        self.min_count, self.counts = min_count, np.zeros(0, np.int64)
 
     def add(self, text: str) -> np.ndarray:
         """Preliminary ids, for :meth:`finish` to translate."""

@@ -122,10 +122,8 @@ class Task(LightningModule):
 
     def per_network(self, new_metric: Callable[[], nn.Module]) -> nn.ModuleDict:
         """A metric for every split and network (``raw`` or ``ema/``), so that none ever sees another's samples."""
-        splits = ("val_", "test_")
-        return nn.ModuleDict(
-            {s: nn.ModuleDict({name or "raw": new_metric() for name in self.networks}) for s in splits}
-        )
+        names = [name or "raw" for name in self.networks]
+        return nn.ModuleDict({s: nn.ModuleDict({n: new_metric() for n in names}) for s in ("val_", "test_")})
 
     def _update(self, metric: nn.Module, network: nn.Module, batch) -> None:
         raise NotImplementedError

@@ -171,10 +171,7 @@ def slurm_environment() -> SLURMEnvironment:
         InputError: srun did not start this process.
     """
     if "SLURM_NTASKS" not in os.environ:
-        raise InputError(
-            "trainer=slurm is for processes that srun starts (see scripts/slurm/train.sbatch); "
-            "elsewhere take trainer=gpu or trainer=ddp"
-        )
+        raise InputError("trainer=slurm needs srun (scripts/slurm/train.sbatch); elsewhere trainer=gpu or trainer=ddp")
     return SLURMEnvironment(auto_requeue=False)
 
 

@@ -114,10 +114,8 @@ class SplitData(LightningDataModule):
         micro_batch_size = fits if self.micro_batch_size == "auto" else self.micro_batch_size
         share, rest = divmod(self.batch_size, world * micro_batches)
         if rest:
-            raise InputError(
-                f"data.batch_size={self.batch_size} is not a multiple of {world} processes x {micro_batches} "
-                "accumulated micro-batches"
-            )
+            parts = f"{world} processes x {micro_batches} accumulated micro-batches"
+            raise InputError(f"data.batch_size={self.batch_size} is not a multiple of {parts}")
         if micro_batch_size is None or share <= micro_batch_size:
             return micro_batches
         if micro_batches > 1:

@@ -99,10 +99,7 @@ class ImageClassification(ClassificationData):
             raise InputError(f"data.augment.{min(clash)} is settled by the data set; leave it out")
         other = {k: v for k, v in self.augment.items() if (v != 0.5 if k == "hflip" else v)}
         if on_device and (other or crop_padding is None or crop_pct != 1):
-            raise InputError(
-                "data.on_device=true crops with data.crop_padding and flips, no more: set data.on_device=false for "
-                "data.augment or data.crop_pct"
-            )
+            raise InputError("data.on_device=true crops (data.crop_padding) and flips; for more data.on_device=false")
 
     @property
     def streams(self) -> bool:
@@ -222,10 +219,9 @@ class ImageClassification(ClassificationData):
         try:
             return create_transform(**self.common, **settings)
         except (ValueError, TypeError, AssertionError, RuntimeError, KeyError, AttributeError, IndexError) as error:
-            raise InputError(
-                "the transforms cannot be built from data.augment and data.interpolation: "
-                + (" ".join(str(error).split()) or type(error).__name__)
-            ) from error
+            said = " ".join(str(error).split()) or type(error).__name__
+            given = "data.augment and data.interpolation"
+            raise InputError(f"the transforms cannot be built from {given}: {said}") from error
 
     def train_transform(self) -> Callable:
         transform = self._timms(is_training=True, **self.augment)

@@ -306,7 +306,5 @@ def check_splits(splits: dict[str, Sequence | None], num_classes: int, where: st
             raise InputError(f"{where}: {name} has labels outside 0 … {len(classes) - 1}")
     if missing := sorted(set(range(len(classes))) - set(present[first].labels.tolist())):
         raise InputError(f"{where}: {first} has no image of class {classes[missing[0]]}")
-    if len(classes) != num_classes:
-        raise InputError(
-            f"{where} holds {len(classes)} classes, data.num_classes={num_classes}; set data.num_classes={len(classes)}"
-        )
+    if (found := len(classes)) != num_classes:
+        raise InputError(f"{where} holds {found} classes, data.num_classes={num_classes}; set data.num_classes={found}")

@@ -34,9 +34,7 @@ def count_epochs(config: DictConfig) -> None:
     if config.trainer.max_epochs is not None:
         raise InputError(f"trainer.max_epochs={config.trainer.max_epochs}: steps bound this run; set trainer.max_steps")
     if steps % between:
-        raise InputError(
-            f"trainer.max_steps={steps} is not a multiple of data.val_every_n_steps={between}; change one of them"
-        )
+        raise InputError(f"trainer.max_steps={steps} is not a multiple of data.val_every_n_steps={between}")
     config.trainer.max_epochs = steps // between
 
 
@@ -181,11 +179,9 @@ class TextData(SplitData):
     def train_dataloader(self) -> TokenStreamLoader:
         length, world = self.sequence_length, self.trainer.world_size
         for split in ("val", "test"):  # before the long work
-            if len(self.splits[split]) - 1 <= length * (world - 1):
-                raise InputError(
-                    f"the {split} text of {len(self.splits[split]):,} tokens has fewer sequences of {length} than "
-                    f"there are processes ({world}); use fewer"
-                )
+            if (tokens := len(self.splits[split])) - 1 <= length * (world - 1):
+                few = f"has fewer sequences of {length} than there are processes ({world}); use fewer"
+                raise InputError(f"the {split} text of {tokens:,} tokens {few}")
         share = {"micro_batches": self.trainer.accumulate_grad_batches, **self._share}
         return TokenStreamLoader(self.splits["train"], self.batch_size, length, self.val_every_n_steps, **share)
 
@@ -256,9 +252,7 @@ class PythonDocs(TextData):
         try:
             from pydoc_data.topics import topics
         except ImportError as error:
-            raise InputError(
-                "this Python comes without pydoc_data.topics, the text of data=python_docs; take another data=…"
-            ) from error
+            raise InputError("this Python comes without pydoc_data.topics; take another data=…") from error
         texts = {"train": "", "val": "", "test": ""}
         for i, name in enumerate(sorted(topics, key=lambda name: (len(topics[name]), name))):
             split = {4: "val", 9: "test"}.get(i % 10, "train")

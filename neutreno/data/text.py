@@ -147,10 +147,8 @@ def _read_plain(path: Path) -> Iterator[str]:
             try:
                 text = block.decode()
             except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path} is not UTF-8 at byte {offset + error.start:,} ({error.reason}); convert it, e.g. "
-                    "with iconv -t UTF-8"
-                ) from error
+                where = f"byte {offset + error.start:,} ({error.reason})"
+                raise InputError(f"{path} is not UTF-8 at {where}; convert it, e.g. with iconv -t UTF-8") from error
             yield text if offset else text.removeprefix("\ufeff")
             offset += len(block)
     if not block.endswith(b"\n"):
@@ -213,9 +211,7 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, Source]:
         InputError: no such reader or data set, a split or the column ``text`` is missing.
     """
     if not reader.startswith("hfds/"):
-        raise InputError(
-            f"data.reader={reader} is not known for text; write hfds/HUB_ID, e.g. hfds/Salesforce/wikitext"
-        )
+        raise InputError(f"data.reader={reader} is not known for text; write hfds/HUB_ID")
     found, sources = load_hub(reader, **reader_args, keep_in_memory=False), {}  # on disk, where changes are noticed
     for split, names in SPLITS.items():
         name = next((name for name in names if name in found), None)
@@ -246,10 +242,8 @@ def prepare(sources: dict[str, Source], folder: Path, min_count: int, where: str
                 if not record.exists():
                     _build(sources, checksums, folder, min_count)
         except OSError as error:
-            raise InputError(
-                f"the ids of {where} cannot be kept in {folder.parent}: {error.strerror or error}; name another "
-                "folder, data.cache=FOLDER"
-            ) from error
+            said = f"{error.strerror or error}; name another folder, data.cache=FOLDER"
+            raise InputError(f"the ids of {where} cannot be kept in {folder.parent}: {said}") from error
     return _read(folder, checksums, where)
 
 

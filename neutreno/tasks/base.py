@@ -133,9 +133,10 @@ class Task(LightningModule):
         raise NotImplementedError
 
     def _evaluate(self, split: str, batch) -> None:
-        if len(batch):  # else no sample of it could be read
-            for name, network in self.networks.items():
-                self._update(self.metrics[split][name or "raw"], network, batch)
+        if isinstance(batch, list) and not batch:  # no sample of it could be read
+            return
+        for name, network in self.networks.items():
+            self._update(self.metrics[split][name or "raw"], network, batch)
 
     def _report(self, split: str) -> None:
         where, found = split.removesuffix("_") + self.protocol, {}

@@ -23,6 +23,7 @@ from neutreno.errors import InputError, check_number
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 ENDINGS = {"images": (".jpg", ".jpeg", ".png"), "annotations": (".png",)}
+TO_FLOAT = v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True)
 FOLDERS = {"train": "training", "val": "validation"}
 
 
@@ -50,7 +51,7 @@ class SegmentationData(ImageData):
     ) -> None:
         super().__init__(num_classes=num_classes, **kwargs)
         self.check_channels(mean=mean, std=std)
-        self.mean, self.std = list(mean), list(std)
+        self._normalize = v2.Normalize(list(mean), list(std))
         self.class_names = list(class_names or (f"class {i + 1}" for i in range(num_classes)))
 
     def resize(self) -> list[v2.Transform]:
@@ -59,28 +60,18 @@ class SegmentationData(ImageData):
 
     def train_transform(self, first: Sequence[v2.Transform] = (), then: Sequence[v2.Transform] = ()) -> Callable:
         """``first`` are random transforms of uint8 samples and ``then``, after these, of float ones."""
-        to_float = v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True)
-        last = [v2.Normalize(self.mean, self.std), PadTo(self.img_size), v2.ToPureTensor()]
-        return v2.Compose([*first, to_float, *then, *last])
-
-    def _of_image(self) -> list[v2.Transform]:
-        to_float = v2.ToDtype(torch.float32, scale=True)
-        return [*self.resize(), to_float, v2.Normalize(self.mean, self.std), v2.ToPureTensor()]
+        return v2.Compose([*first, TO_FLOAT, *then, self._normalize, PadTo(self.img_size), v2.ToPureTensor()])
 
     def eval_transform(self) -> Callable:
-        return partial(_transform_image, v2.Compose(self._of_image()))
+        return v2.Compose([*self.resize(), TO_FLOAT, self._normalize, v2.ToPureTensor()])
 
     def probe_transform(self) -> Callable:
-        return partial(_transform_alone, v2.Compose([*self._of_image(), v2.CenterCrop(self.img_size)]))
+        return partial(_transform_alone, v2.Compose([self.eval_transform(), v2.CenterCrop(self.img_size)]))
 
     @staticmethod
     def collate_eval(samples: list) -> list[tuple[Tensor, Tensor]]:
         """The samples that could be read, as they are: they differ in size."""
         return [sample for sample in samples if sample is not None]
-
-
-def _transform_image(transform: Callable, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-    return transform(image), mask.as_subclass(Tensor).long()
 
 
 def _transform_alone(transform: Callable, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor]:
@@ -140,9 +131,10 @@ class SegmentationFolders(SegmentationData):
                 raise InputError(f"data.{name}={list(sides)} is not a list of two numbers")
         if scale[0] > scale[1]:
             raise InputError(f"data.scale={list(scale)} must rise, e.g. data.scale=[0.5,2.0]")
-        self.limits, self.scale = resize, scale
-        self.max_class_share, self.crop_tries, self.flip = max_class_share, crop_tries, flip
-        self.photometric, self.train_samples = photometric, train_samples
+        self.limits, self.train_samples = resize, train_samples
+        crop, flips = VariedCrop(self.img_size, max_class_share, crop_tries), v2.RandomHorizontalFlip(flip)
+        self.geometric = [FitResize(resize, scale), crop, flips]
+        self.photometric = [PhotometricDistortion()] if photometric else []
 
     def read(self) -> dict[str, Sequence[Pair] | None]:
         splits = self._read_root() if self.reader is None else self._read_hub()
@@ -183,12 +175,10 @@ class SegmentationFolders(SegmentationData):
         return {"train": None} | {name: HubPairs(self.reader, self.reader_splits[name], *args) for name in wanted}
 
     def train_transform(self) -> Callable:
-        crop = VariedCrop(self.img_size, self.max_class_share, self.crop_tries)
-        geometric = [FitResize(self.limits, self.scale), crop, v2.RandomHorizontalFlip(self.flip)]
-        return super().train_transform(geometric, [PhotometricDistortion()] if self.photometric else [])
+        return super().train_transform(self.geometric, self.photometric)
 
     def resize(self) -> list[v2.Transform]:
-        return [] if self.limits is None else [FitResize(self.limits)]
+        return [] if self.limits is None else [FitResize(self.limits, masks=False)]
 
 
 def read_class_names(file: Path, num_classes: int) -> list[str]:

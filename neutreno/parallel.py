@@ -32,11 +32,10 @@ def units(network: nn.Module) -> list[nn.Module]:
     The blocks of a trunk are such a list, and so are those of a network that the project does not know.
     """
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    found = dict.fromkeys(element for elements in lists for element in elements)  # each once
+    elements = {element for elements in lists for element in elements}
     containers = nn.ModuleList | nn.ModuleDict  # they are not called, so nothing would gather them
-    with_parameters = [m for m in found if not isinstance(m, containers) and any(True for _ in m.parameters())]
-    order = {module: number for number, module in enumerate(network.modules())}
-    return sorted(with_parameters, key=order.__getitem__, reverse=True)
+    called = [m for m in network.modules() if m in elements and not isinstance(m, containers)]
+    return [m for m in reversed(called) if any(True for _ in m.parameters())]
 
 
 def shard(task: LightningModule) -> None:
@@ -52,9 +51,7 @@ def shard(task: LightningModule) -> None:
         for unit in units(network):
             fully_shard(unit, mesh=mesh)
         fully_shard(network, mesh=mesh)
-        if hasattr(
-            network, "forward_features"
-        ):  # what the probe runs; forward() calls it, so it cannot be entered itself
+        if hasattr(network, "forward_features"):  # the probe's; forward() calls it, so it cannot be entered itself
             network.features_alone = network.forward_features
             register_fsdp_forward_method(network, "features_alone")
 
@@ -92,18 +89,17 @@ def gathered(*networks: nn.Module) -> Iterator[None]:
     for them forever. Does nothing to networks that are not sharded.
     """
     sharded = [network for network in networks if isinstance(network, FSDPModule)]
+    parts = [module for network in sharded for module in network.modules() if isinstance(module, FSDPModule)]
     for network in sharded:
         network.set_reshard_after_forward(False)
-        for module in network.modules():
-            if isinstance(module, FSDPModule):
-                module.unshard()
+    for part in parts:
+        part.unshard()
     try:
         yield
     finally:
+        for part in parts:
+            part.reshard()
         for network in sharded:
-            for module in network.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
             network.set_reshard_after_forward(True)
             network.set_reshard_after_forward(False, recurse=False)  # torch's own choice for the outermost module
 
@@ -129,18 +125,18 @@ def check_trainer(config: DictConfig) -> None:
         InputError: says what to do instead.
     """
     accelerator, precision, strategy = (config.trainer[key] for key in ("accelerator", "precision", "strategy"))
-    devices = config.trainer.devices
+    devices, fused = config.trainer.devices, (config.task.get("opt_args") or {}).get("fused")
     if isinstance(devices, str) and not re.fullmatch(r"auto|-?\d+(,\d+)*,?", devices):
         raise InputError(f"trainer.devices={devices} is not a number of devices, a list of them (0,1) or auto")
     if isinstance(strategy, DictConfig) and "_target_" not in strategy:
         raise InputError(f"trainer.strategy={strategy} does not name a class by _target_; trainer=fsdp is an example")
-    known = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
-    if accelerator not in known:
-        raise InputError(f"trainer.accelerator={accelerator} is not known; available: {', '.join(known)}")
-    if isinstance(strategy, str) and strategy not in ("auto", *StrategyRegistry.available_strategies()):
-        near = difflib.get_close_matches(strategy, StrategyRegistry.available_strategies(), 1)
-        hint = f"did you mean {near[0]}?" if near else "auto, ddp and fsdp (trainer=fsdp) are among them"
-        raise InputError(f"trainer.strategy={strategy} is not one of Lightning's; {hint}")
+    accelerators = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
+    known = {"accelerator": accelerators, "strategy": ("auto", *StrategyRegistry.available_strategies())}
+    for key, names in known.items():
+        if isinstance(value := config.trainer[key], str) and value not in names:
+            near = difflib.get_close_matches(value, names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(names)}"
+            raise InputError(f"trainer.{key}={value} is not known to Lightning; {hint}")
     if accelerator in ("gpu", "cuda") and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
         raise InputError(
             f"trainer.accelerator={accelerator}, but PyTorch finds no GPU here: run on a machine that has one, or on "
@@ -148,7 +144,6 @@ def check_trainer(config: DictConfig) -> None:
         )
     if isinstance(strategy, DictConfig) and precision not in ("bf16-mixed", "32-true"):
         raise InputError(f"trainer=fsdp keeps its weights in float32: not trainer.precision={precision} but bf16-mixed")
-    fused = (config.task.get("opt_args") or {}).get("fused")
     if fused and config.trainer.gradient_clip_val and str(precision).endswith("-mixed"):
         raise InputError(
             f"trainer.gradient_clip_val with trainer.precision={precision} needs task.opt_args.fused=false: "
@@ -176,10 +171,7 @@ def slurm_environment() -> SLURMEnvironment:
         InputError: srun did not start this process.
     """
     if "SLURM_NTASKS" not in os.environ:
-        raise InputError(
-            "trainer=slurm is for processes that srun starts (see scripts/slurm/train.sbatch); "
-            "elsewhere take trainer=gpu or trainer=ddp"
-        )
+        raise InputError("trainer=slurm needs srun (scripts/slurm/train.sbatch); elsewhere trainer=gpu or trainer=ddp")
     return SLURMEnvironment(auto_requeue=False)
 
 

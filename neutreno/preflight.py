@@ -7,6 +7,7 @@ import math
 import resource
 import tempfile
 import time
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from neutreno.parallel import GatherForEvaluation, build_trainer, describe
 WARMUP_STEPS = 3  # besides emptying what the workers have loaded ahead
 MEASURED_S = 20.0
 VALIDATION_BATCHES = 8
+ALPHA, POWER = 0.05, 0.8  # of the test that is to find a difference
 SPARE_MEMORY = 0.1  # of a GPU: gradient buckets of several processes, fragments
 
 
-def seeds_needed(difference: float, sd: float, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Seeds per row at which a two-sided two-sample t test finds a true ``difference`` with probability ``power``.
+def seeds_needed(difference: float, sd: float) -> int:
+    """Seeds per row at which a two-sided two-sample t test finds a true ``difference`` with probability ``POWER``.
 
     Both in units of the metric; ``sd`` is that between seeds, the same in both rows. By the noncentral t distribution
     with 2n − 2 degrees of freedom and noncentrality d √(n/2), d = difference / sd (Cohen, 1988).
@@ -43,17 +45,11 @@ def seeds_needed(difference: float, sd: float, alpha: float = 0.05, power: float
 
     def reached(n: int) -> float:
         shift, freedom = difference / sd * math.sqrt(n / 2), 2 * n - 2
-        critical = stats.t.ppf(1 - alpha / 2, freedom)
+        critical = stats.t.ppf(1 - ALPHA / 2, freedom)
         return stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
 
-    most = 2
-    while reached(most) < power:
-        most *= 2
-    least = most // 2
-    while most - least > 1:  # the power grows with n
-        middle = (least + most) // 2
-        least, most = (least, middle) if reached(middle) >= power else (middle, most)
-    return max(most, 2)
+    seeds = range(2, 10**9)
+    return seeds[bisect_left(seeds, POWER, key=reached)]  # it grows with n
 
 
 def largest_batch(task: LightningModule, sample: Any, trainer: Trainer, most: int) -> tuple[int, int | None]:
@@ -129,10 +125,8 @@ class Clock(Callback):
     """Times steps with all that belongs to them, and apart from that the model's part; stops the run when it knows."""
 
     def __init__(self) -> None:
-        self.steps = self.batches = 0
-        self.model_s = self.total_s = 0.0
+        self.steps, self.model_s, self.total_s = 0, 0.0, 0.0
         self._since: float | None = None
-        self._validation: list[float] = []
 
     def _now(self, trainer: Trainer) -> float:
         if trainer.strategy.root_device.type == "cuda":
@@ -153,7 +147,6 @@ class Clock(Callback):
     def on_train_batch_end(self, trainer: Trainer, task: LightningModule, outputs, batch, batch_idx: int) -> None:
         now = self._now(trainer)
         if self._since is not None:
-            self.batches += 1
             self.model_s += now - self._began
             self.total_s, self.steps = now - self._since, trainer.global_step - self._warm
         elif trainer.global_step == self._warm:
@@ -180,40 +173,31 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
         InputError: the run's settings allow no step.
     """
     clock, micro_batch = Clock(), MicroBatch(always=True)
-    trainer = build_trainer(
-        config.trainer,
-        callbacks=[micro_batch, ExactResume(config.seed), GatherForEvaluation(), clock],
-        logger=False,
-        plugins=plugins,
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
+    callbacks = [micro_batch, ExactResume(config.seed), GatherForEvaluation(), clock]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    trainer = build_trainer(config.trainer, callbacks=callbacks, plugins=plugins, **quiet)
     micro_batches = trainer.accumulate_grad_batches
     trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, micro_batches)
     scratch = tempfile.TemporaryDirectory()  # removed when this function ends
     data.note_corrupt(Path(scratch.name) / "corrupt_images.txt")
     trainer.fit(task, data)
     memory = _memory(trainer.strategy.root_device)
-    shared = describe(trainer, data)
-    val_batches = data.eval_batches(trainer.world_size)
-    limit = config.trainer.limit_val_batches
-    batches = (
-        val_batches if limit is None else min(val_batches, limit) if isinstance(limit, int) else val_batches * limit
-    )
+    batches, limit = data.eval_batches(trainer.world_size), config.trainer.limit_val_batches
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else batches * limit
     trainer.limit_val_batches = max(1, min(VALIDATION_BATCHES, int(batches)))
     trainer.validate(task, data, verbose=False)
     if not trainer.is_global_zero:
         return
 
+    shared = describe(trainer, data)
     step_s, model_s = clock.total_s / clock.steps, clock.model_s / clock.steps
     waiting = 1 - model_s / step_s
     validation_s = clock.validation_batch_s * batches
     validations = trainer.max_epochs // (trainer.check_val_every_n_epoch or 1) + 2  # last and best at the end
     hours = (trainer.max_epochs * data.steps_per_epoch * step_s + validations * validation_s) / 3600
-    parameters = sum(p.numel() for p in task.model.parameters())
     lines = {
-        "parameters": f"{parameters:,}",
+        "parameters": f"{sum(p.numel() for p in task.model.parameters()):,}",
         "devices": f"{shared['processes']} x {trainer.strategy.root_device.type} on {shared['machines']} machine(s), "
         f"micro-batches of {shared['micro_batch_size']} samples on each, {shared['accumulate_grad_batches']} of them "
         f"accumulated for the global batch of {data.batch_size}",
@@ -236,10 +220,8 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
 
 def _memory(device: torch.device) -> str:
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return (
-            f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB allocated at most, of {total / 2**30:.1f} GiB"
-        )
+        most, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        return f"{most / 2**30:.2f} GiB allocated at most, of {total / 2**30:.1f} GiB"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
     return f"{peak / 2**20:.2f} GiB peak RSS of this process, libraries included"
 
@@ -254,8 +236,6 @@ def _largest(fits: tuple[int, int | None] | None) -> str:
 def _seeds(expected: DictConfig, hours: float) -> str:
     if expected.difference is None or expected.sd is None:
         return "unknown: the recipe expects no difference; give expected.difference and expected.sd"
-    n = seeds_needed(expected.difference, expected.sd)
-    return (
-        f"{n} to find a difference of {expected.difference:g} at a sd between seeds of {expected.sd:g} (two-sided "
-        f"t test, α 0.05, power 0.8): {n * hours:.3g} hours a row"
-    )
+    n, test = seeds_needed(expected.difference, expected.sd), f"two-sided t test, α {ALPHA}, power {POWER}"
+    found = f"find a difference of {expected.difference:g} at a sd between seeds of {expected.sd:g}"
+    return f"{n} to {found} ({test}): {n * hours:.3g} hours a row"

@@ -6,7 +6,7 @@ import csv
 import time
 from pathlib import Path
 
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from neutreno.errors import InputError
@@ -20,31 +20,19 @@ class MetricsCSV(Logger):
     steps done. :meth:`rewind` drops what a killed run wrote after its last checkpoint.
     """
 
+    name, version = "csv", ""
+
     def __init__(self, path: str | Path, write_every_s: float = 5.0) -> None:
         super().__init__()
         self.path, self.write_every_s = Path(path), write_every_s
         self._rows: dict[int, dict[str, str]] = {}
         self._written = time.monotonic()
-        if self.path.exists():
-            try:
-                with open(self.path, newline="") as file:
-                    for row in csv.DictReader(file):
-                        self._rows[int(row["step"])] = {k: v for k, v in row.items() if v != ""}
-            except (KeyError, ValueError, TypeError, csv.Error) as error:
-                raise InputError(f"{self.path} was not written by a run; remove it to continue without it") from error
-
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> None:
-        return None
+        try:
+            text = self.path.read_text() if self.path.exists() else ""
+            for row in csv.DictReader(text.splitlines()):
+                self._rows[int(row["step"])] = {k: v for k, v in row.items() if v != ""}
+        except (KeyError, ValueError, TypeError, csv.Error) as error:
+            raise InputError(f"{self.path} was not written by a run; remove it to continue without it") from error
 
     def log_hyperparams(self, *args, **kwargs) -> None:
         """The run folder holds ``config.yaml``."""
@@ -52,7 +40,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = self._rows.setdefault(int(step or 0), {"step": str(int(step or 0))})
-        row.update({name: f"{value:.8g}" for name, value in metrics.items()})
+        row |= {name: f"{value:.8g}" for name, value in metrics.items()}
         if time.monotonic() - self._written > self.write_every_s:
             self.save()
 
@@ -65,13 +53,12 @@ class MetricsCSV(Logger):
     def save(self) -> None:
         if not self._rows:
             return
-        columns = list(dict.fromkeys(["step", "epoch", *sorted({k for row in self._rows.values() for k in row})]))
+        columns = dict.fromkeys(["step", "epoch", *sorted({k for row in self._rows.values() for k in row})])
         with replacing(self.path) as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(row for _, row in sorted(self._rows.items()))
         self._written = time.monotonic()
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()

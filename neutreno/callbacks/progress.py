@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -20,22 +21,14 @@ class RunProgress(ProgressBar):
         super().__init__()
         self.line_every_s = line_every_s
         self._bar: tqdm | None = None
-        self._enabled = True
 
     def disable(self) -> None:
-        self._enabled = False
-
-    def enable(self) -> None:
-        self._enabled = True
-
-    def print(self, *args, **kwargs) -> None:
-        tqdm.write(" ".join(map(str, args)))
+        """Of the ranks beyond 0, which stay silent anyway."""
 
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
-        self._started, self._line, self._loss = time.monotonic(), time.monotonic(), float("nan")
-        self._first = trainer.global_step
-        self._total = trainer.max_epochs * trainer.datamodule.steps_per_epoch
-        if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
+        self._started = self._line = time.monotonic()
+        self._first, self._total = trainer.global_step, trainer.max_epochs * trainer.datamodule.steps_per_epoch
+        if trainer.is_global_zero and sys.stderr.isatty():
             self._bar = tqdm(total=self._total, initial=self._first, unit="step", dynamic_ncols=True, smoothing=0.05)
 
     def on_train_batch_end(self, trainer: Trainer, task: LightningModule, outputs, batch, batch_idx: int) -> None:
@@ -43,7 +36,7 @@ class RunProgress(ProgressBar):
             self._bar.update(trainer.global_step - self._bar.n)
 
     def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
-        if not (self._enabled and trainer.is_global_zero):
+        if not trainer.is_global_zero:
             return
         done = trainer.current_epoch + 1
         value = trainer.callback_metrics.get(task.main_metric)  # None before the first validation
@@ -56,10 +49,8 @@ class RunProgress(ProgressBar):
             left = spent / max(trainer.global_step - self._first, 1) * (self._total - trainer.global_step)
             print(f"{text}  {tqdm.format_interval(spent)} spent, {tqdm.format_interval(left)} left", flush=True)
 
-    def on_train_end(self, trainer: Trainer, task: LightningModule) -> None:
+    def _close(self, *_: Any) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def on_exception(self, trainer: Trainer, task: LightningModule, exception: BaseException) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    on_train_end = on_exception = _close

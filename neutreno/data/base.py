@@ -14,7 +14,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from neutreno.config.options import EXECUTION, FREE, Seed, checked
+from neutreno.config.options import EXECUTION, FREE, Seed, Size, checked
 from neutreno.data.loading import AugmentedDataset, CorruptLog, ResumableLoader, TrainBatchSampler, collate_readable
 from neutreno.errors import InputError
 
@@ -25,7 +25,7 @@ def check_root(root: str | None) -> Path:
         InputError: ``data.root`` is not set, or is not a folder.
     """
     if root is None:
-        raise InputError("data.root is not set: give the folder of the data set, data.root=FOLDER")
+        raise InputError("data.root is not set: give the folder of the data, data.root=FOLDER, or data.reader=hfds/…")
     if not Path(root).is_dir():
         raise InputError(f"data.root={root} is not a folder; give the folder of the data set")
     return Path(root)
@@ -66,14 +66,8 @@ class SplitData(LightningDataModule):
         micro_batch_size: Annotated[Annotated[int, Ge(1), Le(10**7)] | Literal["auto"] | None, EXECUTION] = None,
     ) -> None:
         super().__init__()
-        self.micro_batch_size = micro_batch_size
-        self.batch_size, self.eval_batch_size, self.num_workers, self.seed = (
-            batch_size,
-            eval_batch_size,
-            num_workers,
-            seed,
-        )
-        self.repeats, self.max_corrupt = repeats, max_corrupt
+        self.batch_size, self.eval_batch_size, self.micro_batch_size = batch_size, eval_batch_size, micro_batch_size
+        self.num_workers, self.seed, self.repeats, self.max_corrupt = num_workers, seed, repeats, max_corrupt
         self.splits: dict[str, Sequence | None] = {}
         self.corrupt: CorruptLog | None = None
         self.trains = True
@@ -133,10 +127,8 @@ class SplitData(LightningDataModule):
         micro_batch_size = fits if self.micro_batch_size == "auto" else self.micro_batch_size
         share, rest = divmod(self.batch_size, world * micro_batches)
         if rest:
-            raise InputError(
-                f"data.batch_size={self.batch_size} is not a multiple of {world} processes x {micro_batches} "
-                "accumulated micro-batches"
-            )
+            parts = f"{world} processes x {micro_batches} accumulated micro-batches"
+            raise InputError(f"data.batch_size={self.batch_size} is not a multiple of {parts}")
         if micro_batch_size is None or share <= micro_batch_size:
             return micro_batches
         if micro_batches > 1:
@@ -174,28 +166,31 @@ class SplitData(LightningDataModule):
         return -(-len(self.splits["val"]) // (world * self.eval_batch_size))
 
     @property
+    def whole_epoch(self) -> int:
+        """Optimizer steps in one epoch, where the trainer sets no limit."""
+        return len(self.splits["train"]) // self.batch_size
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one epoch."""
-        steps = len(self.splits["train"]) // self.batch_size
         limit = self.trainer.limit_train_batches if self.trainer else None
+        if limit is None:
+            return self.whole_epoch
         if isinstance(limit, float):
-            return max(1, int(steps * limit))
-        return steps if limit is None else max(1, min(steps, limit // self.trainer.accumulate_grad_batches))
+            return max(1, int(self.whole_epoch * limit))
+        return max(1, min(self.whole_epoch, limit // self.trainer.accumulate_grad_batches))
+
+    @property
+    def _share(self) -> dict[str, int]:
+        """Which part of a batch or a split is this process's."""
+        return {"world": self.trainer.world_size, "rank": self.trainer.global_rank}
 
     def _dataset(self, split: str, transform: Callable) -> AugmentedDataset:
         return AugmentedDataset(self.splits[split], transform, self.corrupt)
 
     def _train_sampler(self) -> TrainBatchSampler:
-        micro_batches, world = self.trainer.accumulate_grad_batches, self.trainer.world_size
-        return TrainBatchSampler(
-            len(self.splits["train"]),
-            self.batch_size,
-            self.seed,
-            micro_batches,
-            world,
-            self.trainer.global_rank,
-            self.repeats,
-        )
+        how = {"micro_batches": self.trainer.accumulate_grad_batches, "repeats": self.repeats, **self._share}
+        return TrainBatchSampler(len(self.splits["train"]), self.batch_size, self.seed, **how)
 
     def train_dataloader(self) -> DataLoader:
         data = self._dataset("train", self.train_transform())
@@ -217,19 +212,48 @@ class SplitData(LightningDataModule):
         return batch[0], batch[1] if len(batch) > 1 else None
 
     def _eval_loader(self, split: str) -> DataLoader:
-        data = self._dataset(split, self.eval_transform())
-        if len(data) < self.trainer.world_size:
-            raise InputError(
-                f"{len(data)} samples of the {split} split for {self.trainer.world_size} processes; use fewer"
-            )
-        share = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
-        sampler = UnrepeatedDistributedSampler(data, **share, shuffle=False)  # no sample counted twice
-        loading = {"collate_fn": self.collate_eval, **self._loading()}
-        return DataLoader(data, batch_size=self.eval_batch_size, sampler=sampler, **loading)
+        data, world = self._dataset(split, self.eval_transform()), self.trainer.world_size
+        if len(data) < world:
+            raise InputError(f"{len(data)} samples of the {split} split for {world} processes; use fewer")
+        sampler = UnrepeatedDistributedSampler(data, world, self.trainer.global_rank, shuffle=False)  # none twice
+        return DataLoader(data, self.eval_batch_size, sampler=sampler, collate_fn=self.collate_eval, **self._loading())
 
     def _loading(self) -> dict:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
+        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return {**workers, "pin_memory": torch.cuda.is_available()}
+
+
+class ImageData(SplitData):
+    """Splits of images.
+
+    Args:
+        img_size: side of the square images that the model sees in training, in pixels.
+        in_chans, num_classes: of the model that fits the data.
+        kwargs: of :class:`SplitData`.
+    """
+
+    samples_are = "images"
+
+    @checked
+    def __init__(
+        self,
+        img_size: Annotated[Size, FREE],
+        in_chans: Annotated[Size, FREE],
+        num_classes: Annotated[Annotated[int, Ge(2), Le(10**7)], FREE],
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_shape = in_chans, img_size, img_size
+        self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
+        self.mode = "L" if in_chans == 1 else "RGB"
+
+    def check_channels(self, **settings: Sequence[float]) -> None:
+        """
+        Raises:
+            InputError: images have no such channels, or one of ``settings`` is not a value for each.
+        """
+        if self.in_chans not in (1, 3):
+            raise InputError(f"data.in_chans={self.in_chans}: images are read with 1 channel (grey) or 3 (RGB)")
+        for name, values in settings.items():
+            if len(values) != self.in_chans:
+                raise InputError(f"data.{name} has {len(values)} values for {self.in_chans} channels")

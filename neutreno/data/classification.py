@@ -13,51 +13,28 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from annotated_types import Ge, Le
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
-from neutreno.config.options import EXECUTION, FREE, Count, Positive, Size, checked
-from neutreno.data.base import SplitData, check_root
-from neutreno.data.images import Stream, open_reader, open_split
+from neutreno.config.options import EXECUTION, FREE, Count, Positive, checked
+from neutreno.data import images
+from neutreno.data.base import ImageData, check_root
 from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, StreamLoader
 from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, load_images
-from neutreno.data.splits import check_splits, choose_classes, split_off
 from neutreno.errors import InputError, check_number
 
 
-class ClassificationData(SplitData):
-    """Splits of (image, label), whose transforms act on the image alone.
-
-    Args:
-        img_size: side of the square images that the model sees, in pixels.
-        in_chans, num_classes: of the model that fits the data.
-        kwargs: of :class:`neutreno.data.base.SplitData`.
-    """
-
-    samples_are = "images"
-
-    @checked
-    def __init__(
-        self,
-        img_size: Annotated[Size, FREE],
-        in_chans: Annotated[Size, FREE],
-        num_classes: Annotated[Annotated[int, Ge(2), Le(10**7)], FREE],
-        **kwargs,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.image_shape = in_chans, img_size, img_size
-        self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
+class ClassificationData(ImageData):
+    """Splits of (image, label), whose transforms act on the image alone."""
 
     def _dataset(self, split: str, transform: Callable) -> AugmentedDataset:
         return super()._dataset(split, OnImage(transform))
 
     def record(self) -> dict[str, Any]:
         """A digest of each split's labels, in their order: another ``root`` holds other images."""
-        labels = {split: getattr(images, "labels", None) for split, images in self.splits.items()}
-        digest = {
-            s: hashlib.sha256(np.asarray(x, dtype=np.int64)).hexdigest() for s, x in labels.items() if x is not None
-        }
-        return {"digests": digest}
+        labels = {split: getattr(samples, "labels", None) for split, samples in self.splits.items()}
+        held = {split: np.asarray(x, dtype=np.int64) for split, x in labels.items() if x is not None}
+        return {"digests": {split: hashlib.sha256(x).hexdigest() for split, x in held.items()}}
 
 
 class ImageClassification(ClassificationData):
@@ -69,7 +46,8 @@ class ImageClassification(ClassificationData):
             ``torch/cifar10`` (torchvision), ``wds/…`` (WebDataset), ``tfds/…``.
         splits: the reader's names of the splits; null: there is none (test: null also leaves ``root``'s unread).
         samples: how many a stream's splits hold, where its library does not know.
-        reader_args: further arguments of timm's ``create_dataset`` (``input_key``, ``target_key``, …).
+        reader_args: the columns ``input_key`` and ``target_key``, and further arguments of ``datasets.load_dataset``
+            (``hfds/…``) or timm's ``create_dataset``.
         download: let the reader download (torchvision does so only then).
         classes: keep only these, by name (ImageNet: by synset id), in this order; null: all.
         train_samples: train on a fixed stratified subset of so many images; null: on all.
@@ -109,96 +87,74 @@ class ImageClassification(ClassificationData):
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        self.root, self.reader, self.download = root, reader, download
-        self.reader_splits, self.samples = dict(splits or {}), dict(samples or {})
-        self.reader_args = dict(reader_args or {})
-        self.classes, self.train_samples, self.val_fraction = classes, train_samples, val_fraction
-        self.on_device, self.crop_padding = on_device, crop_padding
-        self.crop_pct, self.augment = crop_pct, dict(augment or {})
+        self.check_channels(mean=mean, std=std)
+        self.root, self.reader, self.reader_args, self.download = root, reader, reader_args or {}, download
+        self.reader_splits, self.samples, self.classes = splits or {}, samples or {}, classes
+        self.train_samples, self.val_fraction, self.on_device = train_samples, val_fraction, on_device
+        self.crop_pct, self.crop_padding, self.augment = crop_pct, crop_padding, dict(augment or {})
         self._held: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.mode = "L" if self.in_chans == 1 else "RGB"
-        self.common = {
-            "input_size": (self.in_chans, self.img_size, self.img_size),
-            "interpolation": interpolation,
-            "mean": tuple(mean),
-            "std": tuple(std),
-        }
-        self._check_settings()
-        other = {k: v for k, v in self.augment.items() if (v != 0.5 if k == "hflip" else v)}
-        if on_device and (other or crop_padding is None or crop_pct != 1):
-            raise InputError(
-                "data.on_device=true crops with data.crop_padding and flips, no more: set data.on_device=false for "
-                "data.augment or data.crop_pct"
-            )
-
-    def _check_settings(self) -> None:
-        if self.in_chans not in (1, 3):
-            raise InputError(f"data.in_chans={self.in_chans}: images are read with 1 channel (grey) or 3 (RGB)")
+        self.common = {"input_size": self.image_shape, "interpolation": interpolation}
+        self.common |= {"mean": tuple(mean), "std": tuple(std)}
         if clash := {"is_training", *self.common} & self.augment.keys():
             raise InputError(f"data.augment.{min(clash)} is settled by the data set; leave it out")
-        for name in ("mean", "std"):
-            if len(self.common[name]) != self.in_chans:
-                raise InputError(f"data.{name} has {len(self.common[name])} values for {self.in_chans} channels")
+        other = {k: v for k, v in self.augment.items() if (v != 0.5 if k == "hflip" else v)}
+        if on_device and (other or crop_padding is None or crop_pct != 1):
+            raise InputError("data.on_device=true crops (data.crop_padding) and flips; for more data.on_device=false")
 
     @property
     def streams(self) -> bool:
-        return self.reader is not None and self.reader.startswith(("hfids/", "tfds/", "wds/"))
+        return self.reader is not None and self.reader.startswith(images.STREAMS)
 
     def read(self) -> dict[str, Sequence | None]:
-        if self.reader is None:
-            splits = self._read_root()
-        else:
-            splits = {name: self._open(name) for name in ("train", "val", "test")}
-            if splits["train"] is None and (self.trains or splits["val"] is None):
-                raise InputError("data.splits.train is not set: name the reader's training split")
+        splits = self._read_root() if self.reader is None else {n: self._open(n) for n in ("train", "val", "test")}
+        if splits["train"] is None and (self.trains or splits["val"] is None):
+            root = f"no training data in data.root={self.root}: expected train/CLASS/IMAGE or train*.parquet"
+            reader = "data.splits.train is not set: name the reader's training split"
+            raise InputError(root if self.reader is None else reader)
         if self.streams:
             return self._check_streams(splits)
         if splits["test"] is not None and splits["test"].labels.max() < 0:  # ImageNet's public test split
             splits["test"] = None
         if self.classes is not None:
-            splits = {name: images and choose_classes(images, self.classes) for name, images in splits.items()}
+            splits = {name: split and images.choose_classes(split, self.classes) for name, split in splits.items()}
         if splits["val"] is None:
-            splits["train"], splits["val"] = split_off(splits["train"], self.val_fraction, "data.val_fraction")
-        check_splits(splits, self.num_classes, self.root or self.reader)
+            splits["train"], splits["val"] = images.split_off(splits["train"], self.val_fraction, "data.val_fraction")
+        images.check_splits(splits, self.num_classes, self.root or self.reader)
         if self.train_samples is not None and splits["train"] is not None:
             check_number("data.train_samples", self.train_samples, 1, len(splits["train"]), integer=True)
             if self.train_samples < len(splits["train"]):
-                _, splits["train"] = split_off(splits["train"], self.train_samples, "data.train_samples")
+                _, splits["train"] = images.split_off(splits["train"], self.train_samples, "data.train_samples")
         if self.on_device:  # other sizes are resized one by one, as the transforms do
             self.on_device = self._first_size(splits["val"]) == (self.img_size, self.img_size)
         return splits
 
     @staticmethod
-    def _first_size(images: Sequence) -> tuple[int, int] | None:
-        for i in range(len(images)):
+    def _first_size(samples: Sequence) -> tuple[int, int] | None:
+        for i in range(len(samples)):
             with contextlib.suppress(CorruptSample):
-                return images[i][0].size
+                return samples[i][0].size
         return None
 
     def _read_root(self) -> dict[str, Sequence | None]:
-        check_root(self.root)
-        splits = {name: open_split(self.root, name, self.mode) for name in ("train", "val")}
-        splits["test"] = None
+        root = check_root(self.root)
+        splits = {name: images.open_split(root, name, self.mode) for name in ("train", "val")} | {"test": None}
         if self.reader_splits.get("test", "test") is not None:
             with contextlib.suppress(InputError):  # ImageNet's test images lie in one folder, without labels
-                splits["test"] = open_split(self.root, "test", self.mode)
-        if splits["train"] is None and (self.trains or splits["val"] is None):
-            raise InputError(f"no training data in data.root={self.root}: expected train/CLASS/IMAGE or train*.parquet")
+                splits["test"] = images.open_split(root, "test", self.mode)
         return splits
 
     def _open(self, split: str, **kwargs):
         if (name := self.reader_splits.get(split)) is None:
             return None
         if self.streams:
-            training = split == "train"
-            kwargs = {"is_training": training, "seed": self.seed, "num_samples": self.samples.get(split), **kwargs}
+            kwargs |= {"is_training": split == "train", "seed": self.seed, "num_samples": self.samples.get(split)}
         kwargs |= self.reader_args
-        return open_reader(self.reader, name, self.root, self.mode, download=self.download, **kwargs)
+        return images.open_reader(self.reader, name, self.root, self.mode, self.download, **kwargs)
 
     def _check_streams(self, splits: dict) -> dict:
-        unfit = {"classes": self.classes, "train_samples": self.train_samples, "on_device": self.on_device}
-        if wrong := [f"data.{key}" for key, value in unfit.items() if value] + ["data.repeats"] * (self.repeats > 1):
-            raise InputError(f"data.reader={self.reader} is a stream, which has no random access: unset {wrong[0]}")
+        unfit = {"classes": self.classes, "train_samples": self.train_samples, "repeats": self.repeats > 1}
+        if wrong := [key for key, value in {**unfit, "on_device": self.on_device}.items() if value]:
+            raise InputError(f"data.reader={self.reader} is a stream, without random access: unset data.{wrong[0]}")
         if splits["val"] is None:
             raise InputError(f"data.reader={self.reader} is a stream: name its validation split, data.splits.val=NAME")
         return splits
@@ -208,16 +164,14 @@ class ImageClassification(ClassificationData):
             micro_batches = self.trainer.accumulate_grad_batches
             share = self.batch_size // (micro_batches * self.trainer.world_size)
             stream = self._stream("train", self.train_transform(), batch_size=share)
-            batches = len(self.splits["train"]) // self.batch_size * micro_batches
-            return StreamLoader(stream, batches, share, num_workers=self.num_workers)
+            return StreamLoader(stream, self.whole_epoch * micro_batches, share, num_workers=self.num_workers)
         if self.on_device:
             return DeviceLoader(*self._images("train"), self._normalize(), self._train_sampler(), self.crop_padding)
         return super().train_dataloader()
 
     def _eval_loader(self, split: str):
-        world, rank = self.trainer.world_size, self.trainer.global_rank
         if self.streams:
-            if world > 1 and not self.reader.startswith("hfids/"):
+            if self.trainer.world_size > 1 and not self.reader.startswith("hfids/"):
                 raise InputError(
                     f"data.reader={self.reader} repeats samples when several processes validate on it; use class "
                     "folders, parquet or hfds/… for validation, or one process"
@@ -225,32 +179,31 @@ class ImageClassification(ClassificationData):
             stream = self._stream(split, self.eval_transform())
             return DataLoader(stream, batch_size=self.eval_batch_size, num_workers=min(self.num_workers, 1))
         if self.on_device:
-            return DeviceEvalLoader(*self._images(split), self._normalize(), self.eval_batch_size, world, rank)
+            return DeviceEvalLoader(*self._images(split), self._normalize(), self.eval_batch_size, **self._share)
         return super()._eval_loader(split)
 
-    def _stream(self, split: str, transform: Callable, **kwargs) -> Stream:
+    def _stream(self, split: str, transform: Callable, **kwargs) -> images.Stream:
         rank = self.trainer.global_rank
-        return Stream(partial(self._open, split, **kwargs), transform, self.num_classes, self.seed, rank)
+        return images.Stream(partial(self._open, split, **kwargs), transform, self.num_classes, self.seed, rank)
 
     def probe_samples(self, num_samples: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not self.streams:
             return super().probe_samples(num_samples)
         transform = self.eval_transform()
-        images, labels = zip(*itertools.islice(self.splits["val"], num_samples), strict=True)
-        return torch.stack([transform(image) for image in images]), torch.tensor(labels)
+        samples = [(transform(x), y) for x, y in itertools.islice(self.splits["val"], num_samples)]
+        return tuple(default_collate(samples))
 
     def _images(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A split on the training device, read once."""
         if split not in self._held:
-            device = self.trainer.strategy.root_device
-            samples, training = self.splits[split], split == "train"
-            self._held[split] = load_images(samples, device, self.corrupt, self.num_workers, training)
+            where = self.trainer.strategy.root_device
+            how = {"num_workers": self.num_workers, "replace": split == "train"}
+            self._held[split] = load_images(self.splits[split], where, self.corrupt, **how)
         return self._held[split]
 
     def _normalize(self) -> Callable:
-        return v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.common["mean"], self.common["std"])]
-        )
+        normalize = v2.Normalize(self.common["mean"], self.common["std"])
+        return v2.Compose([v2.ToDtype(torch.float32, scale=True), normalize])
 
     def eval_transform(self) -> Callable:
         return self._timms(is_training=False, crop_pct=self.crop_pct)
@@ -266,9 +219,9 @@ class ImageClassification(ClassificationData):
         try:
             return create_transform(**self.common, **settings)
         except (ValueError, TypeError, AssertionError, RuntimeError, KeyError, AttributeError, IndexError) as error:
-            raise InputError(
-                f"the transforms cannot be built from data.augment and data.interpolation: {_one_line(error)}"
-            ) from error
+            said = " ".join(str(error).split()) or type(error).__name__
+            given = "data.augment and data.interpolation"
+            raise InputError(f"the transforms cannot be built from {given}: {said}") from error
 
     def train_transform(self) -> Callable:
         transform = self._timms(is_training=True, **self.augment)
@@ -276,7 +229,3 @@ class ImageClassification(ClassificationData):
             side = self.img_size
             transform.transforms[0] = v2.Compose([v2.Resize((side, side)), v2.RandomCrop(side, self.crop_padding)])
         return transform
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,9 +13,9 @@ from torchvision import tv_tensors
 
 from neutreno.config.options import FREE, NonNegative, Positive, checked
 from neutreno.data.digits import split_digits
+from neutreno.data.images import SPLIT_SEED
 from neutreno.data.loading import derive_seed
 from neutreno.data.segmentation import Pair, SegmentationData
-from neutreno.data.splits import SPLIT_SEED
 from neutreno.errors import InputError
 
 BACKGROUND = 10

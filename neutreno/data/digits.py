@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from neutreno.config.options import Fraction, checked
 from neutreno.data.classification import ClassificationData
-from neutreno.data.splits import SPLIT_SEED
+from neutreno.data.images import SPLIT_SEED
 from neutreno.errors import InputError
 
 
@@ -63,9 +63,7 @@ class Digits(ClassificationData):
     ) -> None:
         super().__init__(**kwargs)
         if (self.img_size, self.in_chans, self.num_classes) != (8, 1, 10):
-            raise InputError(
-                "the digits have 8 x 8 pixels, one channel and ten classes: leave those data settings alone"
-            )
+            raise InputError("the digits have 8 x 8 pixels, one channel, ten classes: leave those data settings alone")
         self.augment = {
             "degrees": rotate,
             "translate": (translate, translate) if translate else None,

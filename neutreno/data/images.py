@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import IterableDataset, get_worker_info
+from sklearn.model_selection import train_test_split
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from torchvision.datasets import ImageFolder
 
 from neutreno.data.loading import CorruptSample, derive_seed, seed_cpu
 from neutreno.errors import InputError
 
+STREAMS = ("hfids/", "tfds/", "wds/")  # readers without random access
+SPLIT_SEED = 20230613  # fixes the splits for every run, whatever its seed
 SYNONYMS = {"val": ("val", "validation", "valid"), "train": ("train", "training"), "test": ("test",)}
 
 
@@ -25,96 +29,99 @@ def decode(content: str | Path | bytes, where: str | Path, mode: str | None) -> 
     Raises:
         CorruptSample: names ``where``.
     """
+    found = None
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+        found = content if isinstance(content, bytes) else Path(content).read_bytes()
+        with Image.open(io.BytesIO(found)) as image:
             return image.copy() if mode is None else image.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "is empty" if _is_empty(content) else "is not a readable image"
+        reason = "is empty" if found == b"" else "is not a readable image"
         raise CorruptSample(f"{where} {reason}; replace or remove it") from error
 
 
-def _is_empty(content: str | Path | bytes) -> bool:
-    return not content if isinstance(content, bytes) else Path(content).is_file() and not Path(content).stat().st_size
+class Images(Sequence):
+    """Labelled images, read when they are asked for. A subclass' ``_content(index)`` gives the first two arguments of
+    :func:`decode`."""
 
-
-class FolderImages:
-    """``root/CLASS/…/image``: classes are the folders' names in order."""
-
-    def __init__(self, folder: Path, mode: str = "RGB") -> None:
-        self._mode = mode
-        try:
-            self._files = ImageFolder(str(folder), loader=str)  # a function that workers can be given
-        except FileNotFoundError as error:  # torchvision's word for no class folder, and for one without an image
-            if not any(p.is_dir() for p in folder.iterdir()):
-                raise InputError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE files") from error
-            raise InputError(f"{folder}: {str(error).split(' Supported')[0].rstrip('.')}") from error
-        self.classes = self._files.classes
-        self.labels = np.asarray(self._files.targets)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self._files.samples[index]
-        return decode(path, path, self._mode), label
-
-
-class ParquetImages:
-    """Parquet as Hugging Face ``datasets`` writes it: a column of image bytes and one of integer labels."""
-
-    def __init__(self, files: list[str], mode: str = "RGB") -> None:
-        import datasets
-
-        self._mode = mode
-        datasets.disable_progress_bars()
-        self._where = str(Path(files[0]).parent)
-        try:
-            table = datasets.load_dataset("parquet", data_files={"images": files}, split="images")
-        except Exception as error:  # datasets wraps what pyarrow says of a broken file in several exception types
-            raise InputError(f"cannot read {', '.join(files)} as parquet ({type(error).__name__})") from error
-        columns = table.column_names
-        image = next((c for c in ("image", "img") if c in columns), None)
-        label = next((c for c in ("label", "labels", "fine_label") if c in columns), None)
-        if image is None or label is None:
-            raise InputError(f"{self._where}: expected columns 'image' and 'label', found {', '.join(columns)}")
-        self.labels = np.asarray(table[label])
-        self.classes = getattr(table.features[label], "names", None) or [str(c) for c in np.unique(self.labels)]
-        self._images = table.cast_column(image, datasets.Image(decode=False)).select_columns([image])
-        self._column = image
+    def __init__(self, labels: Sequence[int], classes: Iterable[str], mode: str = "RGB") -> None:
+        self.labels, self.classes, self._mode = np.asarray(labels), list(classes), mode
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        cell = self._images[index][self._column]
-        content = cell["bytes"] if cell["bytes"] is not None else cell["path"] or b""
-        return decode(content, f"{self._where}, row {index}", self._mode), int(self.labels[index])
+        return decode(*self._content(index), self._mode), int(self.labels[index])
 
 
-class ReaderImages:
-    """A map-style data set of timm's ``create_dataset``: ``hfds/HUB_ID``, ``torch/NAME`` and the like."""
+class FolderImages(Images):
+    """``root/CLASS/…/image``: classes are the folders' names in order."""
 
-    def __init__(self, dataset, where: str, mode: str = "RGB") -> None:
-        self._dataset, self._where, self._mode = dataset, where, mode
-        self._reader = getattr(dataset, "reader", None)  # None: torchvision's native one, already decoded
-        if self._reader is None:
-            names, labels = dataset.classes, dataset.targets
-        else:
-            names = sorted(self._reader.class_to_idx, key=self._reader.class_to_idx.get)
-            labels = list(self._reader.iter_targets())
-        self.labels = np.asarray(labels)
-        self.classes = [str(name) for name in names or np.unique(self.labels)]
+    def __init__(self, folder: Path, mode: str = "RGB") -> None:
+        try:
+            files = ImageFolder(str(folder))
+        except FileNotFoundError as error:  # torchvision's word for no class folder, and for one without an image
+            if not any(p.is_dir() for p in folder.iterdir()):
+                raise InputError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE files") from error
+            raise InputError(f"{folder}: {str(error).split(' Supported')[0].rstrip('.')}") from error
+        super().__init__(files.targets, files.classes, mode)
+        self._paths = [path for path, _ in files.samples]
+
+    def _content(self, index: int) -> tuple[str, str]:
+        return self._paths[index], self._paths[index]
+
+
+class EncodedImages(Sequence):
+    """A column of images in a table of Hugging Face ``datasets``, as files or their content."""
+
+    def __init__(self, table: Any, column: str) -> None:
+        from datasets import Image
+
+        self._table, self._column = table.select_columns([column]).cast_column(column, Image(decode=False)), column
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> bytes | str:
+        cell = self._table[index][self._column]
+        return cell["bytes"] if cell["bytes"] is not None else cell["path"] or b""
+
+
+class TableImages(Images):
+    """Two columns of such a table: images, and integer labels."""
+
+    def __init__(self, table: Any, image: str, label: str, where: str, mode: str = "RGB") -> None:
+        labels = np.asarray(table[label])
+        super().__init__(labels, map(str, getattr(table.features[label], "names", None) or np.unique(labels)), mode)
+        self._images, self._where = EncodedImages(table, image), where
+
+    def _content(self, index: int) -> tuple[bytes | str, str]:
+        return self._images[index], f"{self._where}, row {index}"
+
+
+class TorchvisionImages(Images):
+    """A data set of torchvision, which decodes its images itself."""
+
+    def __init__(self, dataset: Dataset, mode: str = "RGB") -> None:
+        super().__init__(dataset.targets, map(str, dataset.classes), mode)
+        self._dataset = dataset
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        if self._reader is None:
-            image, label = self._dataset[index]
-            return image.convert(self._mode), label
-        file, label = self._reader[index]
-        with file:
-            return decode(file.read(), f"{self._where}, row {index}", self._mode), int(label)
+        image, label = self._dataset[index]
+        return image.convert(self._mode), label
+
+
+class Subset(Images):
+    """Part of a sequence of images, by index; ``classes`` keeps only those (renumbered in the order given)."""
+
+    def __init__(self, images: Sequence, indices: np.ndarray, classes: Sequence[str] | None = None) -> None:
+        self._images, self._indices, labels = images, indices, images.labels[indices]
+        if classes is not None:
+            number = {images.classes.index(name): i for i, name in enumerate(classes)}
+            labels = [number[label] for label in labels]
+        super().__init__(labels, classes or images.classes)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self._images[int(self._indices[index])][0], int(self.labels[index])
 
 
 class Stream(IterableDataset):
@@ -129,14 +136,8 @@ class Stream(IterableDataset):
     """
 
     def __init__(self, open_dataset, transform, classes: int, seed: int = 0, rank: int = 0) -> None:
-        self._open, self._transform, self._classes, self._seed, self._rank = (
-            open_dataset,
-            transform,
-            classes,
-            seed,
-            rank,
-        )
-        self.epoch = 0
+        self._open, self._transform, self._classes = open_dataset, transform, classes
+        self._seed, self._rank, self.epoch = seed, rank, 0
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
         worker = get_worker_info()
@@ -144,37 +145,17 @@ class Stream(IterableDataset):
         if worker is not None:
             dataset.set_loader_cfg(num_workers=worker.num_workers)
         dataset.set_epoch(self.epoch)
-        for i, (image, label) in enumerate(self._readable(dataset)):
-            if not 0 <= label < self._classes:
-                raise InputError(f"the stream holds the label {label}; data.num_classes={self._classes}")
-            seed_cpu(derive_seed(self._seed, self.epoch, self._rank, worker.id if worker else 0, i))
-            yield self._transform(image), int(label)
-
-    def _readable(self, dataset) -> Iterator[tuple[Image.Image, int]]:
         try:
-            yield from dataset
+            for i, (image, label) in enumerate(dataset):
+                if not 0 <= label < self._classes:
+                    raise InputError(f"the stream holds the label {label}; data.num_classes={self._classes}")
+                seed_cpu(derive_seed(self._seed, self.epoch, self._rank, worker.id if worker else 0, i))
+                yield self._transform(image), int(label)
         except (OSError, SyntaxError) as error:  # Pillow's; the library decodes, and its iterator ends with it
             raise InputError(
                 f"the stream holds a corrupt image ({error}), which only data read by index can skip: use class "
                 "folders, parquet at data.root, or hfds/…"
             ) from error
-
-
-class Subset:
-    """Part of a sequence of images, by index; ``classes`` keeps only those (renumbered in the order given)."""
-
-    def __init__(self, images: Sequence, indices: np.ndarray, classes: Sequence[str] | None = None) -> None:
-        self._images, self._indices = images, indices
-        self.classes, self.labels = images.classes, images.labels[indices]
-        if classes is not None:
-            number = {images.classes.index(name): i for i, name in enumerate(classes)}
-            self.classes, self.labels = list(classes), np.array([number[label] for label in self.labels])
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self._images[int(self._indices[index])][0], int(self.labels[index])
 
 
 def quiet_hub() -> None:
@@ -185,41 +166,60 @@ def quiet_hub() -> None:
     datasets.disable_progress_bars()
 
 
-def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", **kwargs):
-    """timm's ``create_dataset(name, root, split, …)`` as :class:`ReaderImages`, or itself if it is a stream.
+def load_hub(reader: str, split: str | None = None, **kwargs):
+    """``hfds/HUB_ID`` or ``hfds/FOLDER`` by Hugging Face ``datasets``; a split of it, or all by name.
+
+    Raises:
+        InputError: it cannot be opened; says what the library says.
+    """
+    import datasets
+
+    quiet_hub()
+    try:
+        return datasets.load_dataset(reader.removeprefix("hfds/"), split=split, **kwargs)
+    except Exception as error:  # datasets, huggingface_hub, pyarrow: exceptions differ by cause
+        raise reader_error(reader, split, error) from error
+
+
+def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", download: bool = False, **kwargs):
+    """A split of ``hfds/HUB_ID`` or ``torch/NAME`` as :class:`Images`, or a stream as timm opens it.
 
     Raises:
         InputError: it cannot be opened: not there, no access, no network; says what its library says.
     """
-    from timm.data import create_dataset
-
-    if not name.startswith(("torch/", "hfds/", "hfids/", "tfds/", "wds/")):
+    if name.startswith("hfds/"):
+        columns = [kwargs.pop(key, default) for key, default in (("input_key", "image"), ("target_key", "label"))]
+        table = load_hub(name, split, cache_dir=root, **kwargs)
+        if missing := [column for column in columns if column not in table.column_names]:
+            hint = "name its columns with data.reader_args={input_key: …, target_key: …}"
+            raise InputError(f"data.reader={name}, split {split}: it has no column {missing[0]}; {hint}")
+        return TableImages(table, *columns, name, mode)
+    if not name.startswith(("torch/", *STREAMS)):
         raise InputError(f"data.reader={name} is not one of timm's: torch/…, hfds/…, hfids/…, tfds/… or wds/…")
     if name.startswith("torch/") and root is None:
         raise InputError(f"data.reader={name} needs data.root=FOLDER, where torchvision keeps its files")
+    from timm.data import create_dataset
+
+    quiet_hub()
     try:
-        if name.startswith(("hfds/", "hfids/")):
-            quiet_hub()
-        dataset = create_dataset(name, root=root, split=split, input_img_mode=mode, **kwargs)
-        return dataset if isinstance(dataset, IterableDataset) else ReaderImages(dataset, name, mode)
-    except Exception as error:  # timm, datasets, huggingface_hub, torchvision, webdataset: exceptions differ by cause
+        dataset = create_dataset(name, root=root, split=split, input_img_mode=mode, download=download, **kwargs)
+        return dataset if name.startswith(STREAMS) else TorchvisionImages(dataset, mode)
+    except Exception as error:  # timm, datasets, torchvision, webdataset: exceptions differ by cause
         raise reader_error(name, split, error) from error
 
 
-def reader_error(name: str, split: str, error: Exception) -> InputError:
+def reader_error(name: str, split: str | None, error: Exception) -> InputError:
     """What the library behind ``data.reader`` said, and the way out."""
     said = next(iter(str(error).splitlines()), "") or type(error).__name__
     if "num_samples" in said:
         said = "its length is not known; give data.samples.train and data.samples.val"
-    elif isinstance(error, KeyError):
-        said = f"it has no column {said}; name its columns with data.reader_args={{input_key: …, target_key: …}}"
     elif name.startswith(("hfds/", "hfids/")):
         said = f"{said[:300]}; if it needs access, accept its terms on the hub and run `hf auth login`, "
         said += "or give a local copy with data.root=FOLDER and data.reader=null"
-    return InputError(f"data.reader={name}, split {split}: {said}")
+    return InputError(f"data.reader={name}{f', split {split}' if split else ' cannot be read'}: {said}")
 
 
-def open_split(root: str | Path, split: str, mode: str = "RGB") -> FolderImages | ParquetImages | None:
+def open_split(root: str | Path, split: str, mode: str = "RGB") -> Images | None:
     """The split under ``root`` in whichever layout is there, or None if it is in neither.
 
     Layouts: ``root/SPLIT/CLASS/IMAGE``, ``root/SPLIT-*.parquet``, ``root/SPLIT.parquet``, ``root/SPLIT/*.parquet``,
@@ -229,7 +229,82 @@ def open_split(root: str | Path, split: str, mode: str = "RGB") -> FolderImages 
     for name in SYNONYMS[split]:
         for pattern in (f"{name}-*.parquet", f"{name}.parquet", f"{name}/*.parquet", f"data/{name}-*.parquet"):
             if files := sorted(map(str, root.glob(pattern))):
-                return ParquetImages(files, mode)
+                return open_parquet(files, mode)
         if (root / name).is_dir():
             return FolderImages(root / name, mode)
     return None
+
+
+def open_parquet(files: list[str], mode: str = "RGB") -> TableImages:
+    """Parquet as Hugging Face ``datasets`` writes it: a column of image bytes and one of integer labels.
+
+    Raises:
+        InputError: no such files or columns.
+    """
+    import datasets
+
+    quiet_hub()
+    try:
+        table = datasets.load_dataset("parquet", data_files={"images": files}, split="images")
+    except Exception as error:  # datasets wraps what pyarrow says of a broken file in several exception types
+        raise InputError(f"cannot read {', '.join(files)} as parquet ({type(error).__name__})") from error
+    where, there = Path(files[0]).parent, table.column_names
+    image = next((name for name in ("image", "img") if name in there), None)
+    label = next((name for name in ("label", "labels", "fine_label") if name in there), None)
+    if image is None or label is None:
+        raise InputError(f"{where}: expected columns 'image' and 'label', found {', '.join(there)}")
+    return TableImages(table, image, label, str(where), mode)
+
+
+def choose_classes(images: Sequence, classes: Sequence[str]) -> Subset:
+    """The images of ``classes`` alone, numbered in that order.
+
+    Raises:
+        InputError: a class that the data set does not have.
+    """
+    known = images.classes
+    if len(known) == 1000 and not set(classes) <= set(known):  # the hub's ImageNet names its classes in words
+        from timm.data import ImageNetInfo
+
+        known = images.classes = ImageNetInfo().label_names()
+    if unknown := [name for name in classes if name not in known]:
+        raise InputError(f"data.classes: the data set has no class {unknown[0]} ({len(unknown)} of them unknown)")
+    numbers = [known.index(name) for name in classes]
+    return Subset(images, np.flatnonzero(np.isin(images.labels, numbers)), classes)
+
+
+def split_off(images: Sequence, size: float, key: str) -> tuple[Subset, Subset]:
+    """(the rest, ``size`` of them), by a fixed stratified draw; ``key`` is the setting that says how many.
+
+    Raises:
+        InputError: too few images for it.
+    """
+    try:
+        rest, taken = train_test_split(
+            np.arange(len(images)), stratify=images.labels, test_size=size, random_state=SPLIT_SEED
+        )
+    except ValueError as error:
+        raise InputError(f"too few images for {key} ({error})") from error
+    return Subset(images, rest), Subset(images, taken)
+
+
+def check_splits(splits: dict[str, Sequence | None], num_classes: int, where: str) -> None:
+    """Refuse splits that do not fit each other or ``num_classes``.
+
+    Raises:
+        InputError: an empty split, other classes or labels than the first split's, a class without an image.
+    """
+    present = {name: images for name, images in splits.items() if images is not None}
+    first, classes = next((name, images.classes) for name, images in present.items())
+    for name, images in present.items():
+        if not len(images):
+            raise InputError(f"{where}: {name} holds no image of the classes asked for")
+        if images.classes != classes:
+            differ = sorted(set(images.classes) ^ set(classes))[:3]
+            raise InputError(f"{where}: {name} and {first} differ in their classes ({', '.join(differ)}, …)")
+        if images.labels.min() < 0 or images.labels.max() >= len(classes):
+            raise InputError(f"{where}: {name} has labels outside 0 … {len(classes) - 1}")
+    if missing := sorted(set(range(len(classes))) - set(present[first].labels.tolist())):
+        raise InputError(f"{where}: {first} has no image of class {classes[missing[0]]}")
+    if (found := len(classes)) != num_classes:
+        raise InputError(f"{where} holds {found} classes, data.num_classes={num_classes}; set data.num_classes={found}")

@@ -26,20 +26,22 @@ def fitted_size(height: int, width: int, limits: Sequence[int] | None, factor: f
 
 
 class FitResize(v2.Transform):
-    """Resize to :func:`fitted_size`, by a factor drawn uniformly from ``scale``; masks by nearest neighbour.
+    """Resize to :func:`fitted_size`, by a factor drawn uniformly from ``scale``; ``masks`` by nearest neighbour, too.
 
     Bilinear without antialiasing, as OpenCV does in the released Segmenter's pipeline.
     """
 
-    def __init__(self, limits: Sequence[int] | None, scale: tuple[float, float] = (1.0, 1.0)) -> None:
+    def __init__(self, limits: Sequence[int] | None, scale: Sequence[float] = (1.0, 1.0), masks: bool = True) -> None:
         super().__init__()
-        self.limits, self.scale = limits, scale
+        self.limits, self.scale, self.masks = limits, scale, masks
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         factor = torch.empty(()).uniform_(*self.scale).item()
         return {"size": list(fitted_size(*v2.query_size(flat_inputs), self.limits, factor))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask) and not self.masks:
+            return inpt
         return F.resize(inpt, params["size"], v2.InterpolationMode.BILINEAR, antialias=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,27 +47,21 @@ class TokenStreamLoader(Resumable):
         length = len(ids) // rows
         rows_of_rank = rows // (micro_batches * world)
         self.streams = ids[: rows * length].reshape(micro_batches, world, rows_of_rank, length)[:, rank]
-        self.sequence_length, self.steps, self.micro_batches, self.epoch = sequence_length, steps, micro_batches, 0
+        self.sequence_length, self.steps, self.micro_batches = sequence_length, steps, micro_batches
         self.sequences = sequences_in(length, sequence_length)
         self.sampler = self  # where Lightning sets the epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.steps * self.micro_batches
 
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in range(self._begin(), len(self)):
+    def batches_from(self, first: int) -> Iterator[Batch]:
+        for batch in range(first, len(self)):
             step, micro_batch = divmod(batch, self.micro_batches)
             start = (self.epoch * self.steps + step) % self.sequences * self.sequence_length
-            end = start + self.sequence_length + 1
-            tokens = torch.from_numpy(self.streams[micro_batch, :, start:end].astype(np.int64))
-            self.given += 1
-            yield tokens[:, :-1], tokens[:, 1:]
+            yield inputs_and_targets(self.streams[micro_batch, :, start : start + self.sequence_length + 1])
 
 
-class SequenceLoader:
+class SequenceLoader(Sequence):
     """Batches to evaluate: a text cut into sequences, each read without what stands before it.
 
     The last one may be shorter and is a separate batch, because positions count from a sequence's end. Every process
@@ -85,11 +79,14 @@ class SequenceLoader:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __iter__(self) -> Iterator[Batch]:
-        for starts in self.starts:
-            tokens = np.stack([self.ids[i : i + self.sequence_length + 1] for i in starts])
-            tokens = torch.from_numpy(tokens.astype(np.int64))
-            yield tokens[:, :-1], tokens[:, 1:]
+    def __getitem__(self, index: int) -> Batch:
+        return inputs_and_targets([self.ids[i : i + self.sequence_length + 1] for i in self.starts[index]])
+
+
+def inputs_and_targets(sequences: Sequence[np.ndarray]) -> Batch:
+    """Of sequences (B, N + 1), the first N tokens, and the N that follow each of them."""
+    tokens = torch.from_numpy(np.stack(sequences).astype(np.int64))
+    return tokens[:, :-1], tokens[:, 1:]
 
 
 def sequences_in(length: int, sequence_length: int) -> int:
@@ -123,7 +120,7 @@ class TextData(SplitData):
     ) -> None:
         super().__init__(**kwargs)
         self.sequence_length, self.val_every_n_steps, self.min_count = sequence_length, val_every_n_steps, min_count
-        self.text: PreparedText | None = None
+        self.vocabulary: Vocabulary | None = None
 
     @classmethod
     def bound(cls, trainer: DictConfig, data: DictConfig) -> None:
@@ -141,22 +138,15 @@ class TextData(SplitData):
     def prepare_text(self) -> PreparedText:
         raise NotImplementedError
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self.text.vocabulary
-
     def setup(self, stage: str | None = None) -> None:
-        if self.text is None:
-            self.text = self.prepare_text()
-            self.splits = dict(self.text.splits)
+        if self.vocabulary is None:
+            self.splits, self.vocabulary, self.sources = self.prepare_text()
         for split, ids in self.splits.items():
             rows = self.batch_size if split == "train" and stage != "validate" else 1
             if len(ids) // rows <= self.sequence_length:
-                streams = "" if rows == 1 else f", {len(ids) // rows:,} in each of data.batch_size={rows} streams"
-                raise InputError(
-                    f"data.sequence_length={self.sequence_length} is longer than the {split} text of {len(ids):,} "
-                    f"tokens{streams}; lower it" + (" or data.batch_size" if rows > 1 else "")
-                )
+                streams = f" in each of data.batch_size={rows} streams; lower one of them" if rows > 1 else "; lower it"
+                where = f"the {split} text of {len(ids) // rows:,} tokens{streams}"
+                raise InputError(f"data.sequence_length={self.sequence_length} is longer than {where}")
 
     def model_arguments(self) -> dict[str, Any]:
         self.setup("validate")
@@ -165,23 +155,17 @@ class TextData(SplitData):
     def record(self) -> dict[str, Any]:
         tokens = {split: len(ids) for split, ids in self.splits.items()}
         vocabulary = {"size": len(self.vocabulary), "sha256": self.vocabulary.sha256}
-        text = {"sha256": self.text.sources, "tokens": tokens, "vocabulary": vocabulary}
-        return {"text": text, "digests": self.text.sources}
+        text = {"sha256": self.sources, "tokens": tokens, "vocabulary": vocabulary}
+        return {"text": text, "digests": self.sources}
 
     def baselines(self) -> dict[str, float]:
         """Perplexity of the tokens' frequencies in training, without any context."""
-        return {
-            f"unigram/{split}_ppl": float(np.exp(self.vocabulary.unigram_nll(self.splits[split][1:])))
-            for split in ("val", "test")
-        }
+        nll = {split: self.vocabulary.unigram_nll(self.splits[split][1:]) for split in ("val", "test")}
+        return {f"unigram/{split}_ppl": float(np.exp(value)) for split, value in nll.items()}
 
     @property
-    def steps_per_epoch(self) -> int:
-        limit = self.trainer.limit_train_batches if self.trainer else None
-        if isinstance(limit, float):
-            return max(1, int(self.val_every_n_steps * limit))
-        steps = self.val_every_n_steps
-        return steps if limit is None else max(1, min(steps, limit // self._micro_batches))
+    def whole_epoch(self) -> int:
+        return self.val_every_n_steps
 
     @property
     def samples_per_step(self) -> int:
@@ -190,35 +174,26 @@ class TextData(SplitData):
     def eval_batches(self, world: int) -> int:
         return len(SequenceLoader(self.splits["val"], self.sequence_length, self.eval_batch_size, world))
 
-    @property
-    def _micro_batches(self) -> int:
-        return self.trainer.accumulate_grad_batches
-
     def train_dataloader(self) -> TokenStreamLoader:
+        length, world = self.sequence_length, self.trainer.world_size
         for split in ("val", "test"):  # before the long work
-            if len(self.splits[split]) - 1 <= self.sequence_length * (self.trainer.world_size - 1):
-                raise InputError(
-                    f"the {split} text of {len(self.splits[split]):,} tokens has fewer sequences of "
-                    f"{self.sequence_length} than there are processes ({self.trainer.world_size}); use fewer"
-                )
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        ids, rows = self.splits["train"], self.batch_size
-        return TokenStreamLoader(
-            ids, rows, self.sequence_length, self.val_every_n_steps, self._micro_batches, world, rank
-        )
+            if (tokens := len(self.splits[split])) - 1 <= length * (world - 1):
+                few = f"has fewer sequences of {length} than there are processes ({world}); use fewer"
+                raise InputError(f"the {split} text of {tokens:,} tokens {few}")
+        share = {"micro_batches": self.trainer.accumulate_grad_batches, **self._share}
+        return TokenStreamLoader(self.splits["train"], self.batch_size, length, self.val_every_n_steps, **share)
 
     def _eval_loader(self, split: str) -> SequenceLoader:
-        ids, world, rank = self.splits[split], self.trainer.world_size, self.trainer.global_rank
-        share = max(1, sequences_in(len(ids), self.sequence_length) // world)  # every process gets a batch
-        return SequenceLoader(ids, self.sequence_length, min(self.eval_batch_size, share), world, rank)
+        ids, length = self.splits[split], self.sequence_length
+        most = max(1, sequences_in(len(ids), length) // self.trainer.world_size)  # every process gets a batch
+        return SequenceLoader(ids, length, min(self.eval_batch_size, most), **self._share)
 
-    def probe_samples(self, num_samples: int) -> tuple[Tensor, Tensor]:
+    def probe_samples(self, num_samples: int) -> Batch:
         """Sequences (n, N) and the tokens that follow each of theirs, (n, N)."""
         ids, length = self.splits["val"], self.sequence_length
         whole = (len(ids) - 1) // length
-        starts = np.linspace(0, whole - 1, min(num_samples, whole)).round()
-        tokens = np.stack([ids[i : i + length + 1] for i in starts.astype(int) * length]).astype(np.int64)
-        return torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(tokens[:, 1:].copy())
+        starts = np.linspace(0, whole - 1, min(num_samples, whole)).round().astype(int) * length
+        return inputs_and_targets([ids[i : i + length + 1] for i in starts])
 
 
 class TextFiles(TextData):
@@ -246,27 +221,20 @@ class TextFiles(TextData):
         self.root, self.reader, self.reader_args, self.cache = root, reader, dict(reader_args or {}), cache
 
     def prepare_text(self) -> PreparedText:
-        if self.root is None and self.reader is None:
-            raise InputError(
-                "data.root is not set: give the folder of the text, data.root=FOLDER, or data.reader=hfds/…"
-            )
-        rare = "" if self.min_count == 1 else f"-min{self.min_count}"
-        if self.root is not None:
-            sources, where, here = open_folder(self.root), f"data.root={self.root}", str(Path(self.root).resolve())
-            beside = Path(self.root)
+        name = "ids" if self.min_count == 1 else f"ids-min{self.min_count}"
+        if self.root is not None or self.reader is None:
+            sources, where = open_folder(self.root), f"data.root={self.root}"
+            folder, key = Path(self.root), str(Path(self.root).resolve())
         else:
             from datasets import config
 
             sources, where = open_hub(self.reader, self.reader_args), f"data.reader={self.reader}"
-            here, beside = (
-                f"{self.reader} {sorted(self.reader_args.items())}",
-                Path(config.HF_DATASETS_CACHE) / "neutreno",
-            )
-        name = f"ids{rare}"
+            folder = Path(config.HF_DATASETS_CACHE) / "neutreno"
+            key = f"{self.reader} {sorted(self.reader_args.items())}"
         if self.root is None or self.cache is not None:  # a folder that texts share
-            digest = hashlib.sha256(here.encode()).hexdigest()[:8]
-            name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', Path(self.root or self.reader).name)}-{digest}-{name}"
-        return prepare(sources, Path(self.cache or beside) / name, self.min_count, where)
+            text = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(self.root or self.reader).name)
+            name = f"{text}-{hashlib.sha256(key.encode()).hexdigest()[:8]}-{name}"
+        return prepare(sources, Path(self.cache or folder) / name, self.min_count, where)
 
 
 class PythonDocs(TextData):
@@ -282,15 +250,12 @@ class PythonDocs(TextData):
         try:
             from pydoc_data.topics import topics
         except ImportError as error:
-            raise InputError(
-                "this Python comes without pydoc_data.topics, the text of data=python_docs; take another data=…"
-            ) from error
+            raise InputError("this Python comes without pydoc_data.topics; take another data=…") from error
         texts = {"train": "", "val": "", "test": ""}
         for i, name in enumerate(sorted(topics, key=lambda name: (len(topics[name]), name))):
             split = {4: "val", 9: "test"}.get(i % 10, "train")
-            for line in topics[name].splitlines():
-                if line.strip():
-                    texts[split] += " ".join(match.group() for match in self._WORD.finditer(line)) + "\n"
+            lines = filter(str.strip, topics[name].splitlines())
+            texts[split] += "".join(" ".join(m.group() for m in self._WORD.finditer(line)) + "\n" for line in lines)
         builder = VocabularyBuilder(self.min_count)
         preliminary = builder.add(texts["train"])
         vocabulary, ids = builder.finish()

@@ -55,26 +55,23 @@ class CorruptLog:
         self._noted: set[str] = set()
 
     def note(self, what: str) -> None:
-        if what not in self._noted:
-            self._noted.add(what)
-            with open(self.path, "a") as file:
-                file.write(f"{what}\n")
-            self.check()
-
-    def read(self) -> list[str]:
-        """What was met, each once, by all processes."""
-        return sorted(set(self.path.read_text().splitlines())) if self.path.exists() else []
-
-    def check(self) -> None:
         """
         Raises:
             InputError: more than ``limit`` samples are corrupt.
         """
-        if len(found := self.read()) > self.limit:
-            raise InputError(
-                f"more than {self.limit} corrupt images (data.max_corrupt), the first: {found[0]}; "
-                f"all are listed in {self.path}"
-            )
+        if what not in self._noted:
+            self._noted.add(what)
+            with open(self.path, "a") as file:
+                file.write(f"{what}\n")
+            if len(found := self.read()) > self.limit:
+                raise InputError(
+                    f"more than {self.limit} corrupt images (data.max_corrupt), the first: {found[0]}; "
+                    f"all are listed in {self.path}"
+                )
+
+    def read(self) -> list[str]:
+        """What was met, each once, by all processes."""
+        return sorted(set(self.path.read_text().splitlines())) if self.path.exists() else []
 
 
 class AugmentedDataset(Dataset):
@@ -93,13 +90,13 @@ class AugmentedDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]):
         if not isinstance(key, tuple):
             sample = self._read(key)
-        else:
-            key, seed = key
-            draw, sample = np.random.default_rng(seed), self._read(key)
-            while sample is None:
-                sample = self._read(int(draw.integers(len(self))))
-            seed_cpu(seed)
-        return None if sample is None else self.transform(*sample)
+            return None if sample is None else self.transform(*sample)
+        index, seed = key
+        draw = np.random.default_rng(seed)
+        while (sample := self._read(index)) is None:
+            index = int(draw.integers(len(self)))
+        seed_cpu(seed)
+        return self.transform(*sample)
 
     def _read(self, index: int):
         try:
@@ -180,16 +177,23 @@ class TrainBatchSampler(Sampler):
 class Resumable:
     """Lightning's interface for loaders with a state: starts at the batch where a checkpoint was taken.
 
-    ``__iter__`` of a subclass begins with :meth:`_begin`, counts in ``given``, and is a generator on purpose: on resume
-    Lightning asks for the iterator before it sets the epoch, and what started then would load the wrong one.
+    ``batches_from(first)`` of a subclass gives an epoch's batches from there on. ``__iter__`` is a generator on
+    purpose: on resume Lightning asks for the iterator before it sets the epoch, and what started then would load the
+    wrong one.
     """
 
     given = 0  # batches of this epoch that the training loop has got
+    epoch = 0
     _resume_at = 0
 
-    def _begin(self) -> int:
+    def __iter__(self) -> Iterator:
         self.given, self._resume_at = self._resume_at, 0
-        return self.given
+        for batch in self.batches_from(self.given):
+            self.given += 1
+            yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
         return {"given": self.given % len(self)}
@@ -201,11 +205,9 @@ class Resumable:
 class ResumableLoader(Resumable, DataLoader):
     """PyTorch's loader over a :class:`TrainBatchSampler`."""
 
-    def __iter__(self):
-        self.batch_sampler.start = self._begin()
-        for batch in super().__iter__():
-            self.given += 1
-            yield batch
+    def batches_from(self, first: int) -> Iterator:
+        self.batch_sampler.start = first
+        return DataLoader.__iter__(self)
 
 
 class StreamLoader(Resumable):
@@ -220,18 +222,15 @@ class StreamLoader(Resumable):
         self._loader = DataLoader(stream, batch_size=batch_size, drop_last=True, **loading)
         self.sampler = self  # where Lightning sets the epoch
 
-    def set_epoch(self, epoch: int) -> None:
-        self.stream.epoch = epoch
-
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self):
-        self._begin()
-        while self.given < self.batches:
-            before = self.given
-            for batch in itertools.islice(self._loader, self.batches - self.given):
-                self.given += 1
+    def batches_from(self, first: int) -> Iterator:
+        self.stream.epoch = self.epoch
+        while first < self.batches:
+            before = first
+            for batch in itertools.islice(self._loader, self.batches - first):
+                first += 1
                 yield batch
-            if self.given == before:
+            if first == before:
                 raise InputError("the stream gives no full batch; lower data.batch_size or data.num_workers")

@@ -14,27 +14,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from neutreno.data.loading import (
-    AugmentedDataset,
-    CorruptLog,
-    OnImage,
-    Resumable,
-    TrainBatchSampler,
-    collate_readable,
-    derive_seed,
-)
+from neutreno.data import loading
 
 
 def load_images(
-    samples: Sequence, device: torch.device, corrupt: CorruptLog | None, num_workers: int, replace: bool
+    samples: Sequence, device: torch.device, corrupt: loading.CorruptLog | None, num_workers: int, replace: bool
 ) -> tuple[Tensor, Tensor]:
     """All samples, images of one size, as uint8 (N, C, S, S) and their labels (N,), on ``device``.
 
     Another sample takes a corrupt one's place, always the same one, if ``replace`` (in training), else it is left out.
     """
-    data = AugmentedDataset(samples, OnImage(v2.PILToTensor()), corrupt)
+    data = loading.AugmentedDataset(samples, loading.OnImage(v2.PILToTensor()), corrupt)
     keys = [(i, i) if replace else i for i in range(len(samples))]
-    loader = DataLoader(data, 1000, sampler=keys, num_workers=num_workers, collate_fn=collate_readable)
+    loader = DataLoader(data, 1000, sampler=keys, num_workers=num_workers, collate_fn=loading.collate_readable)
     batches = [batch for batch in loader if len(batch)]
     return torch.cat([x for x, _ in batches]).to(device), torch.cat([y for _, y in batches]).to(device)
 
@@ -54,7 +46,7 @@ def crop_and_flip(images: Tensor, draws: Tensor, padding: int) -> Tensor:
     return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-class DeviceLoader(Resumable):
+class DeviceLoader(loading.Resumable):
     """Training batches of one process out of images on the device; the same batches on any number of processes.
 
     Order and augmentation are functions of (seed, epoch, position in the epoch's order), as everywhere here.
@@ -67,7 +59,7 @@ class DeviceLoader(Resumable):
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, normalize: Callable, sampler: TrainBatchSampler, padding: int
+        self, images: Tensor, labels: Tensor, normalize: Callable, sampler: loading.TrainBatchSampler, padding: int
     ) -> None:
         self.images, self.labels, self.normalize, self.padding = images, labels, normalize, padding
         self.sampler = sampler  # where Lightning sets the epoch
@@ -75,20 +67,19 @@ class DeviceLoader(Resumable):
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        first, sampler, device = self._begin(), self.sampler, self.images.device
+    def batches_from(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        sampler, device = self.sampler, self.images.device
         order = sampler.order().to(device)
-        generator = torch.Generator().manual_seed(derive_seed(sampler.seed, sampler.epoch, 1))
+        generator = torch.Generator().manual_seed(loading.derive_seed(sampler.seed, sampler.epoch, 1))
         draws = torch.rand(3, len(order), generator=generator).to(device)
         for batch in range(first, len(sampler)):
             positions = sampler.positions(batch)
             chosen = order[positions]
             images = crop_and_flip(self.images[chosen], draws[:, positions], self.padding)
-            self.given += 1
             yield self.normalize(images), self.labels[chosen]
 
 
-class DeviceEvalLoader:
+class DeviceEvalLoader(Sequence):
     """Batches to evaluate: every ``world``-th image from ``rank`` on, in order. It has no ``sampler`` on purpose:
     Lightning takes an evaluation loader that has one for PyTorch's."""
 
@@ -101,6 +92,5 @@ class DeviceEvalLoader:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in zip(self.images, self.labels, strict=True):
-            yield self.normalize(images), labels
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.normalize(self.images[index]), self.labels[index]

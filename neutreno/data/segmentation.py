@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,81 +16,57 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from neutreno.config.options import EXECUTION, FREE, Count, NonNegative, Positive, Share, Size, checked
-from neutreno.data.base import SplitData, check_root
-from neutreno.data.images import decode, quiet_hub, reader_error
+from neutreno.data.base import ImageData, check_root
+from neutreno.data.images import EncodedImages, decode, load_hub
 from neutreno.data.joint_transforms import IGNORE, FitResize, PadTo, PhotometricDistortion, VariedCrop
 from neutreno.errors import InputError, check_number
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
+ENDINGS = {"images": (".jpg", ".jpeg", ".png"), "annotations": (".png",)}
+TO_FLOAT = v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True)
 FOLDERS = {"train": "training", "val": "validation"}
 
 
-class SegmentationData(SplitData):
+class SegmentationData(ImageData):
     """Splits of (image uint8 (C, H, W), mask uint8 (H, W)), as ``tv_tensors``; :data:`IGNORE` marks ignored pixels.
 
     A training sample is (image float (C, S, S), mask int64 (S, S)) with S = ``img_size``. A sample to evaluate is
     (image float (C, h, w), resized; mask int64 (H, W), as it is stored), and a batch of them a list.
 
     Args:
-        img_size: side of the square training crop, in pixels.
-        in_chans: 1 (grey) or 3 (RGB).
         num_classes: ignored pixels are not one of them.
         mean, std: normalisation per channel.
         class_names: in order; None: by number.
-        kwargs: of :class:`neutreno.data.base.SplitData`.
+        kwargs: of :class:`neutreno.data.base.ImageData`; ``img_size`` is the side of the training crop.
     """
-
-    samples_are = "images"
 
     @checked
     def __init__(
         self,
-        img_size: Annotated[Size, FREE],
-        in_chans: Annotated[Size, FREE],
         num_classes: Annotated[Annotated[int, Ge(2), Le(IGNORE)], FREE],  # masks are bytes
         mean: Annotated[Sequence[NonNegative], FREE],
         std: Annotated[Sequence[Positive], FREE],
         class_names: Annotated[Sequence[str] | None, FREE] = None,
         **kwargs,
     ) -> None:
-        super().__init__(**kwargs)
-        self.image_shape = in_chans, img_size, img_size
-        if in_chans not in (1, 3):
-            raise InputError(f"data.in_chans={in_chans}: images are read with 1 channel (grey) or 3 (RGB)")
-        self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
-        self.mean, self.std = list(mean), list(std)
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != in_chans:
-                raise InputError(f"data.{name} has {len(values)} values for {in_chans} channels")
-        self._class_names = class_names and list(class_names)
-
-    @property
-    def class_names(self) -> list[str]:
-        return self._class_names or [f"class {i + 1}" for i in range(self.num_classes)]
-
-    def augment(self) -> tuple[list[v2.Transform], list[v2.Transform]]:
-        """Training's random transforms of uint8 samples and, after these, of float ones."""
-        return [], []
+        super().__init__(num_classes=num_classes, **kwargs)
+        self.check_channels(mean=mean, std=std)
+        self._normalize = v2.Normalize(list(mean), list(std))
+        self.class_names = list(class_names or (f"class {i + 1}" for i in range(num_classes)))
 
     def resize(self) -> list[v2.Transform]:
         """What evaluation does to the image before it is normalised."""
         return []
 
-    def _normalize(self) -> list[v2.Transform]:
-        return [v2.Normalize(self.mean, self.std), v2.ToPureTensor()]
-
-    def train_transform(self) -> Callable:
-        first, then = self.augment()
-        to_float = v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True)
-        normalize, pure = self._normalize()
-        return v2.Compose([*first, to_float, *then, normalize, PadTo(self.img_size), pure])
+    def train_transform(self, first: Sequence[v2.Transform] = (), then: Sequence[v2.Transform] = ()) -> Callable:
+        """``first`` are random transforms of uint8 samples and ``then``, after these, of float ones."""
+        return v2.Compose([*first, TO_FLOAT, *then, self._normalize, PadTo(self.img_size), v2.ToPureTensor()])
 
     def eval_transform(self) -> Callable:
-        to_float = v2.ToDtype(torch.float32, scale=True)
-        return _ImageOnly(v2.Compose([*self.resize(), to_float, *self._normalize()]))
+        return v2.Compose([*self.resize(), TO_FLOAT, self._normalize, v2.ToPureTensor()])
 
     def probe_transform(self) -> Callable:
-        return _Probed(v2.Compose([self.eval_transform().transform, v2.CenterCrop(self.img_size)]))
+        return partial(_transform_alone, v2.Compose([self.eval_transform(), v2.CenterCrop(self.img_size)]))
 
     @staticmethod
     def collate_eval(samples: list) -> list[tuple[Tensor, Tensor]]:
@@ -97,19 +74,9 @@ class SegmentationData(SplitData):
         return [sample for sample in samples if sample is not None]
 
 
-class _ImageOnly:
-    def __init__(self, transform: Callable) -> None:
-        self.transform = transform
-
-    def __call__(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-        return self.transform(image), mask.as_subclass(Tensor).long()
-
-
-class _Probed(_ImageOnly):
+def _transform_alone(transform: Callable, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor]:
     """Without the mask, which is of another size for every image."""
-
-    def __call__(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor]:
-        return (self.transform(image),)
+    return (transform(image),)
 
 
 class SegmentationFolders(SegmentationData):
@@ -159,18 +126,20 @@ class SegmentationFolders(SegmentationData):
         self.root, self.reader, self.class_names_file = root, reader, class_names
         self.reader_splits = {"train": "train", "val": "validation", **(splits or {})}
         self.columns = {"image": "image", "annotation": "annotation", **(reader_args or {})}
-        self.limits = None if resize is None else _two("data.resize", resize)
-        self.scale = _two("data.scale", scale)
-        if self.scale[0] > self.scale[1]:
-            raise InputError(f"data.scale={list(self.scale)} must rise, e.g. data.scale=[0.5,2.0]")
-        self.max_class_share, self.crop_tries, self.flip = max_class_share, crop_tries, flip
-        self.photometric, self.train_samples = photometric, train_samples
-        self.mode = "L" if self.in_chans == 1 else "RGB"
+        for name, sides in {"resize": resize, "scale": scale}.items():
+            if sides is not None and len(sides) != 2:
+                raise InputError(f"data.{name}={list(sides)} is not a list of two numbers")
+        if scale[0] > scale[1]:
+            raise InputError(f"data.scale={list(scale)} must rise, e.g. data.scale=[0.5,2.0]")
+        self.limits, self.train_samples = resize, train_samples
+        crop, flips = VariedCrop(self.img_size, max_class_share, crop_tries), v2.RandomHorizontalFlip(flip)
+        self.geometric = [FitResize(resize, scale), crop, flips]
+        self.photometric = [PhotometricDistortion()] if photometric else []
 
     def read(self) -> dict[str, Sequence[Pair] | None]:
         splits = self._read_root() if self.reader is None else self._read_hub()
         if self.class_names_file is not None:
-            self._class_names = read_class_names(Path(self.root or ".", self.class_names_file), self.num_classes)
+            self.class_names = read_class_names(Path(self.root or ".", self.class_names_file), self.num_classes)
         if self.train_samples is not None and splits["train"] is not None:
             count = len(splits["train"])
             check_number("data.train_samples", self.train_samples, 1, count, integer=True)
@@ -185,44 +154,31 @@ class SegmentationFolders(SegmentationData):
         return {"digests": {split: hashlib.sha256(text.encode()).hexdigest() for split, text in names.items()}}
 
     def _read_root(self) -> dict[str, Sequence[Pair] | None]:
-        root, splits = check_root(self.root), {}
+        root, splits = check_root(self.root), {"train": None}
         for split, name in FOLDERS.items():
-            if split == "train" and not self.trains and not (root / "images" / name).is_dir():
-                splits[split] = None
-                continue
-            found, problems = find_pairs(root, name)
-            if problems:
-                more = f" ({len(problems)} such files)" if len(problems) > 1 else ""
-                raise InputError(problems[0] + more)
-            splits[split] = FolderPairs(found, self.num_classes, self.mode)
+            if split == "val" or self.trains or (root / "images" / name).is_dir():
+                found, problems = find_pairs(root, name)
+                if problems:
+                    raise InputError(problems[0] + (f" ({len(problems)} such files)" if problems[1:] else ""))
+                splits[split] = FolderPairs(found, self.num_classes, self.mode)
         return splits
 
     def _read_hub(self) -> dict[str, Sequence[Pair] | None]:
         if not self.reader.startswith("hfds/"):
             raise InputError(f"data.reader={self.reader}: segmentation reads hfds/HUB_ID, hfds/FOLDER or data.root")
         if unknown := sorted(self.columns.keys() - {"image", "annotation"}):
-            raise InputError(
-                f"data.reader_args.{unknown[0]}: only the columns' names, image and annotation, can be set"
-            )
-        wanted = {name: self.reader_splits[name] if name == "val" or self.trains else None for name in FOLDERS}
+            raise InputError(f"data.reader_args.{unknown[0]}: only the columns image and annotation can be named")
         if missing := [name for name in FOLDERS if self.reader_splits[name] is None]:
             raise InputError(f"data.splits.{missing[0]} is not set: name the reader's split")
         args = (self.root, self.columns, self.num_classes, self.mode)
-        return {name: split and HubPairs(self.reader, split, *args) for name, split in wanted.items()}
+        wanted = [name for name in FOLDERS if name == "val" or self.trains]
+        return {"train": None} | {name: HubPairs(self.reader, self.reader_splits[name], *args) for name in wanted}
 
-    def augment(self) -> tuple[list[v2.Transform], list[v2.Transform]]:
-        crop = VariedCrop(self.img_size, self.max_class_share, self.crop_tries)
-        geometric = [FitResize(self.limits, self.scale), crop, v2.RandomHorizontalFlip(self.flip)]
-        return geometric, [PhotometricDistortion()] if self.photometric else []
+    def train_transform(self) -> Callable:
+        return super().train_transform(self.geometric, self.photometric)
 
     def resize(self) -> list[v2.Transform]:
-        return [] if self.limits is None else [FitResize(self.limits)]
-
-
-def _two(name: str, values: Sequence) -> tuple:
-    if len(values) != 2:
-        raise InputError(f"{name}={list(values)} is not a list of two numbers")
-    return tuple(values)
+        return [] if self.limits is None else [FitResize(self.limits, masks=False)]
 
 
 def read_class_names(file: Path, num_classes: int) -> list[str]:
@@ -246,48 +202,40 @@ def find_pairs(root: Path, split: str) -> tuple[list[tuple[Path, Path]], list[st
     Raises:
         InputError: a folder is missing or holds no image.
     """
-    files, problems = {"images": {}, "annotations": {}}, []
-    for kind, endings in (("images", (".jpg", ".jpeg", ".png")), ("annotations", (".png",))):
-        folder, named = root / kind / split, files[kind]
+    folders = {"images": root / "images" / split, "annotations": root / "annotations" / split}
+    files, problems = {kind: {} for kind in folders}, []
+    for kind, folder in folders.items():
         if not folder.is_dir():
             raise InputError(f"{folder} is missing; expected {root}/{{images,annotations}}/{{training,validation}}")
-        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in endings and not p.name.startswith(".")):
-            if named.setdefault(path.stem, path) != path:
-                problems.append(f"{path} and {named[path.stem].name} have the same name; remove one")
-    images, annotations = files["images"], files["annotations"]
+        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS[kind] and p.name[0] != "."):
+            if (first := files[kind].setdefault(path.stem, path)) != path:
+                problems.append(f"{path} and {first.name} have the same name; remove one")
+    images, annotations = files.values()
     if not images:
-        raise InputError(f"{root / 'images' / split} holds no .jpg or .png image")
-    problems += [
-        f"{path} has no annotation {root / 'annotations' / split / name}.png; add it or remove the image"
-        for name, path in images.items()
-        if name not in annotations
-    ]
-    problems += [
-        f"{path} has no image {root / 'images' / split / name}.jpg or .png; add it or remove the annotation"
-        for name, path in annotations.items()
-        if name not in images
-    ]
+        raise InputError(f"{folders['images']} holds no .jpg or .png image")
+    for name in [name for name in images if name not in annotations]:
+        missing = f"annotation {folders['annotations'] / name}.png; add it or remove the image"
+        problems.append(f"{images[name]} has no {missing}")
+    for name in [name for name in annotations if name not in images]:
+        missing = f"image {folders['images'] / name}.jpg or .png; add it or remove the annotation"
+        problems.append(f"{annotations[name]} has no {missing}")
     return [(path, annotations[name]) for name, path in images.items() if name in annotations], problems
 
 
 def read_pair(
-    image: Path | bytes,
-    annotation: Path | bytes,
-    num_classes: int,
-    mode: str = "RGB",
-    names: tuple[str, str] | None = None,
+    files: Sequence[str | Path | bytes], num_classes: int, mode: str = "RGB", names: Sequence[str] | None = None
 ) -> Pair:
     """Decode an image and its annotation: label i → class i - 1, label 0 → :data:`IGNORE`.
 
     Args:
-        image, annotation: file or its content; ``names`` is what errors call them.
+        files: image and annotation, each a file or its content; ``names`` is what errors call them.
 
     Raises:
         CorruptSample: one of them cannot be read.
         InputError: they do not fit each other or ``num_classes``.
     """
-    first, second = names or (str(image), str(annotation))
-    picture, labels = decode(image, first, mode), decode(annotation, second, None)
+    first, second = names or map(str, files)
+    picture, labels = decode(files[0], first, mode), decode(files[1], second, None)
     array = np.asarray(labels)
     if array.ndim != 2 or array.dtype.kind not in "bui":
         raise InputError(f"{second} has the mode {labels.mode}: an annotation is one channel of class numbers")
@@ -305,7 +253,7 @@ def read_pair(
 def pair_problem(files: tuple[Path, Path], num_classes: int) -> str | None:
     """What is wrong with an image and its annotation, in a line, if anything is."""
     try:
-        read_pair(*files, num_classes)
+        read_pair(files, num_classes)
     except InputError as error:
         return str(error)
     return None
@@ -321,7 +269,7 @@ class FolderPairs(Sequence):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Pair:
-        return read_pair(*self.files[index], *self._args)
+        return read_pair(self.files[index], *self._args)
 
 
 class HubPairs(Sequence):
@@ -334,29 +282,19 @@ class HubPairs(Sequence):
     def __init__(
         self, reader: str, split: str, root: str | None, columns: dict[str, str], num_classes: int, mode: str
     ) -> None:
-        import datasets
+        from datasets import Image
 
-        quiet_hub()
-        self._columns, self._args = [columns["image"], columns["annotation"]], (num_classes, mode)
-        self._names = [f"{reader}, {split}, {column}" for column in self._columns]
-        try:
-            table = datasets.load_dataset(reader.removeprefix("hfds/"), split=split, cache_dir=root)
-        except Exception as error:  # datasets, huggingface_hub, pyarrow: exceptions differ by cause
-            raise reader_error(reader, split, error) from error
+        table, self._args = load_hub(reader, split, cache_dir=root), (num_classes, mode)
         for key, column in columns.items():
-            if not isinstance(table.features.get(column), datasets.Image):
-                there = ", ".join(table.column_names)
-                raise InputError(
-                    f"data.reader_args.{key}={column}: {reader} has no such column of images, only {there}"
-                )
-            table = table.cast_column(column, datasets.Image(decode=False))
-        self._table = table.select_columns(self._columns)
+            if not isinstance(table.features.get(column), Image):
+                there = f"{reader} has no such column of images, only {', '.join(table.column_names)}"
+                raise InputError(f"data.reader_args.{key}={column}: {there}")
+        self._columns = [EncodedImages(table, columns[key]) for key in ("image", "annotation")]
+        self._names = [f"{reader}, {split}, {columns[key]}" for key in ("image", "annotation")]
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._columns[0])
 
     def __getitem__(self, index: int) -> Pair:
-        cells = [self._table[index][column] for column in self._columns]
-        contents = [cell["bytes"] if cell["bytes"] is not None else Path(cell["path"] or "") for cell in cells]
-        names = tuple(f"{name}, row {index}" for name in self._names)
-        return read_pair(*contents, *self._args, names)
+        names = [f"{name}, row {index}" for name in self._names]
+        return read_pair([column[index] for column in self._columns], *self._args, names)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
 import re
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import cached_property
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 
-from neutreno.data.images import quiet_hub
+from neutreno.data.base import check_root
+from neutreno.data.images import load_hub
 from neutreno.errors import InputError
-from neutreno.files import UNFINISHED, replacing
+from neutreno.files import UNFINISHED
 
 EOS, UNK = "<eos>", "<unk>"
-BLOCK = 4 << 20  # bytes read at once: their words as Python strings take some 50 MiB
+BLOCK = 4 << 20  # bytes read at once, in whole lines: their words as Python strings take some 50 MiB
+PLAIN = ("{}.txt", "{}.tokens", "wiki.{}.txt", "wiki.{}.tokens")
 SPLITS = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
 
 
@@ -70,11 +71,20 @@ class Vocabulary:
         if words is None or words == "\n".join(self.words):
             return
         theirs = words.split("\n")
-        differ = next((i for i, (a, b) in enumerate(zip(theirs, self.words, strict=False)) if a != b), None)
-        what = f"{len(theirs):,} tokens, the data {len(self):,}"
-        if differ is not None:
-            what += f"; they first differ at token {differ}, {theirs[differ]!r} there and {self.words[differ]!r} here"
-        raise InputError(f"{source} was trained with another vocabulary than the data's: it has {what}")
+        pairs = enumerate(itertools.zip_longest(theirs, self.words))
+        differ, (there, here) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        raise InputError(
+            f"{source} was trained with another vocabulary than the data's: it has {len(theirs):,} tokens, the data "
+            f"{len(self):,}; they first differ at token {differ}, {there!r} there and {here!r} here"
+        )
+
+
+class PreparedText(NamedTuple):
+    """The ids of every split, their vocabulary, and the checksum of what they were made of."""
+
+    splits: dict[str, np.ndarray]
+    vocabulary: Vocabulary
+    sources: dict[str, str]
 
 
 def split_words(text: str) -> list[str]:
@@ -82,14 +92,6 @@ def split_words(text: str) -> list[str]:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text.replace("\n", f" {EOS} ").split()
-
-
-class _FirstSeen(dict):
-    """Numbers words in the order in which they are asked for."""
-
-    def __missing__(self, word: str) -> int:
-        self[word] = number = len(self)
-        return number
 
 
 class VocabularyBuilder:
@@ -100,7 +102,8 @@ class VocabularyBuilder:
     """
 
     def __init__(self, min_count: int = 1) -> None:
-        self.min_count, self.seen, self.counts = min_count, _FirstSeen(), np.zeros(0, np.int64)
+        self.seen: dict[str, int] = defaultdict(itertools.count().__next__)  # numbers words as they are asked for
+        self.min_count, self.counts = min_count, np.zeros(0, np.int64)
 
     def add(self, text: str) -> np.ndarray:
         """Preliminary ids, for :meth:`finish` to translate."""
@@ -118,10 +121,9 @@ class VocabularyBuilder:
         rare = counts < self.min_count
         rare[[eos, unk]] = False
         counts[unk] += counts[rare].sum()
-        kept = np.flatnonzero(~rare)
-        falling = -counts[kept]
-        falling[kept == eos] = np.iinfo(np.int64).min
-        order = kept[np.argsort(falling, kind="stable")]
+        rank = np.where(rare, 1, -counts)  # rare words last
+        rank[eos] = np.iinfo(np.int64).min
+        order = np.argsort(rank, kind="stable")[: np.count_nonzero(~rare)]
         ids = np.empty(len(counts), np.int32)
         ids[order] = np.arange(len(order))
         ids[rare] = ids[unk]
@@ -129,157 +131,100 @@ class VocabularyBuilder:
         return Vocabulary([words[i] for i in order], counts[order]), ids
 
 
-class TextFile:
-    """A file of plain text, UTF-8, read in blocks that end between words."""
+class Source(NamedTuple):
+    """The text of a split: the files that it stands in, and what gives it in blocks, which end between words."""
 
-    def __init__(self, path: Path) -> None:
-        self.files = [path]
-
-    def blocks(self) -> Iterator[str]:
-        path, offset, rest, last = self.files[0], 0, b"", "\n"
-        with open(path, "rb") as file:
-            while chunk := file.read(BLOCK):
-                chunk = rest + chunk
-                cut = max(chunk.rfind(b"\n"), chunk.rfind(b" ")) + 1
-                whole, rest = chunk[:cut], chunk[cut:]
-                if whole:
-                    last = self._decode(whole, offset).removeprefix("" if offset else "\ufeff")
-                    yield last
-                    offset += len(whole)
-        if rest:
-            last = self._decode(rest, offset)
-            yield last
-        if not last.endswith("\n"):
-            yield "\n"
-
-    def _decode(self, block: bytes, offset: int) -> str:
-        try:
-            return block.decode()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{self.files[0]} is not UTF-8 at byte {offset + error.start:,} ({error.reason}); convert it, e.g. "
-                "with iconv -t UTF-8"
-            ) from error
+    files: list[Path]
+    blocks: Callable[[], Iterator[str]]
 
 
-class ParquetFiles:
-    """Parquet as Hugging Face ``datasets`` writes it: a column ``text``, one line a row."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self.files = files
-
-    def blocks(self) -> Iterator[str]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        for path in self.files:
+def _read_plain(path: Path) -> Iterator[str]:
+    """A file in UTF-8, some lines at once."""
+    offset, block = 0, b""
+    with open(path, "rb") as file:
+        while lines := file.readlines(BLOCK):
+            block = b"".join(lines)
             try:
-                table = pq.ParquetFile(path)
-                if "text" not in table.schema_arrow.names:
-                    raise InputError(f"{path} has no column text; it has: {', '.join(table.schema_arrow.names)}")
-                if not pa.types.is_string(kind := table.schema_arrow.field("text").type) and not (
-                    pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
-                ):
-                    raise InputError(f"{path}: its column text holds {kind}, not strings")
-                for batch in table.iter_batches(10_000, columns=["text"]):
-                    yield _lines(batch.column(0).to_pylist())
+                text = block.decode()
             except UnicodeDecodeError as error:
-                raise InputError(f"{path} is not UTF-8 at byte {error.start:,} of a row ({error.reason})") from error
-            except pa.ArrowException as error:
-                raise InputError(f"{path} is not a readable parquet file ({' '.join(str(error).split())})") from error
+                where = f"byte {offset + error.start:,} ({error.reason})"
+                raise InputError(f"{path} is not UTF-8 at {where}; convert it, e.g. with iconv -t UTF-8") from error
+            yield text if offset else text.removeprefix("\ufeff")
+            offset += len(block)
+    if not block.endswith(b"\n"):
+        yield "\n"
 
 
-class HubText:
-    """A split of a data set that Hugging Face ``datasets`` finds: on the hub, in its cache or in a folder."""
+def _read_parquet(files: list[Path]) -> Iterator[str]:
+    """Parquet as Hugging Face ``datasets`` writes it: a column ``text``, one line a row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self.files = [Path(file["filename"]) for file in dataset.cache_files]
+    for path in files:
+        try:
+            table = pq.ParquetFile(path)
+            if "text" not in table.schema_arrow.names:
+                raise InputError(f"{path} has no column text; it has: {', '.join(table.schema_arrow.names)}")
+            for batch in table.iter_batches(10_000, columns=["text"]):
+                yield _lines(batch.column(0).cast(pa.string()).to_pylist())
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not a readable parquet file ({' '.join(str(error).split())})") from error
 
-    def blocks(self) -> Iterator[str]:
-        for batch in self.dataset.iter(10_000):
-            yield _lines(batch["text"])
+
+def _read_hub(dataset: Any) -> Iterator[str]:
+    return (_lines(batch["text"]) for batch in dataset.iter(10_000))
 
 
-def _lines(rows: list[str]) -> str:
+def _lines(rows: list[str | None]) -> str:
     return "".join((row or "").removesuffix("\n") + "\n" for row in rows)
 
 
-def open_folder(root: str | Path) -> dict[str, TextFile | ParquetFiles]:
+def open_folder(root: str | Path | None) -> dict[str, Source]:
     """The three splits under ``root``: ``train.txt``, ``train.tokens``, ``wiki.train.tokens`` or ``train-*.parquet``,
     and so on; the validation split may be called valid, validation or val.
 
     Raises:
         InputError: no such folder, a split that is missing, there twice, or empty.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"data.root={root} is not a folder; give the folder of the text, data.root=FOLDER")
-    sources: dict[str, TextFile | ParquetFiles] = {}
+    root, sources = check_root(root), {}
     for split, names in SPLITS.items():
-        plain = [
-            root / f"{prefix}{name}{end}" for name in names for prefix in ("", "wiki.") for end in (".txt", ".tokens")
-        ]
-        found: list[TextFile | ParquetFiles] = [TextFile(path) for path in plain if path.is_file()]
-        for name in names:
-            if files := sorted({*root.glob(f"{name}.parquet"), *root.glob(f"{name}-*.parquet")}):
-                found.append(ParquetFiles(files))
+        plain = [root / form.format(name) for name in names for form in PLAIN]
+        found = [Source([path], partial(_read_plain, path)) for path in plain if path.is_file()]
+        shards = [sorted({*root.glob(f"{name}.parquet"), *root.glob(f"{name}-*.parquet")}) for name in names]
+        found += [Source(files, partial(_read_parquet, files)) for files in shards if files]
+        name, there = names[0], ", ".join(source.files[0].name for source in found)
         if not found:
-            name = names[0]
-            raise InputError(
-                f"data.root={root} has no {name} split: expected {name}.txt, {name}.tokens, wiki.{name}.tokens or "
-                f"{name}-*.parquet"
-            )
+            expected = f"{name}.txt, {name}.tokens, wiki.{name}.tokens or {name}-*.parquet"
+            raise InputError(f"data.root={root} has no {name} split: expected {expected}")
         if len(found) > 1:
-            there = ", ".join(source.files[0].name for source in found)
-            raise InputError(f"data.root={root} has the {names[0]} split more than once: {there}; keep one of them")
-        for path in found[0].files:
-            if path.stat().st_size == 0:
-                raise InputError(f"{path} is empty")
+            raise InputError(f"data.root={root} has the {name} split more than once: {there}; keep one of them")
+        if empty := [path for path in found[0].files if path.stat().st_size == 0]:
+            raise InputError(f"{empty[0]} is empty")
         sources[split] = found[0]
     return sources
 
 
-def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, HubText]:
+def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, Source]:
     """The three splits of ``hfds/HUB_ID`` (or ``hfds/FOLDER``); ``reader_args``, such as ``name``, go to ``datasets``.
 
     Raises:
         InputError: no such reader or data set, a split or the column ``text`` is missing.
     """
-    import datasets
-
     if not reader.startswith("hfds/"):
-        raise InputError(
-            f"data.reader={reader} is not known for text; write hfds/HUB_ID, e.g. hfds/Salesforce/wikitext"
-        )
-    quiet_hub()
-    try:
-        found = datasets.load_dataset(reader.removeprefix("hfds/"), **reader_args)
-    except Exception as error:  # no network, no such data set, a config that must be named: exceptions differ by cause
-        raise InputError(f"data.reader={reader} cannot be read: {' '.join(str(error).split())}") from error
-    sources = {}
+        raise InputError(f"data.reader={reader} is not known for text; write hfds/HUB_ID")
+    found, sources = load_hub(reader, **reader_args, keep_in_memory=False), {}  # on disk, where changes are noticed
     for split, names in SPLITS.items():
         name = next((name for name in names if name in found), None)
         if name is None:
             raise InputError(f"data.reader={reader} has no {names[0]} split; it has: {', '.join(found)}")
         if "text" not in found[name].column_names:
             raise InputError(f"data.reader={reader} has no column text; it has: {', '.join(found[name].column_names)}")
-        if not found[name].cache_files:
-            raise InputError(
-                f"data.reader={reader} is held in memory only, so changes would go unnoticed; load it from disk"
-            )
-        sources[split] = HubText(found[name])
+        files = [Path(file["filename"]) for file in found[name].cache_files]
+        sources[split] = Source(files, partial(_read_hub, found[name]))
     return sources
 
 
-class PreparedText:
-    """The ids of every split, their vocabulary, and the checksum of what they were made of."""
-
-    def __init__(self, splits: dict[str, np.ndarray], vocabulary: Vocabulary, sources: dict[str, str]) -> None:
-        self.splits, self.vocabulary, self.sources = splits, vocabulary, sources
-
-
-def prepare(sources: dict[str, Any], folder: Path, min_count: int, where: str) -> PreparedText:
+def prepare(sources: dict[str, Source], folder: Path, min_count: int, where: str) -> PreparedText:
     """The text of ``sources`` as ids, out of the cache ``folder``, which is made if it is not there.
 
     The whole of sources and cache is read for its checksums each time (some two seconds for WikiText-103); nothing is
@@ -289,87 +234,63 @@ def prepare(sources: dict[str, Any], folder: Path, min_count: int, where: str) -
         InputError: a source or an array of the cache is not what it was when the cache was made; a source holds no
             word, or is not UTF-8; the cache cannot be written.
     """
-    checksums = {split: checksum(source.files) for split, source in sources.items()}
-    if folder.exists() and not (folder / "record.json").exists():
-        raise InputError(
-            f"{folder} exists, but does not hold the ids of {where}; name another folder, data.cache=FOLDER"
-        )
-    if not (folder / "record.json").exists():
+    checksums, record = {split: checksum(*source.files) for split, source in sources.items()}, folder / "record.json"
+    if not record.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(folder):
-                if not (folder / "record.json").exists():
+            with FileLock(folder.with_name(f".{folder.name}.lock")):
+                if not record.exists():
                     _build(sources, checksums, folder, min_count)
         except OSError as error:
-            raise InputError(
-                f"the ids of {where} cannot be kept in {folder.parent}: {error.strerror or error}; name another "
-                "folder, data.cache=FOLDER"
-            ) from error
+            said = f"{error.strerror or error}; name another folder, data.cache=FOLDER"
+            raise InputError(f"the ids of {where} cannot be kept in {folder.parent}: {said}") from error
     return _read(folder, checksums, where)
 
 
-def checksum(files: Iterable[Path]) -> str:
+def checksum(*files: Path) -> str:
     """sha256 of the files' contents, one after the other."""
     digest = hashlib.sha256()
     for path in files:
         with open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
-        with suppress(OSError):  # a file system without locks: two may build, and the last one's folder is left out
-            fcntl.lockf(lock, fcntl.LOCK_EX)
-            for leftover in folder.parent.glob(f"{folder.name}{UNFINISHED}*"):
-                shutil.rmtree(leftover)
-        yield
-
-
-def _build(sources: dict[str, Any], checksums: dict[str, str], folder: Path, min_count: int) -> None:
-    """Write the cache beside ``folder`` and rename it as a whole."""
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}{UNFINISHED}", dir=folder.parent))
+def _build(sources: dict[str, Source], checksums: dict[str, str], folder: Path, min_count: int) -> None:
+    """Write the cache beside ``folder`` and rename it as a whole; one process at a time."""
+    for leftover in folder.parent.glob(f"{folder.name}{UNFINISHED}*"):
+        shutil.rmtree(leftover)
+    unfinished = folder.with_name(folder.name + UNFINISHED)
+    unfinished.mkdir()
     try:
-        builder, lengths = VocabularyBuilder(min_count), {}
-        lengths["train"] = _write(unfinished / "train.ids", map(builder.add, sources["train"].blocks()))
+        builder = VocabularyBuilder(min_count)
+        _write(unfinished / "train.ids", map(builder.add, sources["train"].blocks()))
         vocabulary, ids = builder.finish()
         if len(vocabulary) == 2:
             rare = f" that occurs {min_count} times or more (data.min_count)" if min_count > 1 else ""
             raise InputError(f"{sources['train'].files[0]} holds no word{rare}")
-        if lengths["train"]:
-            preliminary = np.memmap(unfinished / "train.ids", np.int32, "r+")
-            for start in range(0, len(preliminary), BLOCK):
-                part = preliminary[start : start + BLOCK]
-                part[:] = ids[part]
-            preliminary.flush()
-            del preliminary
+        preliminary = np.memmap(unfinished / "train.ids", np.int32, "r+")
+        for start in range(0, len(preliminary), BLOCK):
+            part = preliminary[start : start + BLOCK]
+            part[:] = ids[part]
+        preliminary.flush()
         for split in ("val", "test"):
-            blocks = map(vocabulary.encode, sources[split].blocks())
-            lengths[split] = _write(unfinished / f"{split}.ids", blocks)
-            if not lengths[split]:
+            if not _write(unfinished / f"{split}.ids", map(vocabulary.encode, sources[split].blocks())):
                 raise InputError(f"{sources[split].files[0]} holds no word")
         lines = (f"{count}\t{word}\n" for word, count in zip(vocabulary.words, vocabulary.counts, strict=True))
         (unfinished / "vocabulary.tsv").write_text("".join(lines), encoding="utf-8", newline="\n")
-        made = ("train.ids", "val.ids", "test.ids", "vocabulary.tsv")
-        record = {"sources": checksums, "files": {name: checksum([unfinished / name]) for name in made}}
-        with replacing(unfinished / "record.json") as file:
-            json.dump(record, file, indent=1)
-        unfinished.chmod(0o755)  # mkdtemp lets nobody else in
-        with suppress(OSError):  # another process, where there are no locks, was faster
-            unfinished.rename(folder)
+        files = {file.name: checksum(file) for file in unfinished.iterdir()}
+        (unfinished / "record.json").write_text(json.dumps({"sources": checksums, "files": files}, indent=1))
+        unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write(path: Path, blocks: Iterable[np.ndarray]) -> int:
-    length = 0
     with open(path, "wb") as file:
         for block in blocks:
             block.tofile(file)
-            length += len(block)
-    return length
+    return path.stat().st_size
 
 
 def _read(folder: Path, checksums: dict[str, str], where: str) -> PreparedText:
@@ -377,16 +298,16 @@ def _read(folder: Path, checksums: dict[str, str], where: str) -> PreparedText:
     try:
         record = json.loads((folder / "record.json").read_text())
         files, before = record["files"], record["sources"]
+        changed = [split for split, found in checksums.items() if before[split] != found]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'record.json'} is not readable; {again}") from error
-    for split, found in checksums.items():
-        if before.get(split) != found:
-            raise InputError(
-                f"the {SPLITS[split][0]} text of {where} is not the one that the ids in {folder} were made of: it was "
-                f"changed or cut short; restore it, or {again}"
-            )
+    if changed:
+        raise InputError(
+            f"the {SPLITS[changed[0]][0]} text of {where} is not the one that the ids in {folder} were made of: it was "
+            f"changed or cut short; restore it, or {again}"
+        )
     for name, expected in files.items():
-        if not (folder / name).is_file() or checksum([folder / name]) != expected:
+        if not (folder / name).is_file() or checksum(folder / name) != expected:
             raise InputError(f"{folder / name} does not match its source: it was changed or cut short; {again}")
     lines = (folder / "vocabulary.tsv").read_text(encoding="utf-8").split("\n")[:-1]
     counts, words = zip(*(line.split("\t", 1) for line in lines), strict=True)

@@ -28,8 +28,9 @@ SCHEDULES = {"cosine": CosineLRScheduler, "poly": partial(PolyLRScheduler, power
 
 
 class Task(LightningModule):
-    """Trains ``model``. A subclass gives ``loss(batch)``, keeps ``self.metrics = self.per_network(…)``, updates them in
-    ``_evaluate(split, batch)`` and hands their values to :meth:`report` in ``_report(split)``.
+    """Trains ``model``. A subclass gives ``loss(batch)`` and keeps ``self.metrics = self.per_network(…)``; it updates
+    one of them in ``_update(metric, network, batch)``, and names its figures in ``_figures(value)``. Where these do not
+    fit, it overrides ``_evaluate(split, batch)`` and ``_report(split)``, which hands all figures to :meth:`report`.
 
     ``main_metric`` chooses the best epoch, the one where it is largest (``main_metric_mode`` "max") or smallest.
 
@@ -50,14 +51,12 @@ class Task(LightningModule):
     main_metric_mode = "max"
     throughput = "train/samples_per_s"
 
-    evaluators: tuple[str, ...] = (
-        "metrics",
-        "per_layer",
-    )  # of evaluate.py, by name; your own by its class path
+    evaluators: tuple[str, ...] = ("metrics", "per_layer")  # of evaluate.py, by name; your own by its class path
     percent: tuple[str, ...] = ()  # how the names of those metrics end that are given in percent
 
     writer: str | None = None  # path of a function that writes what left() gives: (left, folder, prefix) -> files
     accepts: str | None = None  # what a model's ``output`` has to be, where it says one; None: anything
+    protocol = ""  # how a split is evaluated, where there are several ways; stands in its metrics' names
 
     @checked
     def __init__(
@@ -97,12 +96,9 @@ class Task(LightningModule):
             create_optimizer_v2([nn.Parameter(torch.zeros(1))], **self.opt)
         except Exception as error:  # each optimizer judges its arguments in its own way
             raise InputError(f"task.opt={opt} with task.opt_args={opt_args}: {error}") from error
-        self.schedule, self.lr_per = schedule, lr_per
-        self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
-        self.warmup_steps = warmup_steps
-        self.ema = None
-        if ema_decay is not None:
-            self.ema = ModelEmaV3(model, decay=ema_decay).requires_grad_(False)
+        self.schedule, self.lr_per, self.min_lr = schedule, lr_per, min_lr
+        self.warmup_epochs, self.warmup_steps, self.warmup_lr = warmup_epochs, warmup_steps, warmup_lr
+        self.ema = None if ema_decay is None else ModelEmaV3(model, decay=ema_decay).requires_grad_(False)
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_loss.persistent(True)  # a checkpoint in the middle of an epoch keeps the mean so far
 
@@ -127,18 +123,29 @@ class Task(LightningModule):
 
     def per_network(self, new_metric: Callable[[], nn.Module]) -> nn.ModuleDict:
         """A metric for every split and network (``raw`` or ``ema/``), so that none ever sees another's samples."""
-        return nn.ModuleDict(
-            {
-                split: nn.ModuleDict({name or "raw": new_metric() for name in self.networks})
-                for split in ("val_", "test_")
-            }
-        )
+        names = [name or "raw" for name in self.networks]
+        return nn.ModuleDict({s: nn.ModuleDict({n: new_metric() for n in names}) for s in ("val_", "test_")})
+
+    def _update(self, metric: nn.Module, network: nn.Module, batch) -> None:
+        raise NotImplementedError
+
+    def _figures(self, value: Any) -> dict[str, float]:
+        """By name, what is reported of ``value``, which a metric has computed."""
+        raise NotImplementedError
 
     def _evaluate(self, split: str, batch) -> None:
-        raise NotImplementedError
+        if isinstance(batch, list) and not batch:  # no sample of it could be read
+            return
+        for name, network in self.networks.items():
+            self._update(self.metrics[split][name or "raw"], network, batch)
 
     def _report(self, split: str) -> None:
-        raise NotImplementedError
+        where, found = split.removesuffix("_") + self.protocol, {}
+        for name in self.networks:
+            metric = self.metrics[split][name or "raw"]
+            found |= {f"{name}{where}/{key}": value for key, value in self._figures(metric.compute()).items()}
+            metric.reset()
+        self.report(found)
 
     def validation_step(self, batch, batch_idx: int) -> None:
         self._evaluate("val_", batch)
@@ -215,7 +222,7 @@ class Task(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.train_loss.reset()
-        self._samples, self._seconds, self._since = 0, 0.0, time.perf_counter()
+        self.on_train_start()
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         now = time.perf_counter()

@@ -48,19 +48,15 @@ class Classification(Task):
     ) -> None:
         super().__init__(model, **kwargs)
         self.label_smoothing = label_smoothing
-        self.mixup = None
-        if mixup > 0 or cutmix > 0:
-            self.mixup = Mixup(
-                mixup, cutmix, switch_prob=switch_prob, label_smoothing=label_smoothing, num_classes=num_classes
-            )
+        how = {"switch_prob": switch_prob, "label_smoothing": label_smoothing, "num_classes": num_classes}
+        self.mixup = Mixup(mixup, cutmix, **how) if mixup > 0 or cutmix > 0 else None
         self.metrics = self.per_network(partial(self._new_metrics, num_classes))
 
     @staticmethod
     def _new_metrics(num_classes: int) -> MetricCollection:
-        accuracy = {
-            f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k < num_classes
-        }
-        return MetricCollection({**accuracy, "loss": MeanMetric(nan_strategy="disable")}, compute_groups=False)
+        top = {k: MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k < num_classes}
+        found = {**{f"top{k}": metric for k, metric in top.items()}, "loss": MeanMetric(nan_strategy="disable")}
+        return MetricCollection(found, compute_groups=False)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
@@ -71,24 +67,13 @@ class Classification(Task):
         images, targets = self.mixup(images, labels)
         return F.cross_entropy(self.model(images), targets)
 
-    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
-        if not batch:  # no image of it could be read
-            return
+    def _update(self, metric: MetricCollection, network: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        for name, network in self.networks.items():
-            logits = network(images).float()
-            for key, metric in self.metrics[split][name or "raw"].items(keep_base=True):
-                if key == "loss":
-                    metric.update(F.cross_entropy(logits, labels, reduction="none"))
-                else:
-                    metric.update(logits, labels)
+        logits = network(images).float()
+        for key, one in metric.items(keep_base=True):
+            given = (F.cross_entropy(logits, labels, reduction="none"),) if key == "loss" else (logits, labels)
+            one.update(*given)
 
-    def _report(self, split: str) -> None:
-        report = {}
-        for name in self.networks:
-            collection = self.metrics[split][name or "raw"]
-            for key, value in collection.compute().items():
-                number = value.item()  # float32: its rounding would show in a percentage
-                report[f"{name}{split.removesuffix('_')}/{key}"] = round(100 * number, 4) if key != "loss" else number
-            collection.reset()
-        self.report(report)
+    def _figures(self, value: dict[str, Tensor]) -> dict[str, float]:
+        # The metrics are float32, whose rounding would show in a percentage.
+        return {key: x.item() if key == "loss" else round(100 * x.item(), 4) for key, x in value.items()}

@@ -25,8 +25,7 @@ class LanguageModeling(Task):
         kwargs: of :class:`neutreno.tasks.base.Task`.
     """
 
-    main_metric = "val/ppl"
-    main_metric_mode = "min"
+    main_metric, main_metric_mode = "val/ppl", "min"
     evaluators = ("metrics", "perplexity", "per_layer")
     throughput = "train/tokens_per_s"
     accepts = "tokens"
@@ -41,20 +40,11 @@ class LanguageModeling(Task):
     def samples_in(self, batch: tuple[Tensor, Tensor]) -> int:
         return batch[1].numel()
 
-    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
-        for name, network in self.networks.items():
-            self.metrics[split][name or "raw"].update(network(*batch).double())
+    def _update(self, metric: MeanMetric, network: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+        metric.update(network(*batch).double())
 
-    def _report(self, split: str) -> None:
-        report = {}
-        for name in self.networks:
-            metric = self.metrics[split][name or "raw"]
-            loss = metric.compute()
-            metric.reset()
-            report |= {
-                f"{name}{split.removesuffix('_')}/{key}": x.item() for key, x in (("ppl", loss.exp()), ("loss", loss))
-            }
-        self.report(report)
+    def _figures(self, value: Tensor) -> dict[str, float]:
+        return {"ppl": value.exp().item(), "loss": value.item()}
 
     def on_validation_epoch_start(self) -> None:
         for split in self.metrics.values():  # here, for Lightning's bf16-true makes all of a task bfloat16

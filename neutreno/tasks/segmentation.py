@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 from typing import Annotated, Any
 
@@ -32,13 +31,8 @@ def scores(confusion: Tensor) -> dict[str, Tensor]:
     confusion = confusion.double()
     right, truth, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
     iou, recall = right / (truth + predicted - right), right / truth
-    return {
-        "miou": iou.nanmean(),
-        "pixel_acc": right.sum() / truth.sum(),
-        "mean_acc": recall.nanmean(),
-        "iou": iou,
-        "acc": recall,
-    }
+    means = {"miou": iou.nanmean(), "pixel_acc": right.sum() / truth.sum(), "mean_acc": recall.nanmean()}
+    return {**means, "iou": iou, "acc": recall}
 
 
 class Segmentation(Task):
@@ -78,12 +72,8 @@ class Segmentation(Task):
         if (made_for := getattr(model, "num_classes", num_classes)) != num_classes:
             raise InputError(f"task.num_classes={num_classes}, but the model has {made_for} classes")
         self.inference = self._window("inference", inference)
-        self.protocols = {
-            name: self._window(f"protocols.{name}", {**inference, **more})
-            for name, more in (protocols or {}).items()
-            if more is not None
-        }
-        self.protocol = ""
+        further = {name: {**inference, **more} for name, more in (protocols or {}).items() if more is not None}
+        self.protocols = {name: self._window(f"protocols.{name}", settings) for name, settings in further.items()}
         new_metric = partial(MulticlassConfusionMatrix, num_classes, ignore_index=IGNORE, validate_args=False)
         self.metrics = self.per_network(new_metric)
         self.by_class: dict[str, dict[str, Tensor]] = {}  # of the raw weights, by split and protocol
@@ -92,18 +82,14 @@ class Segmentation(Task):
 
     def _window(self, key: str, settings: Mapping[str, Any]) -> SlidingWindow:
         least, side = getattr(self.model, "smallest_side", 1), settings.get("window")
-        known = [field.name for field in fields(SlidingWindow)]
-        out = f"; task.{key}=null leaves it out" if key.startswith("protocols") else ""
-        if unknown := [name for name in settings if name not in known]:
-            raise InputError(f"task.{key}: no setting {unknown[0]}; available: {', '.join(known)}{out}")
-        if absent := [name for name in ("window", "stride") if name not in settings]:
-            raise InputError(f"task.{key}: {absent[0]} is missing{out}")
-        if isinstance(side, int) and 0 < side < least:
-            raise InputError(f"task.{key}: window={side} is smaller than a patch of {least} pixels; enlarge it{out}")
         try:
+            if isinstance(side, int) and 0 < side < least:
+                raise InputError(f"window={side} is smaller than a patch of {least} pixels; enlarge it")
             return SlidingWindow(**settings)
-        except InputError as error:
-            raise InputError(f"task.{key}: {error}{out}") from error
+        except (InputError, TypeError) as error:  # of a wrong number; of a name that is unknown or absent
+            said = str(error).removeprefix("SlidingWindow.__init__() ")
+            out = f"; task.{key}=null leaves it out" if key.startswith("protocols") else ""
+            raise InputError(f"task.{key}: {said}{out}") from error
 
     @contextmanager
     def following(self, protocol: str) -> Iterator[None]:
@@ -119,33 +105,24 @@ class Segmentation(Task):
         total = F.cross_entropy(self.model(images), masks, ignore_index=IGNORE, reduction="sum")
         return total / (masks != IGNORE).sum().clamp(min=1)  # a crop may hold padding and unlabelled pixels alone
 
-    def _evaluate(self, split: str, batch: list[tuple[Tensor, Tensor]]) -> None:
-        if not batch:  # no image of it could be read
-            return
-        images, masks = [image for image, _ in batch], [mask for _, mask in batch]
-        for name, network in self.networks.items():
-            predicted = segment(network, images, [mask.shape for mask in masks], self.inference)
-            for one, mask in zip(predicted, masks, strict=True):
-                self.metrics[split][name or "raw"].update(one.flatten(), mask.flatten())
-            if not name and split == "val_" and self._to_show:
-                self._shown.append((images[0].cpu(), masks[0].cpu(), predicted[0].cpu()))
+    def _update(self, metric: nn.Module, network: nn.Module, batch: list[tuple[Tensor, Tensor]]) -> None:
+        images, masks = zip(*batch, strict=True)
+        predicted = segment(network, images, [mask.shape for mask in masks], self.inference)
+        for one, mask in zip(predicted, masks, strict=True):
+            metric.update(one.flatten(), mask.flatten())
+        if self._to_show and network is self.model:
+            self._shown.append((images[0].cpu(), masks[0].cpu(), predicted[0].cpu()))
+
+    def _figures(self, value: Tensor) -> dict[str, float]:
+        if not value.any():
+            raise InputError("no labelled pixel in the images; there is nothing to score")
+        return {key: round(100 * figure.item(), 4) for key, figure in scores(value).items() if key in self.percent}
 
     def _report(self, split: str) -> None:
-        report = {}
-        where = f"{split.removesuffix('_')}{self.protocol}"
-        for name in self.networks:
-            metric = self.metrics[split][name or "raw"]
-            confusion = metric.compute()
-            metric.reset()
-            if not confusion.any():
-                raise InputError(f"no labelled pixel in the images of {where}; there is nothing to score")
-            figures = scores(confusion)
-            for key in ("miou", "pixel_acc", "mean_acc"):
-                report[f"{name}{where}/{key}"] = round(100 * figures[key].item(), 4)
-            if not name:
-                by_class = {k: figures[k].cpu() for k in ("iou", "acc")}
-                self.by_class[where] = by_class | {"pixels": confusion.sum(1).cpu()}
-        self.report(report)
+        confusion = self.metrics[split]["raw"].compute()
+        by_class = {key: figure.cpu() for key, figure in scores(confusion).items() if key not in self.percent}
+        self.by_class[split.removesuffix("_") + self.protocol] = by_class | {"pixels": confusion.sum(1).cpu()}
+        super()._report(split)
 
     def on_validation_epoch_start(self) -> None:
         if not self.protocol:
@@ -155,6 +132,7 @@ class Segmentation(Task):
         every = max(1, self.trainer.num_val_batches[0] // SHOWN)  # spread over the set
         self._to_show = not self.protocol and batch_idx % every == 0 and len(self._shown) < SHOWN
         super().validation_step(batch, batch_idx)
+        self._to_show = False
 
     def left(self) -> dict[str, Any] | None:
         if not self.by_class:  # nothing was evaluated

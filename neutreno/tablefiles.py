@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError, model_validator
 
 from neutreno.config.composing import CONFIGS, Composed, compose
 from neutreno.config.gate import check, settings_problems
@@ -70,7 +70,7 @@ class Figure(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     provenance: str
 
 
-Figures = dict[str, Figure]  # by metric
+FIGURES = TypeAdapter(dict[str, Figure])  # by metric
 Words = Annotated[list[str], BeforeValidator(_words)]
 
 
@@ -83,8 +83,17 @@ class Content(BaseModel, strict=True, extra="forbid", frozen=True):
     metrics: list[str] = []
     columns: list[str] = []
     rows: dict[Annotated[str, BeforeValidator(_label)], Words] = {}
-    paper: dict[str, Figures] = {}
+    paper: dict[str, dict[str, Figure]] = {}
     needs: dict[str, dict[Annotated[str, BeforeValidator(_taking)], str]] = {}
+
+    @model_validator(mode="after")
+    def _are_there(self) -> Content:
+        if not self.rows:
+            raise ValueError("rows: none given; add a line LABEL: OVERRIDES for each")
+        for where, label in [(f"paper.{p}", p) for p in self.paper] + [(f"needs.{n}", n) for n in self.needs]:
+            if label not in self.rows:
+                raise ValueError(f"{where}: no such row{close(label, self.rows, '')}; rows: {', '.join(self.rows)}")
+        return self
 
 
 class Table(Content):
@@ -231,14 +240,14 @@ def _read(name: str, config_dirs: Sequence[str]) -> Table:
     if len(known[name]) > 1:
         raise InputError(f"table {name} has several files: {', '.join(map(str, known[name]))}; rename one")
     (file,) = known[name]
-    given = _given(file)
     try:
+        given = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
         content = Content.model_validate(given)
-        problems = list(_wrong_labels(content))
-    except ValidationError as error:
-        problems = _problems(error)
-    if problems:
-        raise InputError("\n".join(f"{file}: {problem}" for problem in problems))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
+    except (InputError, ValidationError) as error:
+        problems = _problems(error) if isinstance(error, ValidationError) else [error]
+        raise InputError("\n".join(f"{file}: {problem}" for problem in problems)) from error
     return Table.model_construct(**{**dict(content), "paper": given.get("paper", {})}, name=name, file=file,
                                  config_dirs=list(config_dirs))  # fmt: skip
 
@@ -253,27 +262,6 @@ class _Loader(yaml.SafeLoader):
                 raise InputError(f"line {key.start_mark.line + 1}: {key.value} appears twice")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
-
-
-def _given(file: Path) -> dict[Any, Any]:
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is not a table: it has no keys; give it rows, a line LABEL: OVERRIDES for each")
-    return content
-
-
-def _wrong_labels(content: Content) -> Iterator[str]:
-    rows = content.rows
-    if not rows:
-        yield "rows: none given; add a line LABEL: OVERRIDES for each"
-    for key in ("paper", "needs"):
-        for label in getattr(content, key).keys() - rows.keys():
-            yield f"{key}.{label}: no such row{close(label, rows, '')}; rows: {', '.join(rows)}"
 
 
 def _check_needs(table: Table, label: str, path: list[str]) -> None:
@@ -294,37 +282,30 @@ def _check_needs(table: Table, label: str, path: list[str]) -> None:
 def wrong_figures(figures: Any, where: str) -> list[str]:
     """What is wrong with a paper's figures by metric, ``{metric: {value, provenance}}``."""
     try:
-        TypeAdapter(Figures).validate_python(figures)
+        FIGURES.validate_python(figures)
     except ValidationError as error:
-        return _problems(error, where)
+        return list(_problems(error, where))
     return []
 
 
-_SAID = {  # of pydantic's errors
-    "missing": "{key} has no value; give one",
-    "dict_type": "{key}={value} is not a mapping",
-    "model_type": "{key}={value} is not a figure, {{value: NUMBER, provenance: TEXT}}",
-    "value_error": "{key}: {said}",
-    "extra_forbidden": "no key {key}",
-    "invalid_key": "no key {key}",
-}
-
-
-def _problems(error: ValidationError, *start: str) -> list[str]:
+def _problems(error: ValidationError, *start: str) -> Iterator[str]:
     """pydantic's errors in a line each."""
-    lines = []
+    known = Content.model_fields
     for found in error.errors(include_url=False):
-        loc, kind = [*start, *found["loc"]], found["type"]
+        loc, value = [*start, *found["loc"]], found["input"]
         key = ".".join(str(name) for name in loc if name != "[key]")
-        if kind in _SAID:
-            said = found["msg"].removeprefix("Value error, ")
-            line = _SAID[kind].format(key=key, value=found["input"], said=said)
-        elif loc[-1] == "[key]":
-            line = f"{'.'.join(loc[:-2])} is not a mapping of keys: {found['input']} is no text"
-        else:
-            line = in_words(key, found["input"], [{**found, "loc": ()}])
-        if line == f"no key {key}" and len(loc) == 1:
-            known = Content.model_fields
-            line += f"{close(key, known, '')}; a table has {', '.join(known)}"
-        lines.append(line)
-    return lines
+        match found["type"]:
+            case "value_error":
+                yield f"{key}: {found['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+            case "extra_forbidden" | "invalid_key" if len(loc) == 1:
+                yield f"no key {key}{close(key, known, '')}; a table has {', '.join(known)}"
+            case "model_type" if not loc:
+                yield "is not a table: it has no keys; give it rows, a line LABEL: OVERRIDES for each"
+            case "missing" | "model_type" | "extra_forbidden":
+                yield f"{key}: a figure is {{value: NUMBER, provenance: TEXT}}, both of them and no more"
+            case "dict_type":
+                yield f"{key}={value} is not a mapping"
+            case "string_type" if loc[-1] == "[key]":
+                yield f"{key.rpartition('.')[0]} is not a mapping of keys: {value} is no text"
+            case _:
+                yield in_words(key, value, [{**found, "loc": ()}])

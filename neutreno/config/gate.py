@@ -55,12 +55,9 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
             yield f"variants.{axis}: the model declares this axis, but has no group {axis} in its defaults list"
         elif f"${{{axis}}}" not in OmegaConf.to_yaml(composed.config.model, resolve=False):
             yield f"model.{axis} is what {axis}=… says: set {axis}, or {axis}.KEY, instead"
-    for key in map(key_of, composed.overrides):
-        if key.partition(".")[0] in ("variants", "labels", "family"):
-            yield f"{key} is declared in the model's file and cannot be set on the command line"
     for key in sorted(OmegaConf.missing_keys(composed.config)):
         yield f"{key} has no value; give one, {key}=…"
-    yield from _recipe_problems(composed)
+    yield from _word_problems(composed)
 
 
 def _unresolved(error: OmegaConfBaseException, composed: Composed) -> str:
@@ -73,10 +70,8 @@ def _unresolved(error: OmegaConfBaseException, composed: Composed) -> str:
         return f"{key} refers to {wanted}, which does not exist"
     if wanted in (composed.config.get("variants") or {}):
         return f"model={composed.choices['model']} needs the axis {wanted}; choose {wanted}=…, do not remove it"
-    return (
-        f"this model is not made for this data set, which has no {wanted} for {key}; leave model=… out, and the "
-        "data set chooses one that fits"
-    )
+    said = f"this model is not made for this data set, which has no {wanted} for {key}"
+    return f"{said}; leave model=… out, and the data set chooses one that fits"
 
 
 def _section_problems(kind: type, node: dict[str, Any], composed: Composed, start: str = "") -> Iterator[str]:
@@ -123,15 +118,20 @@ def _section(annotation: Any) -> tuple[type | None, bool]:
     return found, type(None) in kinds
 
 
-def _recipe_problems(composed: Composed) -> Iterator[str]:
-    """Typed keys of ``recipe`` that nothing looks up: they would change the run's name, and nothing else."""
-    if any(key_of(word) == "recipe" and "{" in word for word in composed.overrides):
-        yield "recipe is a group of files: set a key of it, recipe.KEY=…"
-    typed = [key for key in map(key_of, composed.overrides) if key.startswith("recipe.")]
-    looked_up = OmegaConf.to_yaml(composed.config) if typed else ""
-    for key in typed:
-        if f"${{{key}}}" not in looked_up and f"oc.select:{key}," not in looked_up:
-            yield f"{key}: this model and data set do not use it; leave it out"
+def _word_problems(composed: Composed) -> Iterator[str]:
+    """Typed keys that are the model's file's, and those of ``recipe`` that nothing looks up: they would change the
+    run's name, and nothing else."""
+    for word in composed.overrides:
+        key = key_of(word)
+        head, _, name = key.partition(".")
+        if head in ("variants", "labels", "family"):
+            yield f"{key} is declared in the model's file and cannot be set on the command line"
+        elif head == "recipe" and not name and "{" in word:
+            yield "recipe is a group of files: set a key of it, recipe.KEY=…"
+        elif head == "recipe" and name:
+            looked_up = OmegaConf.to_yaml(composed.config)
+            if f"${{{key}}}" not in looked_up and f"oc.select:{key}," not in looked_up:
+                yield f"{key}: this model and data set do not use it; leave it out"
 
 
 # The second stage
@@ -154,7 +154,7 @@ def constructor_problems(composed: Composed, schema: str = "train", only: Sequen
         if key == "model":
             node = {name: value for name, value in node.items() if name not in settings["variants"]}
         if hasattr(kind, "built"):
-            yield from part_problems(node, key, of_library=kind)
+            yield from part_problems(node, key, library=kind)
         elif kind in (Part, Parts):
             for where, part in _parts(kind, node, key).items():
                 yield from part_problems(part, where, supplied={"model"} if key == "task" else None)
@@ -164,11 +164,7 @@ def constructor_problems(composed: Composed, schema: str = "train", only: Sequen
 
 
 def part_problems(
-    node: dict[str, Any],
-    key: str,
-    supplied: set[str] | None = None,
-    in_parent: bool = False,
-    of_library: type | None = None,
+    node: dict[str, Any], key: str, supplied: set | None = None, in_parent: bool = False, library: type | None = None
 ) -> list[str]:
     """What the constructor that ``node["_target_"]`` names would not take.
 
@@ -176,11 +172,11 @@ def part_problems(
         key: where the part stands.
         supplied: options that its parent gives it; None: not known here, so none counts as missing.
         in_parent: it is handed to what builds it; then ``_partial_`` is true where that has to give it something.
-        of_library: settings of which ``built`` names the library's class that the part has to be.
+        library: settings of which ``built`` names the library's class that the part has to be.
     """
     try:
         target = locate(node.get("_target_"), f"{key}._target_")
-        options = options_of(target) if of_library is None else _library_options(target, of_library, node, key)
+        options = options_of(target) if library is None else _library_options(target, library, node, key)
     except InputError as error:
         return [str(error)]
     problems = []
@@ -191,21 +187,21 @@ def part_problems(
         if name.startswith("_"):
             problems.append(f"{where}={value} cannot be set: only _target_ and a boolean _partial_ are")
         elif option is None:
-            what = f"{target.__qualname__} has no such option"
-            problems.append(f"no key {where}: {what}{close(name, options, f'{key}.')}")
+            hint = close(name, options, f"{key}.")
+            problems.append(f"no key {where}: {target.__qualname__} has no such option{hint}")
         elif option.mark is SUPPLIED:
             problems.append(f"{where} cannot be set: what builds {target.__qualname__} gives it; leave it out")
         elif parts := _parts_within(value, where):
             problems += [problem for place, part in parts.items() for problem in part_problems(part, place)]
-        elif problem := option.problem(value, where):
-            problems.append(problem)
+        else:
+            problems.append(option.problem(value, where))
     if in_parent and not node.get("_partial_") and any(o.required and o.mark is SUPPLIED for o in options.values()):
         problems.append(f"{key}._partial_ has to be true: what builds {target.__qualname__} completes it")
     if supplied is not None and not node.get("_partial_"):
         needed = [name for name, option in options.items() if option.required and option.mark is not SUPPLIED]
         absent = [f"{key}.{name}" for name in needed if name not in node and name not in supplied]
         problems += [f"{where} has no value; give one, {where}=…" for where in absent]
-    return problems
+    return [problem for problem in problems if problem]
 
 
 def _library_options(target: Any, kind: type, node: dict[str, Any], key: str) -> dict[str, Option]:
@@ -217,8 +213,7 @@ def _library_options(target: Any, kind: type, node: dict[str, Any], key: str) ->
     base = locate(kind.built)
     if not (inspect.isclass(target) and issubclass(target, base)):
         raise InputError(f"{key}._target_={node['_target_']} is no {kind.built}")
-    hints = get_type_hints(base.__init__)
-    names = inspect.signature(target).parameters
+    names, hints = inspect.signature(target).parameters, get_type_hints(base.__init__)
     return {name: Option(hints.get(name, inspect.Parameter.empty)) for name in names} | options_of(kind)
 
 

@@ -61,8 +61,7 @@ class Option:
 
     @property
     def mark(self) -> Mark:
-        marks = (m for m in getattr(self.annotation, "__metadata__", ()) if isinstance(m, Mark))
-        return next(marks, IDENTITY)
+        return next((m for m in getattr(self.annotation, "__metadata__", ()) if isinstance(m, Mark)), IDENTITY)
 
     def problem(self, value: Any, key: str) -> str | None:
         """What is wrong with ``value``, in a line that begins with ``key``; None if nothing is."""
@@ -112,8 +111,7 @@ def _words(error: Any) -> str:
 def _adapter(annotation: Any):
     from pydantic import ConfigDict, TypeAdapter
 
-    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    return TypeAdapter(annotation, config=config)
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
 @functools.cache

@@ -104,10 +104,10 @@ def check_choices(words: Sequence[str], config_dirs: Sequence[str] = ()) -> None
     for word in words:
         with contextlib.suppress(HydraException):  # said when it is composed
             override = _parse(word)
-            if _folders(override.key_or_group, config_dirs) and not override.is_delete():
+            if _folders(override.key_or_group, config_dirs):
                 odd = any(not isinstance(value, str | dict) for value in _choices(override))
-                problems += [_choice_problem(override, config_dirs)] if odd else []
-    if problems:
+                problems.append(_choice_problem(override, config_dirs) if odd else None)
+    if problems := [*filter(None, problems)]:
         raise InputError("\n".join(problems))
 
 

@@ -29,11 +29,10 @@ def command(function: Callable[[Sequence[str]], int | None]) -> Callable[[Sequen
     return main
 
 
-def parser_of(command: str, description: str) -> argparse.ArgumentParser:
+def parser_of(name: str, description: str) -> argparse.ArgumentParser:
     """A parser whose help shows ``description`` as it is written."""
-    return argparse.ArgumentParser(
-        f"neutreno {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"neutreno {name}", description=description, formatter_class=as_written)
 
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:

@@ -58,12 +58,10 @@ def check_package(path: Any, trust: Sequence[str]) -> None:
     Raises:
         InputError: it does.
     """
-    package = path.partition(".")[0] if isinstance(path, str) else None
-    if not isinstance(path, str) or not any(path.startswith(f"{name}.") for name in ("neutreno", *trust)):
-        raise InputError(
-            f"the run's config names {path!r}, which is not a part of neutreno; refused. If that package is yours "
-            f"or you have read it: trust={package} (of evaluate; elsewhere --trust {package})"
-        )
+    if not isinstance(path, str) or not path.startswith(tuple(f"{name}." for name in ("neutreno", *trust))):
+        package, said = str(path).partition(".")[0], f"the run's config names {path!r}, which is not a part of neutreno"
+        how = f"trust={package} (of evaluate; elsewhere --trust {package})"
+        raise InputError(f"{said}; refused. If that package is yours or you have read it: {how}")
 
 
 def _check_target(path: Any, trust: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import pkgutil
 import sys
@@ -35,9 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(neutreno.__version__)
         return 0
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(known)}"
-        print(f"error: no command {name}; {hint}", file=sys.stderr)
+        from neutreno.config.words import close
+
+        hint = close(name, known, "") or f"; available: {', '.join(known)}"
+        print(f"error: no command {name}{hint}", file=sys.stderr)
         return 2
     return importlib.import_module(f"neutreno.cli.{name}").main(words)
 

@@ -22,13 +22,10 @@ def check_number(name: str, value: object, least: float = 0, most: float = math.
     Raises:
         InputError: names the setting and what it should be.
     """
-    kinds = int if integer else int | float
-    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most or abs(value) == math.inf:
-        kind, limit = (
-            "whole" if integer else "finite",
-            f"≥ {least:g}" if most == math.inf else f"from {least:g} to {most:g}",
-        )
-        raise InputError(f"{name}={value!r} is not a {kind} number {limit}")
+    kind = int if integer else int | float
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most or abs(value) == math.inf:
+        limit = f"≥ {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise InputError(f"{name}={value!r} is not a {'whole' if integer else 'finite'} number {limit}")
 
 
 def explain(error: BaseException) -> str | None:

@@ -37,9 +37,8 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         reason = _system_reason(error)
         if reason is None:
             raise
-        raise InputError(
-            f"could not write {path}: {reason}; what was there before is intact, resume=true continues"
-        ) from error
+        said = f"could not write {path}: {reason}"
+        raise InputError(f"{said}; what was there before is intact, resume=true continues") from error
 
 
 def _system_reason(error: BaseException) -> str | None:

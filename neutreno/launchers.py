@@ -1,4 +1,8 @@
-"""How the runs of a sweep are started: in sequence or several in parallel, or as jobs of a SLURM cluster."""
+"""How the runs of a sweep are started: in sequence or several in parallel, or as jobs of a SLURM cluster.
+
+A launcher's ``run`` makes all ``jobs``; it says ``started(job)``, ``ended(job, exit code)``, and time and again
+``running(jobs)``.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +47,7 @@ class Local:
     def __init__(self, max_parallel: Annotated[int, Ge(1), Le(4096)] = 1) -> None:
         self.max_parallel = max_parallel
 
-    def run(
-        self,
-        jobs: Sequence[Job],
-        started: Callable[[Job], None],
-        ended: Callable[[Job, int], None],
-        running: Callable[[Sequence[Job]], None],
-    ) -> None:
+    def run(self, jobs: Sequence[Job], started: Callable, ended: Callable, running: Callable) -> None:
         waiting, slots = list(reversed(jobs)), dict.fromkeys(range(min(self.max_parallel, len(jobs))))
         gpus = visible_gpus() if self.max_parallel > 1 else []
         while waiting or any(slots.values()):
@@ -116,35 +114,26 @@ class Slurm:
         """submitit's, set up; its files go below ``folder``."""
         try:
             import submitit
-        except ModuleNotFoundError as error:
-            raise InputError("launcher=slurm needs the package submitit: pip install submitit") from error
-        try:
+
             executor = submitit.AutoExecutor(folder / "%j", cluster=self.cluster)
             given = {k: v for k, v in self.parameters.items() if v is not None}
             executor.update_parameters(name="neutreno", slurm_array_parallelism=self.max_parallel, **given)
+        except ModuleNotFoundError as error:
+            raise InputError("launcher=slurm needs the package submitit: pip install submitit") from error
         except (RuntimeError, ValueError, TypeError, NameError) as error:
             raise InputError(f"launcher=slurm: {' '.join(str(error).split())}") from error
         return executor
 
-    def run(
-        self,
-        jobs: Sequence[Job],
-        started: Callable[[Job], None],
-        ended: Callable[[Job, int], None],
-        running: Callable[[Sequence[Job]], None],
-    ) -> None:
+    def run(self, jobs: Sequence[Job], started: Callable, ended: Callable, running: Callable) -> None:
         if not jobs:
             return
-        runs = self.executor(jobs[0].log.parent).submit_array(
-            [SlurmRun(job.command, job.log.resolve()) for job in jobs]
-        )
-        pending = dict(enumerate(runs))
+        commands = [SlurmRun(job.command, job.log.resolve()) for job in jobs]
+        pending = dict(zip(jobs, self.executor(jobs[0].log.parent).submit_array(commands), strict=True))
         for job in jobs:
             started(job)
         while pending:
-            for number, run in list(pending.items()):
-                if run.done():
-                    del pending[number]
-                    ended(jobs[number], 1 if run.exception() else run.result())
-            running([jobs[number] for number in pending])
+            for job in [job for job, run in pending.items() if run.done()]:
+                run = pending.pop(job)
+                ended(job, 1 if run.exception() else run.result())
+            running([*pending])
             time.sleep(POLL_S if self.cluster != "slurm" else 10)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from neutreno.config.composing import Composed
@@ -31,11 +32,11 @@ def default_name(composed: Composed) -> str:
     settings = described["settings"]
     parts = [str(settings["data"]), model_words(described, "_", joined), *words(described, "-", joined)]
     parts.append(f"seed{settings['seed']}")
-    in_every_name = {"model", "data", "seed", *described["axes"], *described["labels"]}
-    targets = {f"{axis}._target_" for axis in described["axes"]}  # an axis is called by what is built
+    told = {"model", "data", "seed", *described["labels"]}
+    told |= {key for axis in described["axes"] for key in (axis, f"{axis}._target_")}  # it is called by what is built
     for word in sorted(composed.overrides):
         key, value = key_of(word), word.partition("=")[2]
-        if key in in_every_name or key in targets or mark_of(key, composed.settings) is EXECUTION:
+        if key in told or mark_of(key, composed.settings) is EXECUTION:
             continue
         if key not in composed.choices and re.fullmatch(r"'?[^\[\]{},]*/[^\[\]{},]*", value):
             value = Path(value.strip("'")).name  # of a run folder or file
@@ -56,21 +57,16 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, name: str = "") -> None:
-        if re.search(r"[/\\=,]", str(name)) or name in (".", ".."):
+        name = str(name)
+        if re.search(r"[/\\=,]", name) or name in (".", ".."):
             raise InputError(f"name={name} is not a folder name: leave out / \\ = and ,")
-        if len(os.fsencode(str(name))) > 240:  # file systems end at 255 bytes
-            raise InputError(
-                f"name={str(name)[:40]}… has {len(os.fsencode(str(name)))} bytes; at most 240 are possible"
-            )
-        self.path = Path(path) / str(name)
+        if (size := len(os.fsencode(name))) > 240:  # file systems end at 255 bytes
+            raise InputError(f"name={name[:40]}… has {size} bytes; at most 240 are possible")
+        self.path = Path(path) / name
         self.config_file = self.path / "config.yaml"
         self.result_file = self.path / "result.json"
         self.last_checkpoint = self.path / "checkpoints" / "last.ckpt"
         self.best_checkpoint = self.path / "checkpoints" / "best.ckpt"
-
-    @property
-    def exists(self) -> bool:
-        return self.path.exists()
 
     @property
     def status(self) -> str | None:
@@ -82,7 +78,7 @@ class RunFolder:
         Raises:
             InputError: it may not, and why.
         """
-        if not self.exists:
+        if not self.path.exists():
             return
         if not resume:
             state = "holds a finished run" if self.status == "finished" else "exists already"
@@ -95,11 +91,9 @@ class RunFolder:
             identity(settings, lambda key: mark_of(key, composed.settings) is EXECUTION)
             for settings in (self.config(), composed.settings)
         )
-        differ = [
-            f"{k}={now.get(k)} (was {before.get(k)})" for k in sorted({*before, *now}) if before.get(k) != now.get(k)
-        ]
-        if differ:
-            raise InputError(f"{self.path} is a run with other settings: {', '.join(differ)}; choose another name=…")
+        if differ := [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]:
+            said = ", ".join(f"{key}={now.get(key)} (was {before.get(key)})" for key in differ)
+            raise InputError(f"{self.path} is a run with other settings: {said}; choose another name=…")
 
     def create(self, config: dict[str, Any], resume: bool) -> None:
         """Make the folder, keep other processes out of it until this one ends, and write the config.
@@ -118,9 +112,8 @@ class RunFolder:
         try:  # a lock of this process alone: loading workers that outlive a kill for a moment must not keep it
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise InputError(
-                f"{self.path} is being written by another process; wait for it, or choose another name=…"
-            ) from error
+            said = f"{self.path} is being written by another process"
+            raise InputError(f"{said}; wait for it, or choose another name=…") from error
         except OSError:  # a file system without locks
             pass
         for leftover in self.path.rglob(f"*{UNFINISHED}"):
@@ -134,15 +127,8 @@ class RunFolder:
         Raises:
             InputError: there is none, or it is not what a run writes.
         """
-        import yaml
-
-        try:
-            safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where many runs are read
-            content = yaml.load(self.config_file.read_text(), Loader=safe)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise InputError(f"{self.path} is not a run folder: it holds no config.yaml") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.config_file} is not readable YAML") from error
+        safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where many runs are read
+        content = _content(self.config_file, lambda text: yaml.load(text, Loader=safe))
         sections = ("data", "model", "task", "probe", "trainer", "variants")
         if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in sections):
             raise InputError(f"{self.config_file} is not the config of a run")
@@ -156,12 +142,7 @@ def read_result(run: str | Path) -> dict[str, Any]:
         InputError: not a run folder.
     """
     path = Path(run) / "result.json"
-    try:
-        result = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{run} is not a run folder: it holds no result.json") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable JSON") from error
+    result = _content(path, json.loads)
     if not isinstance(result, dict) or "status" not in result:
         raise InputError(f"{path} is not the result of a run")
     if result.get("format") != FORMAT:
@@ -173,11 +154,23 @@ def read_result(run: str | Path) -> dict[str, Any]:
     return result
 
 
+def _content(file: Path, load: Callable[[str], Any]) -> Any:
+    """What a file of a run folder holds.
+
+    Raises:
+        InputError: it is not there, or broken.
+    """
+    try:
+        return load(file.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{file.parent} is not a run folder: it holds no {file.name}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{file} is not readable {file.suffix[1:].upper()}") from error
+
+
 def identity(settings: dict[str, Any], is_execution: Callable[[str], bool]) -> dict[str, Any]:
     """What a run is, as flat keys: its settings without what only says where and how it is executed."""
-    model = {
-        key: value for key, value in settings["model"].items() if key not in settings["variants"]
-    }  # the top level's
+    model = {k: v for k, v in settings["model"].items() if k not in settings["variants"]}  # axes stand at the top
     found = {key: value for key, value in flat({**settings, "model": model}).items() if not is_execution(key)}
     if found.get("trainer.max_steps", -1) != -1:
         found.pop("trainer.max_epochs", None)  # counted from the steps when the run starts
@@ -192,8 +185,7 @@ def shared(settings: dict[str, Any], is_execution: Callable[[str], bool]) -> dic
         if key.rpartition(".")[2] == "seed" and value == seed:
             continue
         if isinstance(value, str) and key.startswith("model."):
-            value = re.sub(rf"seed{seed}(?!\d)", "seed", value)
-            value = value.removeprefix(place)
+            value = re.sub(rf"seed{seed}(?!\d)", "seed", value).removeprefix(place)
         found[key] = whole(value)
     return found
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 import itertools
 import json
+import os
 import re
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,23 +31,49 @@ from neutreno.runs import RunFolder, default_name
 @dataclass(eq=False)
 class Job:
     """One run to be made: what is typed after ``train.py``, the folder it leaves, and the jobs that have to end well
-    before."""
+    before; and what has become of it."""
 
     overrides: list[str]
     run: RunFolder
-    state: str  # "to run", "to resume", "finished", or why it cannot be run
+    state: str  # "to run", "to resume", "refused"; "running"; "finished", "failed" or "interrupted"
     config_dirs: list[str] = field(default_factory=list)
     needs: list[Job] = field(default_factory=list)
-    log: Path | None = None
+    log: Path | None = None  # of what this sweep runs
+    reason: str | None = None
+    started: str | None = None
+    ended: str | None = None
 
     @property
     def name(self) -> str:
         return self.run.path.name
 
     @property
+    def to_do(self) -> bool:
+        return self.state in ("to run", "to resume")
+
+    @property
+    def failed(self) -> bool:
+        return self.state in ("refused", "failed")
+
+    @property
     def command(self) -> list[str]:
         dirs = [word for folder in self.config_dirs for word in ("--config-dir", folder)]
         return [sys.executable, "-m", "neutreno", "train", *dirs, *self.overrides]
+
+    def record(self) -> dict[str, Any]:
+        """``state`` is ``waiting``, ``running``, ``finished``, ``failed``, ``skipped`` (these two with the ``reason``)
+        or ``interrupted``."""
+        state = "skipped" if self.log is None else "waiting" if self.to_do else self.state
+        return {
+            "name": self.name,
+            "folder": str(self.run.path),
+            "command": shlex.join(self.command),
+            "state": state,
+            "reason": self.reason or (self.state if state == "skipped" else None),
+            "log": None if self.log is None else str(self.log),
+            "started": self.started,
+            "ended": self.ended,
+        }
 
 
 def plan(composed: Composed) -> Job:
@@ -54,7 +82,7 @@ def plan(composed: Composed) -> Job:
         composed.overrides.append("resume=true")
         composed.config.resume = True
         composed = composed.anew()
-    config = composed.config
+    config, reason = composed.config, None
     try:
         check(composed)
         run = RunFolder(config.output_dir, config.name or default_name(composed))
@@ -63,10 +91,10 @@ def plan(composed: Composed) -> Job:
             run.check(composed, resume=True)
             state = "finished" if run.status == "finished" else state
     except InputError as error:
-        state = "; ".join(str(error).splitlines())
+        state, reason = "refused", "; ".join(str(error).splitlines())
         name = re.sub(r"[^\w.+-]+", "_", str(config.name or " ".join(composed.overrides)))
         run = RunFolder(str(config.output_dir), name[:100])  # a word for it; nothing is written there
-    return Job(composed.overrides, run, state, composed.config_dirs)
+    return Job(composed.overrides, run, state, composed.config_dirs, reason=reason)
 
 
 def launch(
@@ -81,65 +109,55 @@ def launch(
     """
     launcher = build(OmegaConf.to_container(config.launcher, resolve=True))
     jobs = _once_each(jobs)
-    todo = [job for job in jobs if job.state in ("to run", "to resume")]
-    done = [job for job in jobs if job.state == "finished"]
-    failed = [(job, job.state) for job in jobs if job not in todo and job not in done]
-    progress = Progress(len(jobs), len(done), len(failed))
     for job in jobs:
-        if job not in todo:
-            print(f"skipped {job.name}: {job.state}")
+        if not job.to_do:
+            print(f"skipped {job.name}: {job.reason or job.state}")
+    progress = Progress(jobs)
     progress.say()
-    manifest = Manifest(jobs, Path(config.output_dir)) if todo else None
-    if todo:
+    manifest = Manifest(jobs, Path(config.output_dir)) if any(job.to_do for job in jobs) else None
+    if manifest is not None:
         print(f"logs: {manifest.folder}")
 
+    def change(job: Job, event: str, **what: str | None) -> None:
+        vars(job).update(what)
+        manifest.note()
+        progress.say(f"{job.name}: {event}")
+
     def started(job: Job) -> None:
-        manifest.note(job, "running", started=now())
-        progress.started(job)
+        change(job, "resumes" if job.state == "to resume" else "starts", state="running", started=now())
 
     def ended(job: Job, code: int) -> None:
-        reason = _reason(job, code) if code else None
-        if reason is None:
-            done.append(job)
-        else:
-            failed.append((job, reason))
-        manifest.note(job, "finished" if reason is None else "failed", reason=reason, ended=now())
-        progress.ended(job, reason)
-        if config.preflight and reason is None:  # what it says is all it leaves
+        state, reason = ("failed", _reason(job, code)) if code else ("finished", None)
+        change(job, f"failed: {reason}" if code else state, state=state, reason=reason, ended=now())
+        if config.preflight and not code:  # what it says is all it leaves
             print(job.log.read_text())
 
     try:
-        while todo:  # once where no run needs another
-            ready, todo = _ready(todo, done, failed, manifest, progress)
-            launcher.run(ready, started, ended, progress.running)
+        while any(job.to_do for job in jobs):  # once where no run needs another
+            launcher.run(_ready(jobs, change), started, ended, progress.running)
     except BaseException:
-        if manifest is not None:
-            manifest.interrupted()
+        for job in jobs:
+            if job.state == "running":
+                job.state, job.ended = "interrupted", now()
+        manifest.note()
         raise
     progress.close()
+    failed = sorted((job for job in jobs if job.failed), key=lambda job: job.state != "refused")
     try:
-        if done and not config.preflight:
-            _conclude([job for job in jobs if job in done], config.output_dir, table)
+        if (done := [job for job in jobs if job.state == "finished"]) and not config.preflight:
+            _conclude(done, config.output_dir, table)
     finally:  # whatever became of the table
-        for job, reason in failed:
-            print(f"error: {job.name}: {reason}", file=sys.stderr)
-    return failed
+        for job in failed:
+            print(f"error: {job.name}: {job.reason}", file=sys.stderr)
+    return [(job, job.reason) for job in failed]
 
 
-def _ready(
-    todo: list[Job], done: list[Job], failed: list[tuple[Job, str]], manifest: Manifest, progress: Progress
-) -> tuple[list[Job], list[Job]]:
-    """The jobs whose needs are finished, and those that wait; one that needs a failed one is added to ``failed``."""
-    left = []
-    for job in todo:
-        if missing := [needed.name for needed, _ in failed if needed in job.needs]:
-            failed.append((job, reason := f"needs {', '.join(missing)}, which failed"))
-            manifest.note(job, "failed", reason=reason)
-            progress.refused(job, reason)
-        else:
-            left.append(job)
-    ready = [job for job in left if all(needed in done for needed in job.needs)]
-    return ready, [job for job in left if job not in ready]
+def _ready(jobs: Sequence[Job], change: Callable) -> list[Job]:
+    """The jobs whose needs are finished; one that needs a failed one has failed, too."""
+    for job in jobs:
+        if job.to_do and (lost := [needed.name for needed in job.needs if needed.failed]):
+            change(job, reason := f"needs {', '.join(lost)}, which failed", state="failed", reason=reason)
+    return [job for job in jobs if job.to_do and all(needed.state == "finished" for needed in job.needs)]
 
 
 def _once_each(jobs: Sequence[Job]) -> list[Job]:
@@ -166,8 +184,7 @@ def _conclude(done: Sequence[Job], output_dir: str, table: Callable[[Sequence[Pa
 
 def _typed(folders: Sequence[Path]) -> str:
     """Folders as they are typed: by what they begin with, if no other folder does."""
-    first, last = min(map(str, folders)), max(map(str, folders))
-    start = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    start = os.path.commonprefix([*map(str, folders)])  # noqa: RUF071  (characters are meant)
     if len(folders) > 1 and {Path(found) for found in glob.glob(f"{glob.escape(start)}*")} == set(folders):
         return f"{shlex.quote(start)}*"
     return shlex.join(map(str, folders))
@@ -178,11 +195,8 @@ def now() -> str:
 
 
 class Manifest:
-    """``manifest.json`` of a sweep: its command, when it began, and of each run what was last known of it.
-
-    A run's ``state`` is ``waiting``, ``running``, ``finished``, ``failed``, ``skipped`` (these two with the ``reason``)
-    or ``interrupted``; a killed sweep leaves what it knew.
-    """
+    """``manifest.json`` of a sweep: its command, when it began, and of each run what was last known of it; a killed
+    sweep leaves what it knew."""
 
     def __init__(self, jobs: Sequence[Job], output_dir: Path) -> None:
         """Makes the sweep's folder, and says in every job that is to run where its output goes.
@@ -192,46 +206,20 @@ class Manifest:
         """
         start = output_dir / ".sweeps" / time.strftime("%Y-%m-%d_%H-%M-%S")
         others = (start.with_name(f"{start.name}-{number}") for number in itertools.count(2))
-        self.folder = next(
-            folder for folder in itertools.chain([start], others) if not (folder / "manifest.json").exists()
-        )
+        folders = itertools.chain([start], others)
+        self.folder = next(folder for folder in folders if not (folder / "manifest.json").exists())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"cannot make {self.folder}: {error.strerror}; choose another output_dir=FOLDER"
-            ) from error
-        self._runs: dict[int, dict[str, Any]] = {}
-        numbers = itertools.count()
-        for job in jobs:
-            to_run = job.state in ("to run", "to resume")
-            job.log = self.folder / f"{next(numbers):03d}-{job.name}.log" if to_run else None
-            self._runs[id(job)] = {
-                "name": job.name,
-                "folder": str(job.run.path),
-                "command": shlex.join(job.command),
-                "state": "waiting" if to_run else "skipped",
-                "reason": None if to_run else job.state,
-                "log": str(job.log) if to_run else None,
-                "started": None,
-                "ended": None,
-            }
-        self._about = {"command": shlex.join(sys.orig_argv), "began": now()}
+            said = f"cannot make {self.folder}: {error.strerror}"
+            raise InputError(f"{said}; choose another output_dir=FOLDER") from error
+        for number, job in enumerate(job for job in jobs if job.to_do):
+            job.log = self.folder / f"{number:03d}-{job.name}.log"
+        self._jobs, self._about = jobs, {"command": shlex.join(sys.orig_argv), "began": now()}
         self._write()
 
-    def note(self, job: Job, state: str, **more: Any) -> None:
-        """What is new of a run; where it cannot be written, a warning says so, and the runs go on."""
-        self._runs[id(job)] |= {"state": state, **more}
-        self._write_or_warn()
-
-    def interrupted(self) -> None:
-        """The sweep ends before its runs do."""
-        for run in self._runs.values():
-            if run["state"] == "running":
-                run |= {"state": "interrupted", "ended": now()}
-        self._write_or_warn()
-
-    def _write_or_warn(self) -> None:
+    def note(self) -> None:
+        """Write what is new; where that cannot be, a warning says so, and the runs go on."""
         try:
             self._write()
         except InputError as error:
@@ -239,49 +227,35 @@ class Manifest:
 
     def _write(self) -> None:
         with replacing(self.folder / "manifest.json") as file:
-            json.dump({**self._about, "runs": list(self._runs.values())}, file, indent=2)
+            json.dump({**self._about, "runs": [job.record() for job in self._jobs]}, file, indent=2)
 
 
 class Progress:
     """How many runs are done, running and left: a bar on a terminal, lines elsewhere."""
 
-    def __init__(self, total: int, done: int, failed: int) -> None:
-        self.total, self.done, self.failed, self._running = total, done, failed, 0
-        self._bar = tqdm(total=total, initial=done, unit="run", dynamic_ncols=True) if sys.stderr.isatty() else None
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        self._bar = tqdm(total=len(jobs), unit="run", dynamic_ncols=True, disable=None)  # None: without a terminal
 
     def say(self, event: str = "") -> None:
-        left = self.total - self.done - self.failed - self._running
-        failed = f", {self.failed} failed" if self.failed else ""
-        line = f"[{self.done} of {self.total} runs done, {self._running} running, {left} left{failed}]"
-        if self._bar is None:
+        count = Counter("left" if job.to_do else "failed" if job.failed else job.state for job in self._jobs)
+        failed = f", {count['failed']} failed" if count["failed"] else ""
+        running = f"{count['running']} running, {count['left']} left{failed}"
+        line = f"[{count['finished']} of {len(self._jobs)} runs done, {running}]"
+        if self._bar.disable:
             print(f"{line} {event}".rstrip(), flush=True)
         else:
             tqdm.write(event or line)
+            self._bar.n = count["finished"]
             self._bar.set_description_str(line)
-
-    def started(self, job: Job) -> None:
-        self._running += 1
-        self.say(f"{job.name}: {'resumes' if job.state == 'to resume' else 'starts'}")
-
-    def ended(self, job: Job, reason: str | None) -> None:
-        self._running -= 1
-        self.done, self.failed = self.done + (reason is None), self.failed + (reason is not None)
-        if self._bar is not None:
-            self._bar.update(reason is None)
-        self.say(f"{job.name}: {'finished' if reason is None else f'failed: {reason}'}")
-
-    def refused(self, job: Job, reason: str) -> None:
-        self.failed += 1
-        self.say(f"{job.name}: {reason}")
 
     def running(self, jobs: Sequence[Job]) -> None:
         """Show the latest line of what runs, where a terminal shows one."""
-        if self._bar is not None:
+        if not self._bar.disable:
             self._bar.set_postfix_str("; ".join(filter(None, map(_last_line, jobs))), refresh=True)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 def _last_line(job: Job) -> str:

@@ -18,17 +18,17 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError, model_validator
 
 from neutreno.config.composing import CONFIGS, Composed, compose
 from neutreno.config.gate import check, settings_problems
-from neutreno.config.options import Option
+from neutreno.config.options import in_words
 from neutreno.config.words import check_choices, close, explained, key_of
 from neutreno.errors import InputError
 from neutreno.runs import RunFolder, default_name
@@ -38,21 +38,70 @@ LABEL = re.compile(r"[\w\u0303+.=-]+( [\w\u0303+.=-]+)*")  # U+0303 is the tilde
 OF_RUNS = ("seed", "name", "row", "resume")  # keys that no row sets: a table has many runs of each row
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table's file, read and checked; ``rows`` holds the words of each row without ``overrides``."""
+def _label(label: Any) -> str:
+    if not isinstance(label, str) or not LABEL.fullmatch(label):
+        raise ValueError("a label is text of letters, digits, single spaces and _ + - . = (quote a number)")
+    return label
+
+
+def _words(text: Any) -> list[str]:
+    """Overrides as they are typed, without those that the runs of a row set."""
+    if not isinstance(text, str | None):
+        raise ValueError(f"{text} is not text: overrides as after train.py")
+    try:
+        words = shlex.split(text or "")
+    except ValueError as error:
+        raise ValueError(f"{text}: {str(error).lower()}") from error
+    if fixed := [word for word in words if key_of(word) in OF_RUNS]:
+        raise ValueError(f"{' '.join(fixed)}: set by the runs of a row; leave it out")
+    return words
+
+
+def _taking(key: Any) -> Any:
+    if key in (*OF_RUNS, "output_dir"):
+        raise ValueError("takes no run folder; name a key such as model.weights")
+    return key
+
+
+class Figure(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
+    """What a paper found."""
+
+    value: float
+    provenance: str
+
+
+FIGURES = TypeAdapter(dict[str, Figure])  # by metric
+Words = Annotated[list[str], BeforeValidator(_words)]
+
+
+class Content(BaseModel, strict=True, extra="forbid", frozen=True):
+    """The keys of a table's file; ``rows`` holds the words of each row without ``overrides``."""
+
+    title: str | None = None
+    overrides: Words = []
+    metric: str | None = None
+    metrics: list[str] = []
+    columns: list[str] = []
+    rows: dict[Annotated[str, BeforeValidator(_label)], Words] = {}
+    paper: dict[str, dict[str, Figure]] = {}
+    needs: dict[str, dict[Annotated[str, BeforeValidator(_taking)], str]] = {}
+
+    @model_validator(mode="after")
+    def _are_there(self) -> Content:
+        if not self.rows:
+            raise ValueError("rows: none given; add a line LABEL: OVERRIDES for each")
+        for where, label in [(f"paper.{p}", p) for p in self.paper] + [(f"needs.{n}", n) for n in self.needs]:
+            if label not in self.rows:
+                raise ValueError(f"{where}: no such row{close(label, self.rows, '')}; rows: {', '.join(self.rows)}")
+        return self
+
+
+class Table(Content):
+    """A table's file, read and checked."""
 
     name: str
     file: Path
     config_dirs: list[str]
-    title: str = ""
-    overrides: list[str] = field(default_factory=list)
-    metric: str | None = None
-    metrics: list[str] = field(default_factory=list)
-    columns: list[str] = field(default_factory=list)
-    rows: dict[str, list[str]] = field(default_factory=dict)
-    paper: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    needs: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def origin(self, label: str) -> tuple[str, str]:
         """What a run that was started for a row is said to come from, see ``Run.origin`` of reports/reading.py."""
@@ -61,7 +110,7 @@ class Table:
     def words(self, label: str, seed: int = 0, more: Sequence[str] = ()) -> list[str]:
         """All that is typed after ``train.py`` for the run of a row. Of two words for a key the later counts: ``more``
         goes before the row's own, these before those of all rows."""
-        own = merged([*self.overrides, *self.rows[label], f"seed={seed}", *more])
+        own = [*{key_of(word): word for word in (*self.overrides, *self.rows[label], f"seed={seed}", *more)}.values()]
         if "preflight=true" in own:  # the cost is that of any weights
             own += [f"{key}=null" for key in self.needs.get(label, {})]
         for key, needed in self.needed(label, more).items():
@@ -72,8 +121,7 @@ class Table:
                 there = None  # said when the whole is composed
             if there != start:  # an experiment may say the same by itself
                 own.append(f"{key}={quoted(start)}")
-        kind, name = self.origin(label)
-        return [*own, f"{kind}={quoted(name)}"]
+        return [*own, f"row={quoted(f'{self.name}/{label}')}"]
 
     def compose(self, label: str, seed: int = 0, more: Sequence[str] = ()) -> Composed:
         """
@@ -88,11 +136,26 @@ class Table:
         needs = {} if "preflight=true" in more else self.needs.get(label, {})
         return {key: row for key, row in needs.items() if key not in given}
 
+    def row(self, needed: str) -> tuple[Table, str]:
+        """The table and the label of what a row needs: ``ROW`` of this table, or ``TABLE/ROW``.
+
+        Raises:
+            InputError: there is none.
+        """
+        if needed in self.rows:
+            return self, needed
+        name, slash, label = needed.partition("/")
+        if not slash:
+            raise InputError(f"no row {needed}{close(needed, self.rows, '')}; rows: {', '.join(self.rows)}")
+        table = self if name == self.name else _read(name, self.config_dirs)
+        if label not in table.rows:
+            raise InputError(f"table {name} has no row {label}{close(label, table.rows, '')}")
+        return table, label
+
     def run_of(self, needed: str, seed: int, more: Sequence[str] = ()) -> RunFolder:
-        """The run folder of a row of this table, or of ``TABLE/ROW``, where of ``more`` the place alone counts."""
-        table, label = self, needed
+        """The run folder of what a row needs; in another table, of ``more`` the place alone counts."""
+        table, label = self.row(needed)
         if needed not in self.rows:
-            table, label = _read(needed.partition("/")[0], self.config_dirs), needed.partition("/")[2]
             more = [word for word in more if key_of(word) == "output_dir"]
         composed = table.compose(label, seed, more)
         return RunFolder(str(composed.config.output_dir), default_name(composed))
@@ -107,20 +170,20 @@ class Table:
         Raises:
             InputError: all that the gate finds; what is the row's own mistake, and not that of ``more``, names it.
         """
-
-        def problems(more: Sequence[str]) -> tuple[list[str], Composed | None]:
+        try:
+            composed = self.compose(label, 0, more)
+            check(composed)
+            return composed
+        except InputError as error:
+            found = str(error).splitlines()
+        where, own = f"{self.file}: rows.{label}: ", found
+        if more:
             try:
-                composed = self.compose(label, 0, more)
-                check(composed)
+                self.check(label)
+                own = []
             except InputError as error:
-                return str(error).splitlines(), None
-            return [], composed
-
-        found, composed = problems(more)
-        if composed is None:
-            own = problems(())[0] if more else found
-            raise InputError("\n".join(f"{self.file}: rows.{label}: {said}" if said in own else said for said in found))
-        return composed
+                own = [line.removeprefix(where) for line in str(error).splitlines()]
+        raise InputError("\n".join(f"{where}{said}" if said in own else said for said in found))
 
 
 def composed_of(words: Sequence[str], config_dirs: Sequence[str]) -> Composed:
@@ -139,11 +202,6 @@ def composed_of(words: Sequence[str], config_dirs: Sequence[str]) -> Composed:
     except OmegaConfBaseException as error:
         raise InputError("\n".join(settings_problems(composed))) from error
     return composed
-
-
-def merged(words: Sequence[str]) -> list[str]:
-    """The words without those whose key a later one sets."""
-    return list({key_of(word): word for word in words}.values())
 
 
 def quoted(value: str) -> str:
@@ -166,8 +224,11 @@ def read_table(name: str, config_dirs: Sequence[str] = ()) -> Table:
         InputError: there is no such table, or a line for all that is wrong with its file.
     """
     table = _read(name, config_dirs)
-    if problems := list(_wrong_needs(table)):
-        raise InputError("\n".join(f"{table.file}: {problem}" for problem in problems))
+    for label in table.needs:
+        try:
+            _check_needs(table, label, [f"{name}/{label}"])
+        except InputError as error:
+            raise InputError(f"{table.file}: {error}") from error
     return table
 
 
@@ -179,159 +240,72 @@ def _read(name: str, config_dirs: Sequence[str]) -> Table:
     if len(known[name]) > 1:
         raise InputError(f"table {name} has several files: {', '.join(map(str, known[name]))}; rename one")
     (file,) = known[name]
-    content = _content(file)
-    if problems := list(_problems(content)):
-        raise InputError("\n".join(f"{file}: {problem}" for problem in problems))
-    rows = {label: shlex.split(words or "") for label, words in content["rows"].items()}
-    overrides = shlex.split(content.get("overrides") or "")
-    given = {key: value for key, value in content.items() if value is not None}
-    return Table(**{**given, "name": name, "file": file, "config_dirs": list(config_dirs), "rows": rows,
-                    "overrides": overrides})  # fmt: skip
-
-
-@cache
-def _loader() -> type:
-    """YAML's, which takes a key that stands twice for a mistake."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key) for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if isinstance(key, list | dict):
-                raise InputError(f"line {node.start_mark.line + 1}: a key is not text")
-            if key in keys[:number]:
-                raise InputError(f"line {node.value[number][0].start_mark.line + 1}: {key} appears twice")
-        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    return Loader
-
-
-def _content(file: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_loader())
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
+        given = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        content = Content.model_validate(given)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is not a table: it has no keys; give it rows, a line LABEL: OVERRIDES for each")
-    return content
+    except (InputError, ValidationError) as error:
+        problems = _problems(error) if isinstance(error, ValidationError) else [error]
+        raise InputError("\n".join(f"{file}: {problem}" for problem in problems)) from error
+    return Table.model_construct(**{**dict(content), "paper": given.get("paper", {})}, name=name, file=file,
+                                 config_dirs=list(config_dirs))  # fmt: skip
 
 
-KEYS = {
-    "title": str | None,
-    "overrides": str | None,
-    "metric": str | None,
-    "metrics": list[str],
-    "columns": list[str],
-    "rows": dict,
-    "paper": dict,
-    "needs": dict,
-}
-FIGURE = {"value": float, "provenance": str}
+class _Loader(yaml.SafeLoader):
+    """YAML's, which takes a key that stands twice for a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise InputError(f"line {key.start_mark.line + 1}: {key.value} appears twice")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
-def _problems(content: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with a file, apart from what its rows compose to and what they need."""
-    wrong = [key for key in content if key not in KEYS]
-    yield from (f"no key {key}{close(str(key), KEYS, '')}; a table has {', '.join(KEYS)}" for key in wrong)
-    known = {key: value for key, value in content.items() if key in KEYS}
-    odd = [said for key, value in known.items() if (said := Option(key, KEYS[key], False).problem(value, key))]
-    yield from odd
-    if odd:
-        return
-    rows = content.get("rows") or {}
-    if not rows:
-        yield "rows: none given; add a line LABEL: OVERRIDES for each"
-    yield from _wrong_words(content.get("overrides"), "overrides")
-    for label, words in rows.items():
-        if not isinstance(label, str) or not LABEL.fullmatch(label):
-            yield f"rows.{label}: a label is text of letters, digits, single spaces and _ + - . = (quote a number)"
-        yield from _wrong_words(words, f"rows.{label}")
-    for key, what in (("paper", "metrics"), ("needs", "keys")):
-        for label, inner in (content.get(key) or {}).items():
-            if label not in rows:
-                there = ", ".join(map(str, rows))
-                yield f"{key}.{label}: no such row{close(str(label), rows, '')}; rows: {there}"
-            if not isinstance(inner, dict) or not all(isinstance(name, str) for name in inner):
-                yield f"{key}.{label}={inner} is not a mapping of {what}"
-            elif fixed := [name for name in inner if key == "needs" and name in (*OF_RUNS, "output_dir")]:
-                yield f"needs.{label}.{fixed[0]}: takes no run folder; name a key such as model.weights"
-    for label, figures in (content.get("paper") or {}).items():
-        yield from wrong_figures(figures, f"paper.{label}") if isinstance(figures, dict) else ()
-
-
-def _wrong_words(words: Any, where: str) -> Iterator[str]:
-    if problem := Option(where, str | None, False).problem(words, where):
-        yield f"{problem}: overrides as after train.py"
-        return
-    try:
-        split = shlex.split(words or "")
-    except ValueError as error:
-        yield f"{where}: {words}: {str(error).lower()}"
-        return
-    if fixed := [word for word in split if key_of(word) in OF_RUNS]:
-        yield f"{where}: {' '.join(fixed)}: set by the runs of a row; leave it out"
-
-
-def wrong_figures(figures: Any, where: str) -> Iterator[str]:
-    """What is wrong with a paper's figures by metric, ``{metric: {value, provenance}}``."""
-    if not isinstance(figures, dict):
-        yield f"{where}={figures} is not a mapping of metrics"
-        return
-    for metric, figure in figures.items():
-        yield from _wrong_figure(figure, f"{where}.{metric}")
-
-
-def _wrong_figure(figure: Any, where: str) -> Iterator[str]:
-    if not isinstance(figure, dict) or figure.keys() != FIGURE.keys():
-        yield f"{where}: a figure is {{value: NUMBER, provenance: TEXT}}, both of them and no more"
-        return
-    for key, kind in FIGURE.items():
-        if problem := Option(key, kind, False).problem(figure[key], f"{where}.{key}"):
-            yield problem
-
-
-def _wrong_needs(table: Table) -> Iterator[str]:
-    """Needed rows that there are not, and rows that need themselves."""
-
-    def rows_needed(at: Table, label: str) -> Iterator[tuple[str, Table, str]]:
-        for key, needed in at.needs.get(label, {}).items():
-            where = f"needs.{label}.{key}"
-            if not isinstance(needed, str):
-                raise InputError(f"{where}={needed} is not a row: give ROW or TABLE/ROW")
-            if needed in at.rows:
-                yield where, at, needed
-                continue
-            name, slash, row = needed.partition("/")
-            if not slash:
-                known = ", ".join(at.rows)
-                raise InputError(f"{where}: no row {needed}{close(needed, at.rows, '')}; rows: {known}")
-            try:
-                other = at if name == at.name else _read(name, at.config_dirs)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
-            if row not in other.rows:
-                raise InputError(f"{where}: table {name} has no row {row}{close(row, other.rows, '')}")
-            yield where, other, row
-
-    def walk(at: Table, label: str, path: list[str]) -> None:
-        for where, other, row in rows_needed(at, label):
-            name = f"{other.name}/{row}"
-            if name in path:
-                circle = [*path[path.index(name) :], name]
-                raise InputError(f"{where}: rows need each other in a circle: {' → '.join(circle)}")
-            walk(other, row, [*path, name])
-
-    for label in table.needs:
+def _check_needs(table: Table, label: str, path: list[str]) -> None:
+    """Refuse needed rows that there are not, and rows that need themselves."""
+    for key, needed in table.needs.get(label, {}).items():
+        where = f"needs.{label}.{key}"
         try:
-            walk(table, label, [f"{table.name}/{label}"])
+            other, row = table.row(needed)
         except InputError as error:
-            yield str(error)
-            return
+            raise InputError(f"{where}: {error}") from error
+        name = f"{other.name}/{row}"
+        if name in path:
+            circle = [*path[path.index(name) :], name]
+            raise InputError(f"{where}: rows need each other in a circle: {' → '.join(circle)}")
+        _check_needs(other, row, [*path, name])
+
+
+def wrong_figures(figures: Any, where: str) -> list[str]:
+    """What is wrong with a paper's figures by metric, ``{metric: {value, provenance}}``."""
+    try:
+        FIGURES.validate_python(figures)
+    except ValidationError as error:
+        return list(_problems(error, where))
+    return []
+
+
+def _problems(error: ValidationError, *start: str) -> Iterator[str]:
+    """pydantic's errors in a line each."""
+    known = Content.model_fields
+    for found in error.errors(include_url=False):
+        loc, value = [*start, *found["loc"]], found["input"]
+        key = ".".join(str(name) for name in loc if name != "[key]")
+        match found["type"]:
+            case "value_error":
+                yield f"{key}: {found['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+            case "extra_forbidden" | "invalid_key" if len(loc) == 1:
+                yield f"no key {key}{close(key, known, '')}; a table has {', '.join(known)}"
+            case "model_type" if not loc:
+                yield "is not a table: it has no keys; give it rows, a line LABEL: OVERRIDES for each"
+            case "missing" | "model_type" | "extra_forbidden":
+                yield f"{key}: a figure is {{value: NUMBER, provenance: TEXT}}, both of them and no more"
+            case "dict_type":
+                yield f"{key}={value} is not a mapping"
+            case "string_type" if loc[-1] == "[key]":
+                yield f"{key.rpartition('.')[0]} is not a mapping of keys: {value} is no text"
+            case _:
+                yield in_words(key, value, [{**found, "loc": ()}])

@@ -31,26 +31,25 @@ def describe(composed: Composed) -> dict[str, Any]:
     settings: dict[str, Any] = {"data": choices["data"], "model": config["family"] or choices["model"]}
     settings |= {key: value_at(config, key) for key in labels if key.startswith("model.")}
     for axis, declared in config["variants"].items():
-        part = config.get(axis)
-        if not isinstance(part, dict) or choices.get(axis) is None:
-            raise InputError(f"variants.{axis}: the model has no group {axis} among its defaults")
         name = chosen(axis, composed)
-        axes[axis] = _axis(part, [name], declared)
+        axes[axis] = _axis(axis, config.get(axis), [name], declared)
         settings |= {axis: name, **{k: value_at(config, k) for k in labels if k.startswith(f"{axis}.")}}
     settings |= {key: value_at(config, key) for key in labels if key not in settings}
     settings["seed"] = config["seed"]
+    equals = {axis: _equals(declared) for axis, declared in config["variants"].items()}
+    values = {f"{axis}.{k}": v for axis, pairs in equals.items() for _, wanted in pairs for k, v in wanted.items()}
     return {
         "settings": settings,
         "axes": axes,
         "labels": labels,
-        "baseline": {axis: _names(declared)[0] for axis, declared in config["variants"].items()},
-        "baseline_values": _values(config["variants"]),
+        "baseline": {axis: pairs[0][0] for axis, pairs in equals.items()},
+        "baseline_values": values,
     }
 
 
 def chosen(axis: str, composed: Composed) -> str:
     """The option of an axis: that chosen, or where another class was typed, the option that builds it, or its path."""
-    choice, built = composed.choices[axis], composed.settings[axis].get("_target_")
+    choice, built = composed.choices.get(axis), (composed.settings.get(axis) or {}).get("_target_")
     folders = [*composed.config_dirs, CONFIGS]
     if _target_of(axis, choice, folders) in (None, built):
         return choice
@@ -63,10 +62,12 @@ def _options_of(axis: str, built: str | None, folders: list[str | Path]) -> list
     return [file.stem for file in files if _target_of(axis, file.stem, folders) == built]
 
 
-def _axis(part: dict[str, Any], options: Sequence[str], declared: str | list[Any]) -> dict[str, Any]:
+def _axis(axis: str, part: Any, options: Sequence[str], declared: str | list[Any]) -> dict[str, Any]:
     """What is built at an axis, and whether it is the baseline by one of its ``options``' names."""
+    if not isinstance(part, dict):
+        raise InputError(f"variants.{axis}: the config holds no part {axis}")
     arguments = {key: value for key, value in part.items() if not key.startswith("_")}
-    at = any(_equals(name, arguments, declared) for name in options)
+    at = any(name in options and wanted.items() <= arguments.items() for name, wanted in _equals(declared))
     return {"class": part.get("_target_"), "arguments": arguments, "baseline": at}
 
 
@@ -79,9 +80,8 @@ def axes_of(settings: dict[str, Any], config_dirs: Sequence[str] = ()) -> dict[s
     found, folders = {}, [*config_dirs, CONFIGS]
     for axis, declared in settings["variants"].items():
         part = settings["model"].get(axis, settings.get(axis))  # what is built, in an edited config too
-        if not isinstance(part, dict):
-            raise InputError(f"variants.{axis}: the config of this run holds no part {axis}")
-        found[axis] = _axis(part, _options_of(axis, part.get("_target_"), folders), declared)
+        options = _options_of(axis, part.get("_target_"), folders) if isinstance(part, dict) else []
+        found[axis] = _axis(axis, part, options, declared)
     return found
 
 
@@ -127,44 +127,26 @@ def _built(part: dict[str, Any]) -> str:
 def recorded_axes(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The axes that a checkpoint's weights were trained with; None if it does not say, as files of others do not."""
     axes = checkpoint.get("variants")
-    if isinstance(axes, dict) and all(
-        isinstance(part, dict) and part.keys() == AT_BASELINE.keys() and isinstance(part["arguments"], dict)
-        for part in axes.values()
-    ):
-        return axes
-    return None
+    parts = axes.values() if isinstance(axes, dict) else [None]
+    known = all(isinstance(part, dict) and part.keys() == AT_BASELINE.keys() for part in parts)
+    return axes if known and all(isinstance(part["arguments"], dict) for part in parts) else None
 
 
 def _target_of(group: str, option: str, folders: list[str | Path]) -> str | None:
     """``_target_`` as the option's file has it, or the file that it builds upon."""
-    for folder in folders:
-        file = Path(folder) / group / f"{option}.yaml"
-        if not file.is_file():
-            continue
-        content = yaml.safe_load(file.read_text()) or {}
-        if "_target_" in content:
-            return content["_target_"]
-        below = [name for name in content.get("defaults", []) if isinstance(name, str) and name != "_self_"]
-        return next(filter(None, (_target_of(group, name, folders) for name in below if name != option)), None)
-    return None
+    files = (Path(folder) / group / f"{option}.yaml" for folder in folders)
+    text = next((file.read_text() for file in files if file.is_file()), "")
+    content = yaml.safe_load(text) or {}
+    if "_target_" in content:
+        return content["_target_"]
+    below = [name for name in content.get("defaults", []) if isinstance(name, str) and name not in ("_self_", option)]
+    return next(filter(None, (_target_of(group, name, folders) for name in below)), None)
 
 
-def _names(declared: str | list[Any]) -> list[Any]:
-    return declared if isinstance(declared, list) else [declared]
-
-
-def _equals(name: str, arguments: dict[str, Any], declared: str | list[Any]) -> bool:
-    """Whether what was chosen is the baseline or one of its equals."""
-    for entry in _names(declared):
-        wanted = entry if isinstance(entry, dict) else {entry: {}}
-        if name in wanted and wanted[name].items() <= arguments.items():
-            return True
-    return False
-
-
-def _values(variants: dict[str, Any]) -> dict[str, Any]:
-    equals = [(axis, e) for axis, declared in variants.items() for e in _names(declared) if isinstance(e, dict)]
-    return {f"{axis}.{k}": v for axis, entry in equals for wanted in entry.values() for k, v in wanted.items()}
+def _equals(declared: str | list[Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The baseline of an axis and what equals it: options, each with the values of its settings there."""
+    entries = declared if isinstance(declared, list) else [declared]
+    return [pair for entry in entries for pair in (entry.items() if isinstance(entry, dict) else [(entry, {})])]
 
 
 def value_at(config: dict[str, Any], key: str) -> Any:

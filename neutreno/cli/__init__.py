@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+from neutreno.errors import report
 
 
-def parser_of(command: str, description: str) -> argparse.ArgumentParser:
+def command(function: Callable[[Sequence[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
+    """Decorates a ``main``: it gets the words that were typed, and an error is reported and gives the exit code."""
+
+    @functools.wraps(function)
+    def main(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return function(sys.argv[1:] if arguments is None else arguments) or 0
+        except (Exception, KeyboardInterrupt) as error:
+            return report(error)
+
+    return main
+
+
+def parser_of(name: str, description: str) -> argparse.ArgumentParser:
     """A parser whose help shows ``description`` as it is written."""
-    return argparse.ArgumentParser(
-        f"neutreno {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"neutreno {name}", description=description, formatter_class=as_written)
 
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config-dir",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="config files of your own package (repeatable)",
-    )
+    said = "config files of your own package (repeatable)"
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help=said)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE",
-        help="a package besides neutreno whose classes the runs may name (repeatable)",
-    )  # fmt: skip
+    said = "a package besides neutreno whose classes the runs may name (repeatable)"
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=said)

@@ -7,51 +7,42 @@
 The page is a single file and needs neither network nor server.
 """
 
+import contextlib
 import sys
 import time
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from neutreno.cli import parser_of
-from neutreno.errors import check_number, report
+from neutreno.cli import command, parser_of
+from neutreno.errors import check_number
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> None:
     parser = parser_of("dashboard", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of them")
     parser.add_argument("--output", default="dashboard.html", metavar="FILE", help="default: %(default)s")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument("--watch", action="store_true", help="rewrite the page while a run is in progress")
     parser.add_argument("--every", type=float, default=10, metavar="SECONDS", help="with --watch; default %(default)g")
-    arguments = parser.parse_args(arguments)
-    try:
-        check_number("--every", arguments.every, 1)
-        from neutreno.reports.dashboard import write_dashboard
-        from neutreno.reports.reading import read_runs
+    a = parser.parse_args(arguments)
+    check_number("--every", a.every, 1)
+    from neutreno.reports.dashboard import write_dashboard
+    from neutreno.reports.reading import read_runs
 
-        said: set[str] = set()
-        opened = False
+    said: set[str] = set()
+    opened = False
+    with contextlib.suppress(KeyboardInterrupt):  # so --watch ends
         while True:
-            runs, problems = read_runs(arguments.runs)
+            runs, problems = read_runs(a.runs)
             for problem in set(problems) - said:
                 print(f"warning: {problem}; left out", file=sys.stderr)
             said |= set(problems)
-            follow = arguments.watch and any(run.status == "running" for run in runs)
-            write_dashboard(runs, arguments.output, arguments.every if follow else None)
-            if arguments.open and not opened:
-                opened = webbrowser.open(Path(arguments.output).resolve().as_uri())
+            follow = a.watch and any(run.status == "running" for run in runs)
+            write_dashboard(runs, a.output, a.every if follow else None)
+            opened = opened or (a.open and webbrowser.open(Path(a.output).resolve().as_uri()))
             if not follow:
-                break
-            time.sleep(arguments.every)
-        size = Path(arguments.output).stat().st_size / 1e6
-        print(f"{arguments.output}: {len(runs)} runs, {size:.1f} MB")
-    except KeyboardInterrupt:
-        return 0
-    except Exception as error:
-        return report(error)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+                print(f"{a.output}: {len(runs)} runs, {Path(a.output).stat().st_size / 1e6:.1f} MB")
+                return
+            time.sleep(a.every)

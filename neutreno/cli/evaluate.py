@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 
-from neutreno.cli.hydra_main import guarded, run
+from neutreno.cli import command
+from neutreno.cli.hydra_main import run
 from neutreno.config.composing import Composed
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    words = prepare(list(sys.argv[1:] if arguments is None else arguments))
-    return guarded(lambda: run("evaluate", words, lambda composed, _: _evaluate(composed)) or 0)
+@command
+def main(words: Sequence[str]) -> None:
+    run("evaluate", prepare(list(words)), lambda composed, _: _evaluate(composed))
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -42,7 +42,3 @@ def _evaluate(composed: Composed) -> None:
     from neutreno.evaluating import evaluate  # torch and Lightning take seconds to import
 
     evaluate(composed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

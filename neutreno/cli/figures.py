@@ -10,11 +10,12 @@ Writes PREFIX.pdf and PREFIX.png, sized for a column or a page: means over seeds
 import sys
 from collections.abc import Sequence
 
-from neutreno.cli import parser_of
-from neutreno.errors import InputError, report
+from neutreno.cli import command, parser_of
+from neutreno.errors import InputError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> None:
     parser = parser_of("figures", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of them")
     parser.add_argument("--output", default="similarity", metavar="PREFIX", help="default: %(default)s")
@@ -22,25 +23,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--metric", default="cosine", help="of probe.metrics, e.g. effective_rank; default: cosine")
     parser.add_argument("--title", default="", help="of the figure; default: none")
     arguments = parser.parse_args(arguments)
-    try:
-        from neutreno.reports.comparison import group_runs
-        from neutreno.reports.figures import plot_curves
-        from neutreno.reports.reading import read_runs
-        from neutreno.reports.tables import panels_of, scale_of
+    from neutreno.reports.comparison import group_runs
+    from neutreno.reports.figures import plot_curves
+    from neutreno.reports.reading import read_runs
+    from neutreno.reports.tables import panels_of, scale_of
 
-        runs, problems = read_runs(arguments.runs)
-        groups, left_out = group_runs(runs)
-        for problem in [*problems, *left_out]:
-            print(f"warning: {problem}; left out", file=sys.stderr)
-        panels = panels_of(groups, "initial" if arguments.initial else "last", arguments.metric)
-        if not panels:
-            raise InputError(f"none of the runs is finished and has measured {arguments.metric} of its tokens")
-        paths = plot_curves(panels, arguments.output, arguments.title, arguments.metric, scale_of(groups))
-        print("figure: " + ", ".join(map(str, paths)))
-    except Exception as error:
-        return report(error)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    runs, problems = read_runs(arguments.runs)
+    groups, left_out = group_runs(runs)
+    for problem in [*problems, *left_out]:
+        print(f"warning: {problem}; left out", file=sys.stderr)
+    panels = panels_of(groups, "initial" if arguments.initial else "last", arguments.metric)
+    if not panels:
+        raise InputError(f"none of the runs is finished and has measured {arguments.metric} of its tokens")
+    paths = plot_curves(panels, arguments.output, arguments.title, arguments.metric, scale_of(groups))
+    print("figure: " + ", ".join(map(str, paths)))

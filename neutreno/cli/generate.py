@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from neutreno.cli import add_trust, parser_of
-from neutreno.errors import InputError, check_number, report
+from neutreno.cli import add_trust, command, parser_of
+from neutreno.errors import InputError, check_number
 
 
 def load(folder: str, which: str, trust: Sequence[str] = ()):
@@ -63,7 +63,8 @@ def sample(model, ids: list[int], window: int, temperature: float, top_k: int | 
         yield ids[-1]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> None:
     parser = parser_of("generate", __doc__)
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--prompt", default="", help="text to continue; default: the beginning of a line")
@@ -74,25 +75,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last")
     add_trust(parser)
     arguments = parser.parse_args(arguments)
-    try:
-        check_number("--tokens", arguments.tokens, 1, integer=True)
-        if arguments.temperature != 0:
-            check_number("--temperature", arguments.temperature, 1e-3)
-        check_number("--seed", arguments.seed, most=2**63 - 1, integer=True)
-        if arguments.top_k is not None:
-            check_number("--top-k", arguments.top_k, 1, integer=True)
-        model, vocabulary, window = load(arguments.run, arguments.checkpoint, arguments.trust)
-        words = prompt_words(arguments.prompt, vocabulary)
-        if unknown := sorted({word for word in words if word not in vocabulary.index}):
-            print(f"the model does not know {', '.join(unknown)}", file=sys.stderr)
-        prompt = [vocabulary.index.get(word, vocabulary.unk) for word in words]
-        start = prompt or [vocabulary.index["<eos>"]]  # a line begins
-        following = sample(model, start, window, arguments.temperature, arguments.top_k, arguments.seed)
-        print(vocabulary.decode([*prompt, *islice(following, arguments.tokens)]))
-    except Exception as error:
-        return report(error)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    check_number("--tokens", arguments.tokens, 1, integer=True)
+    if arguments.temperature != 0:
+        check_number("--temperature", arguments.temperature, 1e-3)
+    check_number("--seed", arguments.seed, most=2**63 - 1, integer=True)
+    if arguments.top_k is not None:
+        check_number("--top-k", arguments.top_k, 1, integer=True)
+    model, vocabulary, window = load(arguments.run, arguments.checkpoint, arguments.trust)
+    words = prompt_words(arguments.prompt, vocabulary)
+    if unknown := sorted({word for word in words if word not in vocabulary.index}):
+        print(f"the model does not know {', '.join(unknown)}", file=sys.stderr)
+    prompt = [vocabulary.index.get(word, vocabulary.unk) for word in words]
+    start = prompt or [vocabulary.index["<eos>"]]  # a line begins
+    following = sample(model, start, window, arguments.temperature, arguments.top_k, arguments.seed)
+    print(vocabulary.decode([*prompt, *islice(following, arguments.tokens)]))

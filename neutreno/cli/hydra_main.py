@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from neutreno.config.composing import CONFIGS, Composed, compose, searchpath
 from neutreno.config.gate import check_settings
 from neutreno.config.words import NO_GROUPS, check_choices, explained, options_in
-from neutreno.errors import InputError, report
+from neutreno.errors import InputError
 
 
 def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) -> None:
@@ -109,11 +109,3 @@ def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[str]]:
         raise InputError("--config-dir has no value: give a folder of config files")
     resolved = dict.fromkeys(str(Path(folder).resolve()) for folder in folders)
     return rest, [folder for folder in resolved if folder != str(CONFIGS.resolve())]
-
-
-def guarded(action: Callable[[], int]) -> int:
-    """The exit code of ``action``; an error is reported and gives its own."""
-    try:
-        return action()
-    except (Exception, KeyboardInterrupt) as error:
-        return report(error)

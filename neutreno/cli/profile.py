@@ -12,13 +12,12 @@ Without data, random pixels or token ids are used. Each line of a text is a samp
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neutreno.cli import add_trust, parser_of
-from neutreno.errors import InputError, check_number, report
+from neutreno.cli import add_trust, command, parser_of
+from neutreno.errors import InputError, check_number
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -158,7 +157,8 @@ def number(name: str, text: str, least: float, kind: type = int) -> float:
     return value
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> None:
     parser = parser_of("profile", __doc__)
     parser.add_argument("model", metavar="MODEL", help="timm:NAME, hf:NAME, hf:FOLDER, or a run folder")
     parser.add_argument("data", nargs="?", metavar="DATA", help="folder of images or text file; default: random inputs")
@@ -173,46 +173,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="profile", metavar="PREFIX", help="default: %(default)s")
     add_trust(parser)
     arguments = parser.parse_args(arguments)
+    for name, least in (("samples", 1), ("tokens", 2), ("seed", 0)):
+        setattr(arguments, name, number(f"--{name}", getattr(arguments, name), least))
+    lam = None if arguments.lam is None else number("--lam", arguments.lam, 0, float)
+    layers = arguments.layers.split(",") if arguments.layers else None
+    if arguments.data is not None and not Path(arguments.data).exists():
+        raise InputError(f"{arguments.data}: no such file or folder")
+
+    import pandas as pd
+    import torch
+
+    from neutreno.files import replacing
+    from neutreno.oversmoothing.convert import convert
+    from neutreno.oversmoothing.metrics import named_metrics
+    from neutreno.oversmoothing.profile import profile
+    from neutreno.reports.figures import plot_profile
+
+    metrics = arguments.metrics.split(",")
+    named_metrics(metrics, "--metrics")
+    torch.manual_seed(arguments.seed)
+    library, _, name = arguments.model.partition(":")
+    load = {"timm": open_timm, "hf": open_hugging_face}.get(library) if name else None
+    model, batches, what = load(name, arguments) if load else open_run_folder(arguments.model, arguments)
     try:
-        for name, least in (("samples", 1), ("tokens", 2), ("seed", 0)):
-            setattr(arguments, name, number(f"--{name}", getattr(arguments, name), least))
-        lam = None if arguments.lam is None else number("--lam", arguments.lam, 0, float)
-        layers = arguments.layers.split(",") if arguments.layers else None
-        if arguments.data is not None and not Path(arguments.data).exists():
-            raise InputError(f"{arguments.data}: no such file or folder")
-
-        import pandas as pd
-        import torch
-
-        from neutreno.files import replacing
-        from neutreno.oversmoothing.convert import convert
-        from neutreno.oversmoothing.metrics import named_metrics
-        from neutreno.oversmoothing.profile import profile
-        from neutreno.reports.figures import plot_profile
-
-        metrics = arguments.metrics.split(",")
-        named_metrics(metrics, "--metrics")
-        torch.manual_seed(arguments.seed)
-        library, _, name = arguments.model.partition(":")
-        load = {"timm": open_timm, "hf": open_hugging_face}.get(library) if name else None
-        model, batches, what = load(name, arguments) if load else open_run_folder(arguments.model, arguments)
-        try:
-            model.to(arguments.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device={arguments.device}: {next(iter(str(error).splitlines()))}") from error
-        table = profile(model, batches, metrics, layers)
-        if lam:
-            converted = profile(convert(model, lam, layers), batches, metrics, layers)
-            table = pd.concat([table.assign(lam=0.0), converted.assign(lam=lam)])
-        weights = ", random weights" if arguments.random_weights else ""
-        title = f"{arguments.model}{weights}; {what}"
-        with replacing(Path(f"{arguments.output}.csv")) as file:
-            table.to_csv(file, index=False)
-        plot_profile(table, f"{arguments.output}.png", title)
-        print(f"{title}\n\n{markdown(table)}\n\n{arguments.output}.csv, {arguments.output}.png")
-    except Exception as error:
-        return report(error)
-    return 0
+        model.to(arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device={arguments.device}: {next(iter(str(error).splitlines()))}") from error
+    table = profile(model, batches, metrics, layers)
+    if lam:
+        converted = profile(convert(model, lam, layers), batches, metrics, layers)
+        table = pd.concat([table.assign(lam=0.0), converted.assign(lam=lam)])
+    weights = ", random weights" if arguments.random_weights else ""
+    title = f"{arguments.model}{weights}; {what}"
+    with replacing(Path(f"{arguments.output}.csv")) as file:
+        table.to_csv(file, index=False)
+    plot_profile(table, f"{arguments.output}.png", title)
+    print(f"{title}\n\n{markdown(table)}\n\n{arguments.output}.csv, {arguments.output}.png")
 
 
 def markdown(table) -> str:
@@ -223,7 +219,3 @@ def markdown(table) -> str:
         lams = [", as it is" if lam == 0 else f", λ̃ = {lam:g}" for lam in table["lam"]]
         table = table.assign(metric=table["metric"].map(title_of) + lams)
     return wide(table, ["stack", "layer"]).to_markdown(index=False, disable_numparse=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,21 +15,18 @@ Interrupted runs are resumed: after a kill, repeat the command. `neutreno tables
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from neutreno.cli import add_config_dir, parser_of
+from omegaconf import DictConfig
+
+from neutreno.cli import add_config_dir, command, parser_of
 from neutreno.cli.hydra_main import split_config_dirs
-from neutreno.errors import InputError, report
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from omegaconf import DictConfig
-
-    from neutreno.sweep import Job
-    from neutreno.tablefiles import Table
+from neutreno.config.words import key_of
+from neutreno.errors import InputError
+from neutreno.sweep import Job, launch, plan
+from neutreno.tablefiles import OF_RUNS, Table, read_table, tables_in
+from neutreno.variants import at_baseline
 
 
 def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[Job], DictConfig]:
@@ -42,8 +39,6 @@ def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[
     """
     from neutreno.oversmoothing.metrics import named_metrics
     from neutreno.reports.tables import check_columns
-    from neutreno.sweep import plan
-    from neutreno.variants import at_baseline
 
     first = {label: table.check(label, overrides) for label in table.rows}
     probed = {name for composed in first.values() for name in ["cosine", *composed.settings["probe"]["metrics"]]}
@@ -70,61 +65,45 @@ def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[
 def unfinished_elsewhere(table: Table, seeds: int, overrides: Sequence[str]) -> dict[str, list[str]]:
     """Other tables with rows that this one needs and that are not finished, and a line for each such row."""
     found: dict[str, list[str]] = {}
-    for label in table.rows:
-        for needed in table.needed(label, overrides).values():
-            if needed in table.rows:
-                continue
-            runs = [table.run_of(needed, seed, overrides) for seed in range(seeds)]
-            if left := [run for run in runs if run.status != "finished"]:
-                more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-                said = f"{label} needs {needed}, not finished in {left[0].path}{more}"
-                found.setdefault(needed.partition("/")[0], []).append(said)
+    needs = [(label, row) for label in table.rows for row in table.needed(label, overrides).values()]
+    for label, needed in [(label, row) for label, row in needs if row not in table.rows]:
+        runs = [table.run_of(needed, seed, overrides) for seed in range(seeds)]
+        if left := [run for run in runs if run.status != "finished"]:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            said = f"{label} needs {needed}, not finished in {left[0].path}{more}"
+            found.setdefault(needed.partition("/")[0], []).append(said)
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    from neutreno.config.words import key_of
-    from neutreno.tablefiles import OF_RUNS, read_table, tables_in
-
+@command
+def main(arguments: Sequence[str]) -> int | None:
     parser = parser_of("reproduce", __doc__)
     parser.add_argument("table", metavar="TABLE", help=f"of {', '.join(tables_in())}, or one of your package")
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="runs of each row, with seeds 0, 1, …; default %(default)s"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the commands and what is left to do, without running anything"
-    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each row, with seeds 0, 1, …; default 3")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and what is left to do, run nothing")
     add_config_dir(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every run, as after train.py")
     a = parser.parse_intermixed_args(arguments)
-    try:
-        _, config_dirs = split_config_dirs([f"--config-dir={folder}" for folder in a.config_dir])
-        table = read_table(a.table, config_dirs)
-        if a.seeds < 1:
-            raise InputError(f"--seeds {a.seeds}: at least one")
-        if fixed := [o for o in a.overrides if key_of(o) in (*OF_RUNS, "experiment")]:
-            raise InputError(f"{' '.join(fixed)}: the table sets it for every run; leave it out")
-        jobs, config = plan_runs(table, a.seeds, a.overrides)
-        first = unfinished_elsewhere(table, a.seeds, a.overrides)
-        commands = {name: f"neutreno reproduce {name} --seeds {a.seeds}" for name in first}
-        if a.dry_run:
-            for name, said in first.items():
-                print(f"first      {commands[name]}    ({'; '.join(said)})")
-            for job in jobs:
-                print(f"{job.state:10} neutreno {shlex.join(job.command[3:])}")
-            left = sum(job.state != "finished" for job in jobs)
-            print(f"{len(jobs) - left} of {len(jobs)} runs finished, {left} left")
-            return 0
-        if first:
-            said = "; ".join(line for lines in first.values() for line in lines)
-            raise InputError(f"{said}; run first: {' and '.join(commands.values())}")
-        from neutreno.reports.tables import print_tables
-        from neutreno.sweep import launch
+    _, config_dirs = split_config_dirs([f"--config-dir={folder}" for folder in a.config_dir])
+    table = read_table(a.table, config_dirs)
+    if a.seeds < 1:
+        raise InputError(f"--seeds {a.seeds}: at least one")
+    if fixed := [o for o in a.overrides if key_of(o) in (*OF_RUNS, "experiment")]:
+        raise InputError(f"{' '.join(fixed)}: the table sets it for every run; leave it out")
+    jobs, config = plan_runs(table, a.seeds, a.overrides)
+    first = unfinished_elsewhere(table, a.seeds, a.overrides)
+    commands = {name: f"neutreno reproduce {name} --seeds {a.seeds}" for name in first}
+    if a.dry_run:
+        for name, said in first.items():
+            print(f"first      {commands[name]}    ({'; '.join(said)})")
+        for job in jobs:
+            print(f"{job.reason or job.state:10} neutreno {shlex.join(job.command[3:])}")
+        left = sum(job.state != "finished" for job in jobs)
+        print(f"{len(jobs) - left} of {len(jobs)} runs finished, {left} left")
+        return 0
+    if first:
+        said = "; ".join(line for lines in first.values() for line in lines)
+        raise InputError(f"{said}; run first: {' and '.join(commands.values())}")
+    from neutreno.reports.tables import print_tables
 
-        return 2 if launch(jobs, config, lambda runs: print_tables(runs, table, config_dirs=config_dirs)) else 0
-    except (Exception, KeyboardInterrupt) as error:
-        return report(error)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return 2 if launch(jobs, config, lambda runs: print_tables(runs, table, config_dirs=config_dirs)) else 0

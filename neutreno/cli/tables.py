@@ -11,50 +11,37 @@ Welch's 95 % interval, or the interval of paired differences between runs with t
 listed but never averaged; each task has a separate table.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neutreno.cli import add_config_dir, add_trust, parser_of
+from neutreno.cli import add_config_dir, add_trust, command, parser_of
 from neutreno.cli.hydra_main import split_config_dirs
-from neutreno.errors import InputError, report
+from neutreno.config.words import close
+from neutreno.errors import InputError
+from neutreno.tablefiles import read_table, tables_in
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> None:
     parser = parser_of("tables", __doc__)
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN",
-        help="run folder, or a folder of them; or the name of a table, followed by folders (default: outputs)",
-    )  # fmt: skip
+    said = "run folder, or a folder of them; or the name of a table, followed by folders (default: outputs)"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=said)
     parser.add_argument("--metric", action="append", metavar="NAME", help="column to show, e.g. test/top1 (repeatable)")
     parser.add_argument("--format", default="md", choices=["md", "latex", "csv"])
     parser.add_argument("--paired", action="store_true", help="pair runs with the same seed")
     parser.add_argument("--baseline", metavar="TEXT", help="part of the name of the row to compare all others with")
-    parser.add_argument(
-        "--column", action="append", default=[], metavar="NAME",
-        help="further column: parameters, a metric of probe.metrics after the last layer, or a function's dotted path "
-        "(repeatable)",
-    )  # fmt: skip
+    said = "further column: parameters, a metric of probe.metrics after the last layer, or a function's dotted path"
+    parser.add_argument("--column", action="append", default=[], metavar="NAME", help=f"{said} (repeatable)")
     add_trust(parser)
     add_config_dir(parser)
     a = parser.parse_args(arguments)
-    try:
-        from neutreno.config.words import close
-        from neutreno.reports.tables import print_tables
-        from neutreno.tablefiles import read_table, tables_in
+    from neutreno.reports.tables import print_tables
 
-        _, config_dirs = split_config_dirs([f"--config-dir={folder}" for folder in a.config_dir])
-        table, folders, first, known = None, a.runs, a.runs[0], tables_in(config_dirs)
-        if first in known:
-            table, folders = read_table(first, config_dirs), a.runs[1:] or ["outputs"]
-        elif "/" not in first and not Path(first).exists():
-            near, there = close(first, known, ""), ", ".join(known)
-            raise InputError(f"{first}: no such folder or table{near}; tables: {there}")
-        print_tables(folders, table, a.metric, a.format, a.paired, a.baseline, a.column, config_dirs, a.trust)
-    except Exception as error:
-        return report(error)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    _, config_dirs = split_config_dirs([f"--config-dir={folder}" for folder in a.config_dir])
+    table, folders, first, known = None, a.runs, a.runs[0], tables_in(config_dirs)
+    if first in known:
+        table, folders = read_table(first, config_dirs), a.runs[1:] or ["outputs"]
+    elif "/" not in first and not Path(first).exists():
+        near, there = close(first, known, ""), ", ".join(known)
+        raise InputError(f"{first}: no such folder or table{near}; tables: {there}")
+    print_tables(folders, table, a.metric, a.format, a.paired, a.baseline, a.column, config_dirs, a.trust)

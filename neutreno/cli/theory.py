@@ -11,11 +11,10 @@ the attention A_l, f = V_0, relative to ‖V_l‖². See docs/theory.md.
 """
 
 import re
-import sys
 from collections.abc import Sequence
 
-from neutreno.cli import add_trust, parser_of
-from neutreno.errors import InputError, check_number, report
+from neutreno.cli import add_trust, command, parser_of
+from neutreno.errors import InputError, check_number
 
 DEFAULTS = {"lams": "0,0.2,0.4,0.6,0.8,1", "steps": 32, "tokens": 64, "dim": 16, "seed": 0}
 
@@ -61,7 +60,8 @@ def trained_runs(arguments: list[str], output: str, trust: Sequence[str]) -> Non
     print("\nfigure: " + ", ".join(map(str, plot_layers(pd.DataFrame(rows), output))))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> None:
     parser = parser_of("theory", __doc__)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folder; data.KEY=VALUE and probe.KEY=VALUE of it")
     parser.add_argument("--lams", metavar="λ̃,λ̃,…", help=f"default: {DEFAULTS['lams']}")
@@ -71,17 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_trust(parser)
     arguments = parser.parse_args(arguments)
     given = {name: value for name in DEFAULTS if (value := getattr(arguments, name)) is not None}
-    try:
-        if arguments.runs and given:
-            raise InputError(f"--{min(given)} is of the descent of random tokens; leave it out beside a run folder")
-        if arguments.runs:
-            trained_runs(arguments.runs, arguments.output, arguments.trust)
-        else:
-            random_tokens(**{**DEFAULTS, **given}, output=arguments.output)
-    except Exception as error:
-        return report(error)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if arguments.runs and given:
+        raise InputError(f"--{min(given)} is of the descent of random tokens; leave it out beside a run folder")
+    if arguments.runs:
+        trained_runs(arguments.runs, arguments.output, arguments.trust)
+    else:
+        random_tokens(**{**DEFAULTS, **given}, output=arguments.output)

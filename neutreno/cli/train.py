@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from neutreno.cli.hydra_main import guarded, run
+from neutreno.cli import command
+from neutreno.cli.hydra_main import run
 from neutreno.config.composing import Composed
 from neutreno.errors import InputError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    return guarded(lambda: _main(sys.argv[1:] if arguments is None else arguments))
-
-
-def _main(words: Sequence[str]) -> int:
+@command
+def main(words: Sequence[str]) -> int:
     sweep: list[Composed] = []
     run("train", words, lambda composed, is_sweep: sweep.append(composed) if is_sweep else _train(composed))
     if not sweep:
@@ -34,7 +31,3 @@ def _train(composed: Composed) -> None:
     from neutreno.training import train  # the story of a run; torch and Lightning take seconds to import
 
     train(composed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

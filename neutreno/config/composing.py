@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 _INSIDE = Path(__file__).parents[1] / "configs"  # a wheel's; beside the package, anyone's configs may be installed
 CONFIGS = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / "configs"  # a checkout's
@@ -55,9 +55,8 @@ def compose(overrides: Sequence[str] = (), name: str = "train", config_dirs: Seq
         config = hydra.compose(name, overrides=[*overrides, *searchpath(folders)], return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_readonly(config, False)
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
-    OmegaConf.set_struct(config, True)
+    with open_dict(config):
+        del config["hydra"]
     return Composed(config, choices, list(overrides), folders)
 
 

@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from neutreno.config.building import locate
 from neutreno.config.composing import Composed
 from neutreno.config.options import EXECUTION, IDENTITY, SUPPLIED, Mark, Option, options_of
-from neutreno.config.settings import SCHEMAS, CheckedBy, Part, Parts
+from neutreno.config.settings import SCHEMAS, Part, Parts
 from neutreno.config.words import close, first_line, full_key, key_of, near
 from neutreno.errors import InputError
 
@@ -58,78 +58,72 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
     """Keys that nothing takes, values that have none, and the project's settings out of bounds."""
     try:
         settings = composed.settings
-    except InterpolationKeyError as error:
-        wanted, key = str(error).partition("'")[2].partition("'")[0], full_key(error)
-        if key in map(key_of, composed.overrides):
-            yield f"{key} refers to {wanted}, which does not exist"
-            return
-        if wanted in (composed.config.get("variants") or {}):
-            yield f"model={composed.choices['model']} needs the axis {wanted}; choose {wanted}=…, do not remove it"
-            return
-        yield (
-            f"this model is not made for this data set, which has no {wanted} for {key}; leave model=… out, and the "
-            "data set chooses one that fits"
-        )
-        return
     except OmegaConfBaseException as error:
-        yield f"{full_key(error)}: {first_line(error)}"
+        yield _unresolved(error, composed)
         return
     own = options_of(SCHEMAS[schema])
     if problem := own["variants"].problem(settings.get("variants"), "variants"):
         yield problem  # else every axis would be a key that nothing takes
         return
-    known = {**own, **dict.fromkeys(settings["variants"])}
-    for key, value in settings.items():
-        if key not in known:
-            yield f"no key {key}: nothing takes it{near(key, composed)}"
-        elif key in own:
-            yield from _setting_problems(own[key], value, key)
-    for axis in known.keys() - own.keys():
+    axes = [axis for axis in settings["variants"] if axis not in own]
+    yield from _section_problems(SCHEMAS[schema], {k: v for k, v in settings.items() if k not in axes}, composed)
+    for axis in axes:
         if composed.choices.get(axis) is None or not isinstance(settings.get(axis), dict):
             yield f"variants.{axis}: the model declares this axis, but has no group {axis} in its defaults list"
         elif f"${{{axis}}}" not in OmegaConf.to_yaml(composed.config.model, resolve=False):
             yield f"model.{axis} is what {axis}=… says: set {axis}, or {axis}.KEY, instead"
-    for key in map(key_of, composed.overrides):
-        if key.partition(".")[0] in ("variants", "labels", "family"):
-            yield f"{key} is declared in the model's file and cannot be set on the command line"
-    for key in missing(settings):
+    for key in sorted(OmegaConf.missing_keys(composed.config)):
         yield f"{key} has no value; give one, {key}=…"
-    yield from _recipe_problems(composed)
+    yield from _word_problems(composed)
 
 
-def _setting_problems(option: Option, value: Any, key: str) -> Iterator[str]:
+def _unresolved(error: OmegaConfBaseException, composed: Composed) -> str:
+    """Why the config's references to other keys lead nowhere."""
+    key = full_key(error)
+    if not isinstance(error, InterpolationKeyError):
+        return f"{key}: {first_line(error)}"
+    wanted = str(error).split("'")[1]
+    if key in map(key_of, composed.overrides):
+        return f"{key} refers to {wanted}, which does not exist"
+    if wanted in (composed.config.get("variants") or {}):
+        return f"model={composed.choices['model']} needs the axis {wanted}; choose {wanted}=…, do not remove it"
+    said = f"this model is not made for this data set, which has no {wanted} for {key}"
+    return f"{said}; leave model=… out, and the data set chooses one that fits"
+
+
+def _section_problems(kind: type, node: dict[str, Any], composed: Composed, start: str = "") -> Iterator[str]:
+    own = options_of(kind)
+    for name, value in node.items():
+        key = f"{start}{name}"
+        if name in getattr(kind, "ours", ()):
+            yield f"{key} cannot be set: the project sets it"
+        elif name in own:
+            yield from _setting_problems(own[name], value, key, composed)
+        elif not hasattr(kind, "built"):  # else the class that is named may take it
+            no_class = f"{key} cannot be set: there is no class to name"
+            yield no_class if name == "_target_" else f"no key {key}: nothing takes it{near(key, composed)}"
+
+
+def _setting_problems(option: Option, value: Any, key: str, composed: Composed) -> Iterator[str]:
     kind, nullable = _section(option.annotation)
-    if option.mark is SUPPLIED:
-        yield f"{key} cannot be set: the project sets it"
-    elif kind is None:
+    if kind is None:
         if problem := option.problem(value, key):
             yield problem
     elif value is None and nullable:
         return
     elif not isinstance(value, dict):
         yield f"{key}={value} is not a section of settings; choose one of its group, or set its keys ({key}.KEY=…)"
-    elif kind is Part:
-        if "_target_" not in value:
-            yield f"{key}._target_ has no value: it names the class to build"
-    elif kind is Parts:
-        for name, part in value.items():
+    elif kind in (Part, Parts):
+        for where, part in _parts(kind, value, key).items():
             if not isinstance(part, dict) or "_target_" not in part:
-                yield f"{key}.{name} does not name a class by _target_"
+                yield f"{where}._target_ has no value: it names the class to build"
     else:
-        yield from _section_problems(kind, value, key)
+        yield from _section_problems(kind, value, composed, f"{key}.")
 
 
-def _section_problems(kind: type, value: dict[str, Any], key: str) -> Iterator[str]:
-    own = options_of(kind)
-    if "_target_" in value and not hasattr(kind, "built"):
-        yield f"{key}._target_ cannot be set: {key} is not a class"
-    for name, inner in value.items():
-        if name == "_target_":
-            continue
-        if name in own:
-            yield from _setting_problems(own[name], inner, f"{key}.{name}")
-        elif not hasattr(kind, "built"):  # else the class that is named may take it
-            yield f"no key {key}.{name}: nothing takes it{close(name, own, f'{key}.')}"
+def _parts(kind: type, node: dict[str, Any], key: str) -> dict[str, Any]:
+    """What names a class in a section, by its key."""
+    return {key: node} if kind is Part else {f"{key}.{name}": part for name, part in node.items()}
 
 
 def _section(annotation: Any) -> tuple[type | None, bool]:
@@ -141,53 +135,53 @@ def _section(annotation: Any) -> tuple[type | None, bool]:
     return found, type(None) in kinds
 
 
-def missing(node: Any, key: str = "") -> Iterator[str]:
-    """Keys whose value is ``???``."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from missing(value, f"{key}.{name}" if key else str(name))
-    elif node == "???":
-        yield key
-
-
-def _recipe_problems(composed: Composed) -> Iterator[str]:
-    """Typed keys of ``recipe`` that nothing looks up: they would change the run's name, and nothing else."""
-    if any(key_of(word) == "recipe" and "{" in word for word in composed.overrides):
-        yield "recipe is a group of files: set a key of it, recipe.KEY=…"
-    typed = [key for key in map(key_of, composed.overrides) if key.startswith("recipe.")]
-    looked_up = OmegaConf.to_yaml(composed.config) if typed else ""
-    for key in typed:
-        if f"${{{key}}}" not in looked_up and f"oc.select:{key}," not in looked_up:
-            yield f"{key}: this model and data set do not use it; leave it out"
+def _word_problems(composed: Composed) -> Iterator[str]:
+    """Typed keys that are the model's file's, and those of ``recipe`` that nothing looks up: they would change the
+    run's name, and nothing else."""
+    for word in composed.overrides:
+        key = key_of(word)
+        head, _, name = key.partition(".")
+        if head in ("variants", "labels", "family"):
+            yield f"{key} is declared in the model's file and cannot be set on the command line"
+        elif head == "recipe" and not name and "{" in word:
+            yield "recipe is a group of files: set a key of it, recipe.KEY=…"
+        elif head == "recipe" and name:
+            looked_up = OmegaConf.to_yaml(composed.config)
+            if f"${{{key}}}" not in looked_up and f"oc.select:{key}," not in looked_up:
+                yield f"{key}: this model and data set do not use it; leave it out"
 
 
 # The second stage
 
 
 def constructor_problems(composed: Composed, schema: str = "train", only: Sequence[str] | None = None) -> Iterator[str]:
-    """What the constructors of all parts (or ``only`` of some) would not take."""
+    """What the constructors of all parts (or ``only`` of some) would not take, and what a section's judges say."""
     settings = composed.settings
     for key, option in options_of(SCHEMAS[schema]).items():
+        (kind, _), node = _section(option.annotation), settings.get(key)
+        if not isinstance(node, dict):
+            continue
+        for name in getattr(kind, "judges", {}).keys() & node.keys():
+            try:
+                locate(kind.judges[name])(node[name], f"{key}.{name}")
+            except InputError as error:
+                yield str(error)
         if only is not None and key not in only:
             continue
-        kind, _ = _section(option.annotation)
-        node = settings.get(key)
-        if kind is Part and isinstance(node, dict):
-            inner = {k: v for k, v in node.items() if k not in settings["variants"]} if key == "model" else node
-            yield from part_problems(inner, key, supplied={"model"} if key == "task" else None)
-        elif kind is Parts and isinstance(node, dict):
-            for name, part in node.items():
-                yield from part_problems(part, f"{key}.{name}")
-        elif isinstance(node, dict) and hasattr(kind, "built"):  # a section that is a library's class' options too
-            yield from _library_problems(node, key, kind)
+        if key == "model":
+            node = {name: value for name, value in node.items() if name not in settings["variants"]}
+        if hasattr(kind, "built"):
+            yield from part_problems(node, key, library=kind)
+        elif kind in (Part, Parts):
+            for where, part in _parts(kind, node, key).items():
+                yield from part_problems(part, where, supplied={"model"} if key == "task" else None)
     if only is None:
         for axis in settings["variants"]:
             yield from part_problems(settings[axis], axis, in_parent=True)
-    yield from _judged(SCHEMAS[schema], settings)
 
 
 def part_problems(
-    node: dict[str, Any], key: str, supplied: set[str] | None = None, in_parent: bool = False
+    node: dict[str, Any], key: str, supplied: set | None = None, in_parent: bool = False, library: type | None = None
 ) -> list[str]:
     """What the constructor that ``node["_target_"]`` names would not take.
 
@@ -195,79 +189,55 @@ def part_problems(
         key: where the part stands.
         supplied: options that its parent gives it; None: not known here, so none counts as missing.
         in_parent: it is handed to what builds it; then ``_partial_`` is true where that has to give it something.
+        library: settings of which ``built`` names the library's class that the part has to be.
     """
     try:
         target = locate(node.get("_target_"), f"{key}._target_")
-        options = options_of(target)
+        options = options_of(target) if library is None else _library_options(target, library, node, key)
     except InputError as error:
         return [str(error)]
     problems = []
     for name, value in node.items():
-        if name.startswith("_"):
-            if name not in ("_target_", "_partial_") or (name == "_partial_" and not isinstance(value, bool)):
-                problems.append(f"{key}.{name}={value} cannot be set: only _target_ and a boolean _partial_ are")
-            continue
         where, option = f"{key}.{name}", options.get(name)
-        if option is None:
-            what = f"{target.__qualname__} has no such option"
-            problems.append(f"no key {where}: {what}{close(name, options, f'{key}.')}")
+        if name == "_target_" or (name == "_partial_" and isinstance(value, bool)):
+            continue
+        if name.startswith("_"):
+            problems.append(f"{where}={value} cannot be set: only _target_ and a boolean _partial_ are")
+        elif option is None:
+            hint = close(name, options, f"{key}.")
+            problems.append(f"no key {where}: {target.__qualname__} has no such option{hint}")
         elif option.mark is SUPPLIED:
             problems.append(f"{where} cannot be set: what builds {target.__qualname__} gives it; leave it out")
-        elif isinstance(value, dict) and "_target_" in value:
-            problems += part_problems(value, where)
-        elif problem := option.problem(value, where):
-            problems.append(problem)
+        elif parts := _parts_within(value, where):
+            problems += [problem for place, part in parts.items() for problem in part_problems(part, place)]
+        else:
+            problems.append(option.problem(value, where))
     if in_parent and not node.get("_partial_") and any(o.required and o.mark is SUPPLIED for o in options.values()):
         problems.append(f"{key}._partial_ has to be true: what builds {target.__qualname__} completes it")
     if supplied is not None and not node.get("_partial_"):
-        given = {*node, *supplied}
-        problems += [
-            f"{key}.{name} has no value; give one, {key}.{name}=…"
-            for name, option in options.items()
-            if option.required and option.mark is not SUPPLIED and name not in given
-        ]
-    return problems
+        needed = [name for name, option in options.items() if option.required and option.mark is not SUPPLIED]
+        absent = [f"{key}.{name}" for name in needed if name not in node and name not in supplied]
+        problems += [f"{where} has no value; give one, {where}=…" for where in absent]
+    return [problem for problem in problems if problem]
 
 
-def _library_problems(node: dict[str, Any], key: str, kind: type) -> Iterator[str]:
-    """What the library's class of a section would not take, of the keys that the project does not judge."""
-    own, base = options_of(kind), locate(kind.built)
-    try:
-        target = locate(node.get("_target_"), f"{key}._target_")
-    except InputError as error:
-        yield str(error)
-        return
+def _library_options(target: Any, kind: type, node: dict[str, Any], key: str) -> dict[str, Option]:
+    """Of a library's class: its own options, and in their place those that the project judges.
+
+    Raises:
+        InputError: it is another class.
+    """
+    base = locate(kind.built)
     if not (inspect.isclass(target) and issubclass(target, base)):
-        yield f"{key}._target_={node['_target_']} is no {kind.built}"
-        return
-    known, hints = inspect.signature(target).parameters, get_type_hints(base.__init__)
-    for name, value in node.items():
-        if (
-            name not in own
-            and name in hints
-            and (problem := Option(name, hints[name], False).problem(value, f"{key}.{name}"))
-        ):
-            yield problem
-        if not name.startswith("_") and name not in own and name not in known:
-            yield f"no key {key}.{name}: {target.__qualname__} has no such option{close(name, known, f'{key}.')}"
-        for number, part in enumerate(value if isinstance(value, list) else [value]):
-            if isinstance(part, dict) and "_target_" in part:
-                where = f"{key}.{name}" + (f"[{number}]" if isinstance(value, list) else "")
-                yield from part_problems(part, where)
+        raise InputError(f"{key}._target_={node['_target_']} is no {kind.built}")
+    names, hints = inspect.signature(target).parameters, get_type_hints(base.__init__)
+    return {name: Option(hints.get(name, inspect.Parameter.empty)) for name in names} | options_of(kind)
 
 
-def _judged(schema: type, settings: dict[str, Any], start: str = "") -> Iterator[str]:
-    """What the functions say that judge settings beyond their types."""
-    for name, option in options_of(schema).items():
-        kind, _ = _section(option.annotation)
-        if hasattr(kind, "__dataclass_fields__") and isinstance(settings.get(name), dict):
-            yield from _judged(kind, settings[name], f"{start}{name}.")
-        for judge in getattr(option.annotation, "__metadata__", ()):
-            if isinstance(judge, CheckedBy) and name in settings:
-                try:
-                    locate(judge.path)(settings[name], f"{start}{name}")
-                except InputError as error:
-                    yield str(error)
+def _parts_within(value: Any, key: str) -> dict[str, Any]:
+    """What names a class in the value of an option, itself or in a list."""
+    inner = {f"{key}[{i}]": v for i, v in enumerate(value)} if isinstance(value, list) else {key: value}
+    return {place: part for place, part in inner.items() if isinstance(part, dict) and "_target_" in part}
 
 
 # What a key is to a run
@@ -276,24 +246,15 @@ def _judged(schema: type, settings: dict[str, Any], start: str = "") -> Iterator
 def mark_of(key: str, settings: dict[str, Any], schema: str = "train") -> Mark:
     """The mark of a key, or of a group as the choice of another option; one that nothing describes is ``IDENTITY``."""
     head, _, rest = key.partition(".")
-    name = rest.partition(".")[0]
-    option = options_of(SCHEMAS[schema]).get(head)
-    if option is None:
-        return _mark_in_part(settings.get(head), name) if name else IDENTITY
+    option = options_of(SCHEMAS[schema]).get(head, Option(Part))  # an axis is a part
     kind, _ = _section(option.annotation)
-    if not name or (kind in (None, Parts)):
+    if not rest or kind in (None, Parts) or (kind is Part and option.mark is EXECUTION):
         return option.mark
     if kind is Part:
-        return EXECUTION if option.mark is EXECUTION else _mark_in_part(settings.get(head), name)
-    inner = options_of(kind).get(name)
+        node = settings.get(head)
+        kind = locate(node["_target_"]) if isinstance(node, dict) and "_target_" in node else None
+    inner = options_of(kind).get(rest.partition(".")[0]) if kind is not None else None
     return inner.mark if inner is not None else IDENTITY
-
-
-def _mark_in_part(node: Any, name: str) -> Mark:
-    if not isinstance(node, dict) or "_target_" not in node:
-        return IDENTITY
-    option = options_of(locate(node["_target_"])).get(name)
-    return option.mark if option is not None else IDENTITY
 
 
 def ways_of_execution(schema: str = "train") -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -56,14 +56,12 @@ _LIBRARIES = {"builtins", "torch", "lightning"}  # their constructors are not de
 class Option:
     """One option of a constructor; ``annotation`` is ``inspect.Parameter.empty`` where it has none."""
 
-    name: str
     annotation: Any
-    required: bool
+    required: bool = False
 
     @property
     def mark(self) -> Mark:
-        marks = [m for m in getattr(self.annotation, "__metadata__", ()) if isinstance(m, Mark)]
-        return marks[0] if marks else IDENTITY
+        return next((m for m in getattr(self.annotation, "__metadata__", ()) if isinstance(m, Mark)), IDENTITY)
 
     def problem(self, value: Any, key: str) -> str | None:
         """What is wrong with ``value``, in a line that begins with ``key``; None if nothing is."""
@@ -78,12 +76,16 @@ class Option:
         try:
             _adapter(self.annotation).validate_python(value)
         except ValidationError as error:
-            found = error.errors(include_url=False, include_context=False)
-            if any(e["type"] in ("list_type", "sequence_str") or "instance of Sequence" in e["msg"] for e in found):
-                hint = "" if value is None else f"; write {key}=[{_shown(value)}]"
-                return f"{key}={'null' if value is None else _shown(value)} is not a list{hint}"
-            return f"{key}={_shown(value)} {' or '.join(dict.fromkeys(map(_words, found)))}"
+            return in_words(key, value, error.errors(include_url=False))
         return None
+
+
+def in_words(key: str, value: Any, errors: Sequence[Any]) -> str:
+    """pydantic's ``errors`` about the value of a key, in a line that begins with the key."""
+    if any(e["type"] in ("list_type", "sequence_str") or "instance of Sequence" in e["msg"] for e in errors):
+        hint = "" if value is None else f"; write {key}=[{_shown(value)}]"
+        return f"{key}={_shown(value)} is not a list{hint}"
+    return f"{key}={_shown(value)} {' or '.join(dict.fromkeys(map(_words, errors)))}"
 
 
 def _shown(value: Any) -> str:
@@ -94,7 +96,7 @@ def _shown(value: Any) -> str:
         except ValueError:
             return value[:200] if value not in ("null", "true", "false") else repr(value)
         return repr(value)
-    return str(value)[:200]
+    return "null" if value is None else str(value)[:200]
 
 
 def _words(error: Any) -> str:
@@ -109,8 +111,7 @@ def _words(error: Any) -> str:
 def _adapter(annotation: Any):
     from pydantic import ConfigDict, TypeAdapter
 
-    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    return TypeAdapter(annotation, config=config)
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
 @functools.cache
@@ -122,17 +123,24 @@ def options_of(target: Callable) -> dict[str, Option]:
     """
     found: dict[str, Option] = {}
     for function in _constructors(target):
-        hints = get_type_hints(function, include_extras=True)
-        try:
-            parameters = inspect.signature(function).parameters
-        except ValueError as error:
-            raise InputError(f"{target.__module__}.{target.__qualname__} does not say what it takes") from error
-        for name, parameter in parameters.items():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name == "self":
-                continue
-            annotation = hints.get(name, parameter.empty)
-            found.setdefault(name, Option(name, annotation, parameter.default is parameter.empty))
+        for name, option in _declared(function).items():
+            found.setdefault(name, option)
     return found
+
+
+@functools.cache
+def _declared(function: Callable) -> dict[str, Option]:
+    """The options that a function's own parameters declare."""
+    hints = get_type_hints(function, include_extras=True)
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError as error:
+        raise InputError(f"{function.__module__}.{function.__qualname__} does not say what it takes") from error
+    return {
+        name: Option(hints.get(name, parameter.empty), parameter.default is parameter.empty)
+        for name, parameter in parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and name != "self"
+    }
 
 
 def _constructors(target: Callable) -> Iterator[Callable]:
@@ -167,7 +175,7 @@ def checked(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        own = _own_options(wrapper)
+        own = _declared(function)
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:  # which says what, and not of whom
@@ -178,18 +186,6 @@ def checked(function: Callable) -> Callable:
         return function(*args, **kwargs)
 
     return wrapper
-
-
-@functools.cache
-def _own_options(function: Callable) -> dict[str, Option]:
-    hints = get_type_hints(function, include_extras=True)
-    kinds = inspect.signature(function).parameters
-    return {
-        name: Option(name, annotation, False)
-        for name, annotation in hints.items()
-        if name != "return"
-        and kinds[name].kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    }
 
 
 def builds(result: type) -> Callable[[Callable], Callable]:

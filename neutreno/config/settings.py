@@ -2,7 +2,9 @@
 
 A field whose type is a dataclass of this module is a section; a mark beside a section says what choosing another option
 of its group is (``trainer=gpu`` is a way of execution), its keys carry their own. :class:`Part` marks what names a
-class by ``_target_``, whose constructor says the rest.
+class by ``_target_``, whose constructor says the rest. ``built`` of a section is the library's class whose options it
+takes, too, and ``ours`` are those that nobody sets; ``judges`` are paths of functions that judge a setting of it beyond
+its type, and raise an InputError.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le, MinLen
 
-from neutreno.config.options import EXECUTION, FREE, SUPPLIED, Count, NonNegative, Seed, Share, Size
+from neutreno.config.options import EXECUTION, FREE, Count, NonNegative, Seed, Share, Size
 
 
 class Part:
@@ -23,20 +25,13 @@ class Parts:
     """Type of a key that holds several of them by name."""
 
 
-@dataclass(frozen=True)
-class CheckedBy:
-    """Marks a setting that a function judges beyond its type, named by its path: it raises an InputError."""
-
-    path: str
-
-
 @dataclass
 class Probe:
     """``probe``: layer-wise metrics of over-smoothing while training."""
 
-    metrics: Annotated[list[str], EXECUTION, CheckedBy("neutreno.oversmoothing.metrics.probed")] = field(
-        default_factory=list
-    )
+    judges: ClassVar[dict[str, str]] = {"metrics": "neutreno.oversmoothing.metrics.probed"}
+
+    metrics: Annotated[list[str], EXECUTION] = field(default_factory=list)
     every_n_epochs: Count = 1
     num_samples: Annotated[Count, FREE] = 128
 
@@ -74,6 +69,11 @@ class Trainer:
     """``trainer``: of Lightning's, those that the project sets or judges; the gate takes the others from its class."""
 
     built: ClassVar[str] = "lightning.Trainer"
+    ours: ClassVar[set[str]] = {
+        *("callbacks", "logger", "default_root_dir", "num_sanity_val_steps", "use_distributed_sampler"),
+        *("enable_model_summary", "enable_checkpointing", "barebones"),
+        "fast_dev_run",  # preflight=true tries a few steps and leaves nothing behind
+    }
 
     accelerator: Annotated[str, EXECUTION] = "auto"
     devices: Annotated[Annotated[int, Ge(-1), Le(65_536)] | str | list[int], EXECUTION] = 1
@@ -94,15 +94,6 @@ class Trainer:
     benchmark: Annotated[bool | None, FREE] = None
     inference_mode: Annotated[bool, EXECUTION] = True
     enable_progress_bar: Annotated[bool | None, EXECUTION] = None
-    callbacks: Annotated[Any, SUPPLIED] = None
-    logger: Annotated[Any, SUPPLIED] = None
-    default_root_dir: Annotated[Any, SUPPLIED] = None
-    num_sanity_val_steps: Annotated[Any, SUPPLIED] = None
-    use_distributed_sampler: Annotated[Any, SUPPLIED] = None
-    enable_model_summary: Annotated[Any, SUPPLIED] = None
-    enable_checkpointing: Annotated[Any, SUPPLIED] = None
-    fast_dev_run: Annotated[Any, SUPPLIED] = None  # preflight=true tries a few steps and leaves nothing behind
-    barebones: Annotated[Any, SUPPLIED] = None
 
 
 @dataclass

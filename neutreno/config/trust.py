@@ -35,26 +35,21 @@ def check_trusted(node: Any, trust: Sequence[str] = (), where: str = "the run's 
 
 
 def _check_plain(node: Any, trust: Sequence[str]) -> None:
+    odd = None
     if type(node) is dict:
         if "_target_" in node:
             _check_target(node["_target_"], trust)
-        for key, value in node.items():
-            if not isinstance(key, str):
-                raise InputError(
-                    f"the run's config holds the key {key!r}, which is not text; a run writes none; refused"
-                )
-            if key.startswith("_") and key not in ("_target_", "_partial_"):
-                raise InputError(f"the run's config holds {key}; a run writes none; refused")
-            _check_plain(key, trust)
-            _check_plain(value, trust)
-    elif type(node) is list:
-        for value in node:
-            _check_plain(value, trust)
+        allowed = ("_target_", "_partial_")
+        keys = [key for key in node if not isinstance(key, str) or (key.startswith("_") and key not in allowed)]
+        odd = f"the key {keys[0]!r}" if keys else None
     elif isinstance(node, str):
-        if "${" in node:
-            raise InputError(f"the run's config holds the interpolation {node!r}; a run writes none; refused")
-    elif node is not None and type(node) not in (bool, int, float):  # YAML makes tuples, sets and dates too
-        raise InputError(f"the run's config holds a {type(node).__name__}; a run writes none; refused")
+        odd = f"the interpolation {node!r}" if "${" in node else None
+    elif node is not None and type(node) not in (list, bool, int, float):  # YAML makes tuples, sets and dates too
+        odd = f"a {type(node).__name__}"
+    if odd is not None:
+        raise InputError(f"the run's config holds {odd}; a run writes none; refused")
+    for inner in (*node, *node.values()) if type(node) is dict else node if type(node) is list else ():
+        _check_plain(inner, trust)
 
 
 def check_package(path: Any, trust: Sequence[str]) -> None:
@@ -63,12 +58,10 @@ def check_package(path: Any, trust: Sequence[str]) -> None:
     Raises:
         InputError: it does.
     """
-    package = path.partition(".")[0] if isinstance(path, str) else None
-    if not isinstance(path, str) or not any(path.startswith(f"{name}.") for name in ("neutreno", *trust)):
-        raise InputError(
-            f"the run's config names {path!r}, which is not a part of neutreno; refused. If that package is yours "
-            f"or you have read it: trust={package} (of evaluate; elsewhere --trust {package})"
-        )
+    if not isinstance(path, str) or not path.startswith(tuple(f"{name}." for name in ("neutreno", *trust))):
+        package, said = str(path).partition(".")[0], f"the run's config names {path!r}, which is not a part of neutreno"
+        how = f"trust={package} (of evaluate; elsewhere --trust {package})"
+        raise InputError(f"{said}; refused. If that package is yours or you have read it: {how}")
 
 
 def _check_target(path: Any, trust: Sequence[str]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -44,40 +46,42 @@ def explained(
     error: Exception, words: Sequence[str], schema: str = "train", config_dirs: Sequence[str] = ()
 ) -> InputError:
     """All that is wrong with what was typed, where Hydra names the first problem alone, in its own words."""
-    parser, problems, groups, keys = OverridesParser.create(), [], [], []
+    problems: list[str] = []
+    chosen: list[str] = []
+    keys: list[tuple[str, Override]] = []
     for word in words:
         try:
-            override = parser.parse_override(word)
+            override = _parse(word)
         except HydraException as syntax:
-            problems.append(
-                f"{word} is not KEY=VALUE: {first_line(syntax).rstrip('.')}; quote what holds , = or spaces"
-            )
+            said = first_line(syntax).rstrip(".")
+            problems.append(f"{word} is not KEY=VALUE: {said}; quote what holds , = or spaces")
             continue
-        if not override.key_or_group.startswith("hydra."):
-            (groups if _folders(override.key_or_group, config_dirs) else keys).append((word, override))
-    chosen: list[str] = []
-    for word, override in groups:
-        if found := _choice_problem(override, config_dirs):
+        if not _folders(override.key_or_group, config_dirs):
+            keys.append((word, override))
+        elif found := _choice_problem(override, config_dirs):
             problems.append(found)
-            continue
-        try:
-            compose([*chosen, _first_of_sweep(word, override)], schema, config_dirs)
-            chosen.append(_first_of_sweep(word, override))
-        except HydraException as wrong:
-            problems.append(f"{word}: {_why_not(override, chosen, wrong, schema, config_dirs)}")
+        else:
+            one = f"{word.partition('=')[0]}={_choices(override)[0]}" if override.is_sweep_override() else word
+            try:
+                compose([*chosen, one], schema, config_dirs)
+                chosen.append(one)
+            except HydraException as wrong:
+                problems.append(f"{word}: {_why_not(override, chosen, wrong, schema, config_dirs)}")
     try:
         base = compose(chosen, schema, config_dirs)
     except (HydraException, OmegaConfBaseException):
         return InputError("\n".join(problems) or first_line(error))
-    there = set(flat_keys(OmegaConf.to_container(base.config, resolve=False)))
+    there = {*flat_keys(OmegaConf.to_container(base.config, resolve=False))}
     for word, override in keys:
-        if override.is_add() or override.is_force_add():
-            continue
         key = override.key_or_group
-        if key not in there:
+        if key not in there and not (key.startswith("hydra.") or override.is_add() or override.is_force_add()):
             hint = f"; its class takes it: +{word}" if _is_option(key, base) else near(key, base)
             problems.append(f"no key {key}{hint}; --help lists the keys and groups")
     return InputError("\n".join(problems) or first_line(error))
+
+
+def _parse(word: str) -> Override:
+    return OverridesParser.create().parse_override(word)
 
 
 def _is_option(key: str, composed: Composed) -> bool:
@@ -86,10 +90,7 @@ def _is_option(key: str, composed: Composed) -> bool:
     node = composed.config.get(part)
     if not OmegaConf.is_dict(node) or "_target_" not in node:
         return False
-    try:
-        option = options_of(locate(node._target_)).get(name)
-    except InputError:
-        return False
+    option = options_of(locate(node._target_)).get(name)
     return option is not None and option.mark is not SUPPLIED
 
 
@@ -101,17 +102,12 @@ def check_choices(words: Sequence[str], config_dirs: Sequence[str] = ()) -> None
     """
     problems = []
     for word in words:
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException:  # said when it is composed
-            continue
-        if _folders(override.key_or_group, config_dirs) and not override.is_delete():
-            odd = [value for value in _choices(override) if not isinstance(value, str | dict)]
-            there = ", ".join(options_in(override.key_or_group, config_dirs))
-            problems += [
-                f"no option {override.key_or_group}={'null' if v is None else v}; available: {there}" for v in odd
-            ]
-    if problems:
+        with contextlib.suppress(HydraException):  # said when it is composed
+            override = _parse(word)
+            if _folders(override.key_or_group, config_dirs):
+                odd = any(not isinstance(value, str | dict) for value in _choices(override))
+                problems.append(_choice_problem(override, config_dirs) if odd else None)
+    if problems := [*filter(None, problems)]:
         raise InputError("\n".join(problems))
 
 
@@ -124,42 +120,30 @@ def _folders(group: str, config_dirs: Sequence[str]) -> list[Path]:
 
 def options_in(group: str, config_dirs: Sequence[str] = ()) -> list[str]:
     """All options of a group, those in folders below it as ``folder/option``."""
-    return sorted(
-        {
-            file.relative_to(folder).with_suffix("").as_posix()
-            for folder in _folders(group, config_dirs)
-            for file in folder.rglob("*.yaml")
-        }
-    )
+    found = [(folder, file) for folder in _folders(group, config_dirs) for file in folder.rglob("*.yaml")]
+    return sorted({file.relative_to(folder).with_suffix("").as_posix() for folder, file in found})
 
 
 def _choice_problem(override: Override, config_dirs: Sequence[str]) -> str | None:
     group, there = override.key_or_group, options_in(override.key_or_group, config_dirs)
-    for value in _choices(override):
-        if value is None or value in there or str(value).startswith("${"):
+    for value in [] if override.is_delete() else _choices(override):
+        name = "null" if value is None else str(value)
+        if name in there or name.startswith("${"):
             continue
-        below = [name for name in there if name.startswith(f"{value}/")]
-        if below:
-            return f"{group}={value} is a folder of options; available: {', '.join(below)}"
-        ends = [name for name in there if name.rpartition("/")[2] == str(value)]
-        alike = ends or difflib.get_close_matches(str(value), there, 3)
-        if alike:
-            return f"no option {group}={value}; did you mean {' or '.join(alike)}?"
-        return f"no option {group}={value}; available: {', '.join(there)}"
+        if below := [option for option in there if option.startswith(f"{name}/")]:
+            return f"{group}={name} is a folder of options; available: {', '.join(below)}"
+        ends = [option for option in there if option.rpartition("/")[2] == name]
+        if alike := ends or difflib.get_close_matches(name, there, 3):
+            return f"no option {group}={name}; did you mean {' or '.join(alike)}?"
+        return f"no option {group}={name}; available: {', '.join(there)}"
     return None
 
 
 def _choices(override: Override) -> list[Any]:
     if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()]
+        return [*map(str, override.sweep_string_iterator())]
     value = override.value()
     return value if isinstance(value, list) else [value]
-
-
-def _first_of_sweep(word: str, override: Override) -> str:
-    if not override.is_sweep_override():
-        return word
-    return f"{word.partition('=')[0]}={next(iter(override.sweep_string_iterator()))}"
 
 
 def _why_not(override: Override, chosen: list[str], wrong: Exception, schema: str, config_dirs: Sequence[str]) -> str:
@@ -176,25 +160,23 @@ def near(key: str, composed: Composed) -> str:
     """``; did you mean attention.lam?`` of the keys that there are, or an option of a group that would bring it."""
     settings = OmegaConf.to_container(composed.config, resolve=False)
     there = [k for k in flat_keys(settings) if k.partition(".")[0] not in ("recipe", "labels", "variants") and k != key]
-    last = SYNONYMS.get(key.rpartition(".")[2], key.rpartition(".")[2])
-    section = key.rpartition(".")[0]
+    section, _, last = key.rpartition(".")
+    last = SYNONYMS.get(last, last)
     if section in there:  # where it was looked for, and nowhere else
         there = [k for k in there if k.rpartition(".")[0] == section]
-    found = [k for k in there if k.rpartition(".")[2] == last]
+    ends = {k: k.rpartition(".")[2] for k in there}
+    found = [k for k in there if ends[k] == last]
     bring = [f"{axis}={o}" for axis in settings.get("variants") or {} for o in _bringing(axis, last, composed)]
-    if not found and not bring:
-        ends = {k.rpartition(".")[2]: k for k in reversed(there)}
-        alike = difflib.get_close_matches(key, there, 2, 0.8) or difflib.get_close_matches(last, ends, 2, 0.75)
-        found = [ends.get(k, k) for k in alike]
+    if bring and not found:
+        return f"; {', '.join(bring)} would add {last}"
     if not found:
-        return f"; {', '.join(bring)} would add {last}" if bring else ""
-    return f"; did you mean {' or '.join(dict.fromkeys(found[:3]))}?"
+        alike = difflib.get_close_matches(last, ends.values(), 2, 0.75)
+        found = difflib.get_close_matches(key, there, 2, 0.8) or [k for k in there if ends[k] in alike]
+    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
 
 
 def _bringing(group: str, name: str, composed: Composed) -> list[str]:
     """Options of a group whose file sets ``name``."""
-    import yaml
-
     files = [f for folder in _folders(group, composed.config_dirs) for f in sorted(folder.glob("*.yaml"))]
     return [file.stem for file in files if name in (yaml.safe_load(file.read_text()) or {})]
 

@@ -116,8 +116,8 @@ def read_run(folder: str | Path) -> Run:
     result, config = read_result(folder), RunFolder(folder).config()
     _check(result, Path(folder) / "result.json")
     paper = config.get("paper") or {}
-    if problem := next(wrong_figures(paper, "paper"), None):
-        raise InputError(f"{Path(folder) / 'config.yaml'}: {problem}")
+    if problems := wrong_figures(paper, "paper"):
+        raise InputError(f"{Path(folder) / 'config.yaml'}: {problems[0]}")
     return Run(Path(folder), result, config)
 
 

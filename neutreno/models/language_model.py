@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -11,18 +12,7 @@ from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
 from neutreno.checkpoints import checkpoint_file, load_strictly, read_checkpoint, state_dict_of
-from neutreno.config.options import (
-    SUPPLIED,
-    Count,
-    Depth,
-    DropRate,
-    NonNegative,
-    Positive,
-    Size,
-    Weights,
-    builds,
-    checked,
-)
+from neutreno.config.options import SUPPLIED, Count, Depth, DropRate, NonNegative, Positive, Size, Weights, checked
 from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
 from neutreno.models.adaptive_softmax import AdaptiveSoftmax
@@ -53,11 +43,17 @@ class LanguageModel(nn.Module):
     There is no memory from one call to the next.
 
     Args:
-        vocab_size: V.
+        vocabulary: of V tokens, or V alone.
+        size: one of :data:`SIZES`, which says what is None of ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio``
+            and ``init_std``.
         mlp_ratio: hidden width of the feed-forward part, in units of the tokens'.
         cutoffs: of :class:`neutreno.models.adaptive_softmax.AdaptiveSoftmax`; none: a plain softmax.
         drop_rate: dropout of the embedding, of both parts of a block and of the output. attn_drop_rate: of attention.
         init_std: of all weight matrices at the start (normal); LayerNorm's weights start at N(1, 0.02), as released.
+        weights: a run folder or a checkpoint file, under our names or the released code's; loaded strictly.
+
+    Raises:
+        InputError: no such size; the weights cannot be read, do not fit, or are for another vocabulary.
     """
 
     output = "tokens"
@@ -65,31 +61,36 @@ class LanguageModel(nn.Module):
     @checked
     def __init__(
         self,
-        vocab_size: Count,
-        embed_dim: Size = 128,
-        depth: Depth = 16,
-        num_heads: Size = 8,
-        mlp_ratio: Positive = 16,
+        vocabulary: Annotated[Vocabulary | Count, SUPPLIED],
+        embed_dim: Size | None = None,
+        depth: Depth | None = None,
+        num_heads: Size | None = None,
+        mlp_ratio: Positive | None = None,
         cutoffs: Sequence[Count] | None = None,
         drop_rate: DropRate = 0.1,
         attn_drop_rate: DropRate = 0.0,
         attention: Callable[..., nn.Module] = SoftmaxAttention,
         block: Callable[..., nn.Module] = Block,
-        init_std: NonNegative = 0.02,
+        init_std: NonNegative | None = None,
+        size: str = "small",
+        weights: Weights = None,
     ) -> None:
         super().__init__()
+        own = of_size(size, SIZES, locals())
+        embed_dim = own["embed_dim"]
         if embed_dim % 2:
             raise InputError(f"model.embed_dim={embed_dim} is odd: positions are pairs of sine and cosine")
+        vocab_size = vocabulary if isinstance(vocabulary, int) else len(vocabulary)
         self.softmax = AdaptiveSoftmax(vocab_size, embed_dim, cutoffs)
         self.drop = nn.Dropout(drop_rate)
         self.grad_checkpointing = False
         self.blocks = Trunk.of(
-            depth,
+            own["depth"],
             block=block,
             dim=embed_dim,
-            num_heads=num_heads,
+            num_heads=own["num_heads"],
             attention=attention,
-            mlp_ratio=mlp_ratio,
+            mlp_ratio=own["mlp_ratio"],
             qkv_bias=False,
             proj_bias=False,
             proj_drop=drop_rate,
@@ -101,12 +102,24 @@ class LanguageModel(nn.Module):
         )
         for parameter in self.parameters():
             if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=init_std)
+                nn.init.normal_(parameter, std=own.get("init_std", 0.02))
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.normal_(module.weight, 1.0, std=0.02)
+        if weights is not None:
+            self._load(weights, vocabulary)
+
+    def _load(self, source: str | Path, vocabulary: Vocabulary | int) -> None:
+        content = read_checkpoint(checkpoint_file(source))
+        if isinstance(vocabulary, Vocabulary):
+            vocabulary.check(content.get("vocabulary"), source)
+        named, size = own_names(state_dict_of(content)), len(self.softmax.weight)
+        if isinstance(word := named.get("softmax.weight"), Tensor) and len(word) != size:
+            theirs = f"a vocabulary of {len(word):,} tokens"
+            raise InputError(f"the weights of {source} are for {theirs}, the data has {size:,}")
+        load_strictly(self, named, source)
 
     def _embed(self, ids: Tensor) -> Tensor:
         x = self.softmax.embed(ids)
@@ -169,41 +182,4 @@ def own_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-@builds(LanguageModel)
-@checked
-def lm(
-    vocabulary: Annotated[Vocabulary, SUPPLIED],
-    size: str = "small",
-    embed_dim: Size | None = None,
-    depth: Depth | None = None,
-    num_heads: Size | None = None,
-    mlp_ratio: Positive | None = None,
-    cutoffs: Sequence[Count] | None = None,
-    drop_rate: DropRate | None = None,
-    attn_drop_rate: DropRate | None = None,
-    init_std: NonNegative | None = None,
-    weights: Weights = None,
-    attention: Callable[..., nn.Module] = SoftmaxAttention,
-    block: Callable[..., nn.Module] = Block,
-) -> LanguageModel:
-    """A language model of one of :data:`SIZES` for ``vocabulary``; what is None is what the size says, or
-    :class:`LanguageModel`'s default.
-
-    ``weights`` (a run folder or a checkpoint file, under our names or the released code's) is loaded strictly.
-
-    Raises:
-        InputError: no such size; the weights cannot be read, do not fit, or are for another vocabulary.
-    """
-    own = {k: v for k, v in locals().items() if k not in ("vocabulary", "size", "weights") and v is not None}
-    model = LanguageModel(len(vocabulary), **{**of_size(size, SIZES), **own})
-    if weights is not None:
-        content = read_checkpoint(checkpoint_file(weights))
-        vocabulary.check(content.get("vocabulary"), weights)
-        named = own_names(state_dict_of(content))
-        if isinstance(word := named.get("softmax.weight"), Tensor) and len(word) != len(vocabulary):
-            raise InputError(
-                f"the weights of {weights} are for a vocabulary of {len(word):,} tokens, the data has "
-                f"{len(vocabulary):,}"
-            )
-        load_strictly(model, named, weights)
-    return model
+lm = LanguageModel

@@ -255,9 +255,7 @@ class ReAttention(Variant):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if self.causal:
-            raise InputError(
-                "attention=reattention normalises over all tokens, so a language model would see the future"
-            )
+            raise InputError("attention=reattention normalises over all tokens: a language model would see the future")
         self.theta = nn.Parameter(torch.eye(self.num_heads))
         self.norm = nn.BatchNorm2d(self.num_heads)
 

@@ -16,7 +16,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
-from neutreno.checkpoints import load_fitting, load_weights, read_weights
+from neutreno.checkpoints import load_strictly, load_weights, read_weights, resampled
 from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, Weights, checked
 from neutreno.errors import InputError
 from neutreno.models.transformer import Block, Trunk, init_linears
@@ -196,4 +196,4 @@ def load_encoder(encoder: VisionTransformer, source: str | Path) -> None:
             f"model.encoder_weights={source} has a width of {positions.shape[-1]}, the model of "
             f"{encoder.embed_dim}; choose model.size or model.embed_dim to match"
         )
-    load_fitting(encoder, weights, source)
+    load_strictly(encoder, resampled(encoder, weights), source)

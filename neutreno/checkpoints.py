@@ -65,16 +65,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def state_dict_of(content: dict[str, Any], ema: bool = False) -> dict[str, Tensor]:
+def state_dict_of(content: dict[str, Any]) -> dict[str, Tensor]:
     """The model's weights out of a checkpoint of this project, Lightning, DeiT's scripts or timm's."""
-    if isinstance(content.get("state_dict"), dict) and any(name.startswith("model.") for name in content["state_dict"]):
-        prefix = "ema.module." if ema else "model."
-        own = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    found = content.get("state_dict")
+    if isinstance(found, dict) and any(name.startswith("model.") for name in found):
+        own = {k.removeprefix("model."): v for k, v in found.items() if k.startswith("model.")}
         return {k.removeprefix("net."): v for k, v in own.items()}  # TimmModel's prefix: timm's names are left
-    for key in ("state_dict_ema", "model_ema") if ema else ("model", "state_dict"):
-        if key in content:
-            return content[key]
-    return content
+    return next((content[key] for key in ("model", "state_dict") if key in content), content)
 
 
 def checkpoint_file(source: str | Path) -> Path:
@@ -156,7 +153,7 @@ def resampled(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]
         side = math.isqrt(max(0, positions.shape[1] - prefix)) if positions.ndim == 3 else 0
         if side and side * side + prefix == positions.shape[1] and positions.shape[1] != vit.pos_embed.shape[1]:
             grid = vit.patch_embed.grid_size
-            how = {"interpolation": "bilinear", "antialias": False} if getattr(vit, "bilinear_positions", False) else {}
+            how = getattr(vit, "resizing", {})  # our Segmenter's is another than timm's
             weights[positions_name] = resample_abs_pos_embed(positions, list(grid), [side, side], prefix, **how)
             _log.info("positions: a grid of %s resized to %s", (side, side), tuple(grid))
     return weights

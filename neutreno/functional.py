@@ -151,9 +151,7 @@ def _grad_J(u: Tensor, k: Tensor) -> Tensor:
 def _degrees(k: Tensor) -> Tensor:
     degrees = (k + k.mT).sum(-1)
     if not (degrees > 0).all():
-        raise InputError(
-            "the kernel has a token whose row of K + Kᵀ does not sum to more than 0, so it has no step size"
-        )
+        raise InputError("a token has no step size: its row of K + Kᵀ, of the kernel, does not sum to more than 0")
     return degrees
 
 

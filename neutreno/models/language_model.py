@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -86,19 +85,12 @@ class LanguageModel(nn.Module):
         self.grad_checkpointing = False
         self.blocks = Trunk.of(
             own["depth"],
-            block=block,
+            **{name: own[name] for name in ("num_heads", "mlp_ratio", "attention", "block")},
+            **{"qkv_bias": False, "proj_bias": False, "norm_eps": 1e-5, "norm_first": False, "act_layer": nn.ReLU},
             dim=embed_dim,
-            num_heads=own["num_heads"],
-            attention=attention,
-            mlp_ratio=own["mlp_ratio"],
-            qkv_bias=False,
-            proj_bias=False,
             proj_drop=drop_rate,
             attn_drop=attn_drop_rate,
-            norm_eps=1e-5,
-            norm_first=False,
             causal=True,
-            act_layer=nn.ReLU,
         )
         for parameter in self.parameters():
             if parameter.ndim == 2:
@@ -149,23 +141,23 @@ class LanguageModel(nn.Module):
         return self.softmax.log_prob(self.forward_features(ids)[:, -1])
 
 
-_OWN_NAMES = (
-    (r"word_emb\.emb_layers\.0\.weight", "softmax.weight"),
-    (r"crit\.out_layers\.0\.bias", "softmax.bias"),
-    (r"crit\.cluster_(weight|bias)", r"softmax.cluster_\1"),
-    (r"layers\.(\d+)\.dec_attn\.o_net\.weight", r"blocks.\1.attn.proj.weight"),
-    (r"layers\.(\d+)\.dec_attn\.layer_norm\.(weight|bias)", r"blocks.\1.norm1.\2"),
-    (r"layers\.(\d+)\.pos_ff\.CoreNet\.0\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
-    (r"layers\.(\d+)\.pos_ff\.CoreNet\.3\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
-    (r"layers\.(\d+)\.pos_ff\.layer_norm\.(weight|bias)", r"blocks.\1.norm2.\2"),
-)
+_OWN_NAMES = {
+    "word_emb.emb_layers.0": "softmax",
+    "crit.out_layers.0": "softmax",
+    "crit.cluster": "softmax.cluster",
+    "layers": "blocks",
+    "dec_attn.o_net": "attn.proj",
+    "dec_attn.layer_norm": "norm1",
+    "pos_ff.CoreNet.0": "mlp.fc1",
+    "pos_ff.CoreNet.3": "mlp.fc2",
+    "pos_ff.layer_norm": "norm2",
+}
 
 
 def own_name(released: str) -> str:
-    """Our name of the released code's parameter; queries, keys and values, which are one matrix here, are left."""
-    for pattern, ours in _OWN_NAMES:
-        if found := re.fullmatch(pattern, released):
-            return found.expand(ours)
+    """Our name of the released code's parameter, but for queries, keys and values, which are one matrix here."""
+    for theirs, ours in _OWN_NAMES.items():
+        released = released.replace(theirs, ours)
     return released
 
 
@@ -176,9 +168,9 @@ def own_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     left_out = {"crit.out_layers.0.weight", "pos_emb.inv_freq"}  # the embedding again, and a constant
     weights = {own_name(name): value for name, value in weights.items() if name not in left_out}
     for name in [name for name in weights if name.endswith(".dec_attn.q_net.weight")]:
-        layer = name.split(".")[1]
-        q, kv = weights.pop(name), weights.pop(f"layers.{layer}.dec_attn.kv_net.weight")  # keys before values
-        weights[f"blocks.{layer}.attn.qkv.weight"] = torch.cat([q, kv])
+        block = name.removesuffix(".dec_attn.q_net.weight")
+        q, kv = weights.pop(name), weights.pop(f"{block}.dec_attn.kv_net.weight")  # keys before values
+        weights[f"{block}.attn.qkv.weight"] = torch.cat([q, kv])
     return weights
 
 

@@ -6,8 +6,9 @@ Parameter names are the released Segmenter's, which are timm's under ``encoder.`
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,39 +32,23 @@ class MaskTransformer(nn.Module):
     Args:
         encoder: what the patches come from; the decoder is as wide, has as many heads and as wide an MLP.
         drop_rate: dropout on attention weights and on the outputs of attention and MLP.
+        variant: attention, block and norm_eps of the blocks; norm_eps of all norms.
     """
 
     def __init__(
-        self,
-        encoder: VisionTransformer,
-        num_classes: int,
-        depth: int,
-        drop_rate: float,
-        attention: Callable[..., nn.Module],
-        block: Callable[..., nn.Module],
-        norm_eps: float,
+        self, encoder: VisionTransformer, num_classes: int, depth: int, drop_rate: float, **variant: Any
     ) -> None:
         super().__init__()
-        dim, like = encoder.embed_dim, encoder.blocks[0]
-        self.num_classes = num_classes
-        self.grad_checkpointing = False
+        dim, first, norm = encoder.embed_dim, encoder.blocks[0], partial(nn.LayerNorm, eps=variant["norm_eps"])
+        self.num_classes, self.grad_checkpointing = num_classes, False
         self.proj_dec = nn.Linear(dim, dim)
         self.cls_emb = nn.Parameter(trunc_normal_(torch.empty(1, num_classes, dim), std=encoder.init_std))
-        self.blocks = Trunk.of(
-            depth,
-            block=block,
-            dim=dim,
-            num_heads=like.attn.num_heads,
-            attention=attention,
-            mlp_ratio=like.mlp.fc1.out_features / dim,
-            proj_drop=drop_rate,
-            attn_drop=drop_rate,
-            norm_eps=norm_eps,
-        )
-        self.decoder_norm = nn.LayerNorm(dim, eps=norm_eps)
+        alike = {"dim": dim, "num_heads": first.attn.num_heads, "mlp_ratio": first.mlp.fc1.out_features / dim}
+        self.blocks = Trunk.of(depth, proj_drop=drop_rate, attn_drop=drop_rate, **alike, **variant)
+        self.decoder_norm = norm(dim)
         self.proj_patch = nn.Parameter(dim**-0.5 * torch.randn(dim, dim))
         self.proj_classes = nn.Parameter(dim**-0.5 * torch.randn(dim, dim))
-        self.mask_norm = nn.LayerNorm(num_classes, eps=norm_eps)
+        self.mask_norm = norm(num_classes)
         init_linears(self, encoder.init_std)
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -75,10 +60,7 @@ class MaskTransformer(nn.Module):
         return self.mask_norm(patches @ classes.mT).mT
 
 
-_OF_ENCODER = (
-    *("embed_dim", "depth", "num_heads", "mlp_ratio", "init_std", "pos_std", "drop_path_rate", "distilled"),
-    *("attention", "block", "norm_eps"),
-)
+_OF_ENCODER = ("embed_dim", "depth", "num_heads", "mlp_ratio", "init_std", "pos_std", "drop_path_rate", "distilled")
 
 
 class Segmenter(nn.Module):
@@ -128,16 +110,11 @@ class Segmenter(nn.Module):
         block: Callable[..., nn.Module] = Block,
     ) -> None:
         super().__init__()
-        self.encoder = VisionTransformer(
-            *(size, img_size, patch_size, in_chans, 0),
-            dynamic_img_size=True,
-            dynamic_img_pad=True,
-            bilinear_positions=True,
-            **{name: value for name, value in locals().items() if name in _OF_ENCODER},
-        )
-        self.decoder = MaskTransformer(
-            self.encoder, num_classes, decoder_depth, decoder_drop_rate, attention, block, norm_eps
-        )
+        own = {name: value for name, value in locals().items() if name in _OF_ENCODER}
+        variant = {"attention": attention, "block": block, "norm_eps": norm_eps}
+        any_size = {"dynamic_img_size": True, "dynamic_img_pad": True, "bilinear_positions": True}
+        self.encoder = VisionTransformer(size, img_size, patch_size, in_chans, 0, **own, **any_size, **variant)
+        self.decoder = MaskTransformer(self.encoder, num_classes, decoder_depth, decoder_drop_rate, **variant)
         self.num_classes = num_classes
         self.smallest_side = max(self.encoder.patch_embed.patch_size)  # of a window, in pixels
         if encoder_weights is not None:
@@ -184,9 +161,8 @@ def load_encoder(encoder: VisionTransformer, source: str | Path) -> None:
     try:
         weights = read_weights(source)
     except InputError as error:
-        raise InputError(
-            f"model.encoder_weights: {error}; train that run first, or name other weights (null: from scratch)"
-        ) from error
+        remedy = "train that run first, or name other weights (null: from scratch)"
+        raise InputError(f"model.encoder_weights: {error}; {remedy}") from error
     if any(name.startswith("encoder.") for name in weights):
         weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
     weights = {k: v for k, v in weights.items() if not k.startswith(("head.", "head_dist."))}

@@ -130,22 +130,19 @@ def timm_model(
     Raises:
         InputError: no such model, it cannot be built so, or its weights do not fit or are not available.
     """
-    made_for = _pretrained_cfg(name)
-    if pretrained and weights is None and made_for.num_classes != num_classes and not new_head:
+    ours = ("name", "img_size", "pretrained", "weights", "new_head")
+    kwargs: dict[str, Any] = {k: v for k, v in locals().items() if k not in (*ours, "ours") and v is not None}
+    made_for, pretrained = _pretrained_cfg(name), pretrained and weights is None
+    if pretrained and made_for.num_classes != num_classes and not new_head:
         raise InputError(
             f"model.name={name} was trained for {made_for.num_classes} classes, not for {num_classes}; "
             "model.new_head=true keeps the rest and starts a fresh head"
         )
     side = img_size or made_for.input_size[-1]
-    ours = ("name", "img_size", "pretrained", "weights", "new_head", "made_for", "side")
-    kwargs: dict[str, Any] = {k: v for k, v in locals().items() if k not in (*ours, "ours") and v is not None}
     if made_for.fixed_input_size:
         kwargs["img_size"] = side
     try:
-        if pretrained and weights is None:
-            net = pretrained_timm_model(name, **kwargs)
-        else:
-            net = timm.create_model(name, **kwargs)
+        net = (pretrained_timm_model if pretrained else timm.create_model)(name, **kwargs)
     except InputError:
         raise
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -119,7 +118,8 @@ class VisionTransformer(timm.models.VisionTransformer):
         timms["reg_tokens"] += distilled  # timm makes a register token where the distillation token stands
         super().__init__(**timms, norm_layer=norm, block_fn=our_block, weight_init="skip")
         self.blocks = Trunk(self.blocks)
-        self.distilled_training, self.bilinear_positions = False, bilinear_positions
+        self.distilled_training = False
+        self.resizing = {"interpolation": "bilinear", "antialias": False} if bilinear_positions else {}  # of positions
         self.init_std, self.pos_std = own.get("init_std", 0.02), own.get("pos_std", 0.02)
         self.dist_token = self.head_dist = None
         if distilled:
@@ -158,28 +158,22 @@ class VisionTransformer(timm.models.VisionTransformer):
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if self.head_dist is not None and global_pool not in (None, "", "token"):
+        if self.head_dist is None:
+            return super().reset_classifier(num_classes, global_pool)
+        if global_pool not in (None, "", "token"):
             raise InputError(f"global_pool={global_pool}: a distilled model reads class and distillation token")
-        super().reset_classifier(num_classes, global_pool)
-        if self.head_dist is not None:
-            self.head_dist = copy.deepcopy(self.head)
-            if isinstance(self.head_dist, nn.Linear):
-                self.head_dist.reset_parameters()
+        return deit.VisionTransformerDistilled.reset_classifier(self, num_classes, global_pool)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Patches (B, N, C), or (B, H, W, C) of an image of any size → tokens with their positions."""
         positions = self.pos_embed
         if self.dynamic_img_size:
-            positions, x = self.resized_positions(positions, self.patch_embed.grid_size, x.shape[1:3]), x.flatten(1, 2)
+            left = 0 if self.no_embed_class else self.num_prefix_tokens
+            grids = list(x.shape[1:3]), list(self.patch_embed.grid_size)
+            positions, x = resample_abs_pos_embed(positions, *grids, left, **self.resizing), x.flatten(1, 2)
         prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
         x = torch.cat([*prefix, x + positions], 1) if self.no_embed_class else torch.cat([*prefix, x], 1) + positions
         return self.pos_drop(x)
-
-    def resized_positions(self, positions: Tensor, grid: Sequence[int], new: Sequence[int]) -> Tensor:
-        """A position embedding of a ``grid`` of patches, for a ``new`` one."""
-        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
-        how = {"interpolation": "bilinear", "antialias": False} if self.bilinear_positions else {}
-        return resample_abs_pos_embed(positions, list(new), list(grid), prefix, **how)
 
     def _embed(self, images: Tensor) -> Tensor:
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
@@ -234,11 +228,7 @@ class VisionTransformer(timm.models.VisionTransformer):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         if self.head_dist is None:
             return super().forward_head(x, pre_logits)
-        tokens = [self.head_drop(x[:, i]) for i in range(2)]
-        if pre_logits:
-            return (tokens[0] + tokens[1]) / 2
-        logits = self.head(tokens[0]), self.head_dist(tokens[1])
-        return logits if self.distilled_training and self.training else (logits[0] + logits[1]) / 2
+        return deit.VisionTransformerDistilled.forward_head(self, x, pre_logits)
 
 
 def _refuse(attn_mask: Tensor | None = None, is_causal: bool = False) -> None:

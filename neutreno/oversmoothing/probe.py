@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from lightning import Callback, LightningModule, Trainer
 
 from neutreno.errors import check_number
@@ -85,7 +85,5 @@ class OversmoothingProbe(Callback):
         if not self.rows:
             return
         with replacing(self.folder / "oversmoothing.csv") as file:
-            writer = csv.DictWriter(file, (*WHEN, *COLUMNS))
-            writer.writeheader()
-            writer.writerows(self.rows)
+            pd.DataFrame(self.rows, columns=[*WHEN, *COLUMNS]).to_csv(file, index=False)
         plot_similarity(self.rows, self.folder / "oversmoothing.png", self.folder.name)

@@ -58,19 +58,17 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
+def _resize(image: Tensor, *size: int) -> Tensor:
+    return image if size == image.shape[-2:] else F.interpolate(image[None], size=size, mode="bilinear")[0]
+
+
 def _view(image: Tensor, scale: float, flip: bool, window: int) -> Tensor:
     """One image (C, H, W) in another size, at least a window's, and mirrored."""
-
-    def resize(image: Tensor, *size: int) -> Tensor:
-        if size == tuple(image.shape[-2:]):
-            return image
-        return F.interpolate(image[None], size=size, mode="bilinear")[0]
-
-    image = resize(image, *(max(1, int(side * scale)) for side in image.shape[-2:]))
-    height, width = image.shape[-2:]
+    height, width = (max(1, int(side * scale)) for side in image.shape[-2:])
+    image = _resize(image, height, width)
     if min(height, width) < window:
         longer = int(max(height, width) / min(height, width) * window)
-        image = resize(image, *((window, longer) if height < width else (longer, window)))
+        image = _resize(image, *((window, longer) if height < width else (longer, window)))
     return image.flip(-1) if flip else image
 
 

@@ -25,6 +25,7 @@ class Block(nn.Module):
     Args:
         attention: constructor called as ``attention(dim, num_heads=…, qkv_bias=…, …)``, with the arguments of
             :class:`neutreno.attention.SoftmaxAttention`.
+        mixing: further arguments of the attention: qkv_bias, attn_drop, proj_bias, causal.
         norm_first: False: post-norm, ``norm1(x + attn(x))``, then ``norm2(x + mlp(x))``, as in the language model.
 
     Raises:
@@ -40,30 +41,19 @@ class Block(nn.Module):
         num_heads: Annotated[Size, SUPPLIED],
         attention: Annotated[Callable[..., nn.Module], SUPPLIED],
         mlp_ratio: Annotated[Positive, SUPPLIED] = 4.0,
-        qkv_bias: Annotated[bool, SUPPLIED] = True,
         proj_drop: Annotated[DropRate, SUPPLIED] = 0.0,
-        attn_drop: Annotated[DropRate, SUPPLIED] = 0.0,
         drop_path: Annotated[DropRate, SUPPLIED] = 0.0,
         norm_eps: Annotated[Positive, SUPPLIED] = 1e-6,
         norm_first: Annotated[bool, SUPPLIED] = True,
-        proj_bias: Annotated[bool, SUPPLIED] = True,
-        causal: Annotated[bool, SUPPLIED] = False,
         act_layer: Annotated[Callable[..., nn.Module], SUPPLIED] = nn.GELU,
+        **mixing: Any,
     ) -> None:
-        if causal and self.sees_all:
+        if mixing.get("causal") and self.sees_all:
             raise InputError(f"{self.sees_all}, so a language model would see the future")
         super().__init__()
         self.dim, self.norm_first = dim, norm_first
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = attention(
-            dim,
-            num_heads=num_heads,
-            qkv_bias=qkv_bias,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-            proj_bias=proj_bias,
-            causal=causal,
-        )
+        self.attn = attention(dim, num_heads=num_heads, proj_drop=proj_drop, **mixing)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, hidden_features=round(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()

@@ -100,14 +100,14 @@ class _Fidelity:
 
     def __init__(self, layer: Layer, name: str, core: nn.Module, lam: float) -> None:
         self.layer, self.name, self.core, self.lam = layer.module, name, core, float(lam)
-        self.separate, fused, self.output = (_child(core, names) for names in (_VALUE, _FUSED, _OUTPUT))
+        self.separate, fused, self.output = (_first(core, names, nn.Module) for names in (_VALUE, _FUSED, _OUTPUT))
         self.projection = self.separate or fused
         total = _size(self.projection, "out")
         self.out = total if self.output is None else _size(self.output, "in")  # width of what is mixed
         self.width = (total if self.separate else 0) or (total - self.out) // 2  # of the values
         self.groups = self.out // max(1, self.width)  # query heads that share a value
-        heads = _number(core, _HEADS)
-        self.head = _number(core, _HEAD) or (self.out // heads if heads else 0)  # width of a head
+        heads = _first(core, _HEADS, int)
+        self.head = _first(core, _HEAD, int) or (self.out // heads if heads else 0)  # width of a head
         norm = getattr(core, "norm", None)  # timm's, between attention (and its gate) and output projection
         if self.output is not None and isinstance(norm, nn.Module):
             self.output = norm
@@ -226,7 +226,7 @@ def _planned(model: nn.Module, layer: Layer, lam: float) -> _Fidelity:
         f"{layer.name}.{name}.{inner}".removesuffix("."): module
         for name, attention in outer.items()
         for inner, module in attention.named_modules()
-        if _child(module, _VALUE + _FUSED) is not None
+        if _first(module, _VALUE + _FUSED, nn.Module)
     }
     if len(cores) != 1:
         classes = sorted({type(module).__name__ for module in (cores or outer or {"": layer.module}).values()})
@@ -259,12 +259,9 @@ def _planned(model: nn.Module, layer: Layer, lam: float) -> _Fidelity:
     return term
 
 
-def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    return next((m for n in names if isinstance(m := getattr(module, n, None), nn.Module)), None)
-
-
-def _number(module: nn.Module, names: tuple[str, ...]) -> int:
-    return next((x for n in names if isinstance(x := getattr(module, n, None), int)), 0)
+def _first(module: nn.Module, names: tuple[str, ...], kind: type) -> Any:
+    """The first of the attributes so named that is of this kind."""
+    return next((x for n in names if isinstance(x := getattr(module, n, None), kind)), None)
 
 
 def _size(projection: nn.Module, side: str) -> int:
@@ -316,7 +313,7 @@ def _further_arguments(model: nn.Module, core: nn.Module, hidden: Tensor) -> dic
         "residual": lambda: torch.zeros_like(hidden),
     }
     if getattr(getattr(core, "config", None), "alibi", True):
-        makers["alibi"] = lambda: hidden.new_zeros(_number(core, _HEADS), 1, hidden.shape[1])
+        makers["alibi"] = lambda: hidden.new_zeros(_first(core, _HEADS, int), 1, hidden.shape[1])
     _, *others = inspect.signature(core.forward).parameters.values()
     named = [p for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {p.name: makers.get(p.name, lambda: None)() for p in named if p.name in makers or p.default is p.empty}

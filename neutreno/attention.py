@@ -55,9 +55,7 @@ class SoftmaxAttention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise InputError(f"num_heads={num_heads} does not divide embed_dim={dim}; choose a divisor of {dim}")
-        self.num_heads = num_heads
-        self.attn_drop = attn_drop
-        self.causal = causal
+        self.num_heads, self.attn_drop, self.causal = num_heads, attn_drop, causal
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -257,9 +255,7 @@ class ReAttention(Variant):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if self.causal:
-            raise InputError(
-                "attention=reattention normalises over all tokens, so a language model would see the future"
-            )
+            raise InputError("attention=reattention normalises over all tokens: a language model would see the future")
         self.theta = nn.Parameter(torch.eye(self.num_heads))
         self.norm = nn.BatchNorm2d(self.num_heads)
 
@@ -295,9 +291,8 @@ class LinearAttention(Variant):
     def _sum_before(self, q: Tensor, k: Tensor, values: Tensor) -> Tensor:
         """``Σ_{j ≤ i} (qᵢ·kⱼ) valuesⱼ``: by a masked product within a chunk, by a running sum of k ⊗ values before."""
         tokens = q.shape[-2]
-        q, k, values = (
-            F.pad(x, (0, 0, 0, -tokens % self.chunk)).unflatten(-2, (-1, self.chunk)) for x in (q, k, values)
-        )
+        padded = (F.pad(x, (0, 0, 0, -tokens % self.chunk)) for x in (q, k, values))
+        q, k, values = (x.unflatten(-2, (-1, self.chunk)) for x in padded)
         states = k.mT @ values
         earlier = states.cumsum(-3) - states
         return ((q @ k.mT).tril() @ values + q @ earlier).flatten(-3, -2)[..., :tokens, :]

@@ -11,8 +11,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -46,8 +49,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"no checkpoint at {path}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         # DeiT's and timm's scripts store their arguments as a Namespace, which holds no code.
         allowed = torch.serialization.safe_globals([argparse.Namespace])
@@ -64,16 +65,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def state_dict_of(content: dict[str, Any], ema: bool = False) -> dict[str, Tensor]:
+def state_dict_of(content: dict[str, Any]) -> dict[str, Tensor]:
     """The model's weights out of a checkpoint of this project, Lightning, DeiT's scripts or timm's."""
-    if isinstance(content.get("state_dict"), dict) and any(name.startswith("model.") for name in content["state_dict"]):
-        prefix = "ema.module." if ema else "model."
-        own = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    found = content.get("state_dict")
+    if isinstance(found, dict) and any(name.startswith("model.") for name in found):
+        own = {k.removeprefix("model."): v for k, v in found.items() if k.startswith("model.")}
         return {k.removeprefix("net."): v for k, v in own.items()}  # TimmModel's prefix: timm's names are left
-    for key in ("state_dict_ema", "model_ema") if ema else ("model", "state_dict"):
-        if key in content:
-            return content[key]
-    return content
+    return next((content[key] for key in ("model", "state_dict") if key in content), content)
 
 
 def checkpoint_file(source: str | Path) -> Path:
@@ -98,10 +96,10 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
         InputError: there are none.
     """
     if Path(source).exists():
-        weights = state_dict_of(read_checkpoint(checkpoint_file(source)))
-    else:
-        weights = _timm_weights(str(source))
-    return _by_name(weights, source)
+        return _by_name(state_dict_of(read_checkpoint(checkpoint_file(source))), source)
+    if not timm.is_model(str(source)):
+        raise InputError(f"{source} is neither a run folder, nor a checkpoint file, nor the name of a timm model")
+    return pretrained_timm_model(str(source)).state_dict()
 
 
 def _by_name(weights: Any, source: str | Path) -> dict[str, Tensor]:
@@ -125,112 +123,76 @@ def load_weights(
     Raises:
         InputError: names the parameters that are missing, unexpected or of another shape.
     """
-    weights = {k: v for k, v in read_weights(source).items() if not (unused and k.startswith(unused))}
+    weights = {k: v for k, v in read_weights(source).items() if not k.startswith(unused)}
     own = {k: v for k, v in model.state_dict().items() if k.startswith(heads)}
     if new_head:
         weights = {k: v for k, v in weights.items() if not k.startswith(heads)} | own
-    elif any(k in weights and len(weights[k]) != len(v) for k, v in own.items()):
-        name = next(k for k, v in own.items() if len(weights.get(k, v)) != len(v))
-        raise InputError(
-            f"the weights of {source} are for {len(weights[name])} classes, the model has {len(own[name])}; "
-            "model.new_head=true keeps the rest and starts a fresh head"
-        )
-    load_fitting(model, weights, source)
-
-
-def load_fitting(model: nn.Module, weights: Any, source: str | Path) -> None:
-    """:func:`load_strictly`, after :func:`resampled`.
-
-    Raises:
-        InputError: names the parameters that do not fit, and which option chooses the model's.
-    """
-    weights = resampled(model, weights)
-    try:
-        load_strictly(model, weights, source)
-    except InputError as error:
-        own = model.state_dict()
-        advice = _advice({k: (weights[k].shape, v.shape) for k, v in own.items() if k in weights}, {*own} ^ {*weights})
-        raise InputError(f"{error}{advice}") from error
+    for name, value in own.items():
+        if name in weights and len(weights[name]) != len(value):
+            raise InputError(
+                f"the weights of {source} are for {len(weights[name])} classes, the model has {len(value)}; "
+                "model.new_head=true keeps the rest and starts a fresh head"
+            )
+    load_strictly(model, resampled(model, weights), source)
 
 
 def resampled(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of another resolution or patch size made to fit the ViTs of timm's kind in ``model``, as timm does: the
     patch projection by pseudo-inverse resizing, the grid of positions by interpolation. The others as they are."""
-    from timm.layers import resample_abs_pos_embed, resample_patch_embed
-    from timm.models import VisionTransformer
-
     weights = dict(weights)
     for name, vit in model.named_modules():
-        start = f"{name}." if name else ""
-        patches, positions = (weights.get(f"{start}{k}") for k in ("patch_embed.proj.weight", "pos_embed"))
-        if not isinstance(vit, VisionTransformer) or patches is None or positions is None or vit.pos_embed is None:
+        patches_name, positions_name = (f"{name}.{k}".strip(".") for k in ("patch_embed.proj.weight", "pos_embed"))
+        patches, positions = weights.get(patches_name), weights.get(positions_name)
+        if not isinstance(vit, timm.models.VisionTransformer) or patches is None or positions is None:
             continue
         own = vit.patch_embed.proj.weight
         if patches.ndim == 4 and patches.shape[:2] == own.shape[:2] and patches.shape != own.shape:
-            weights[f"{start}patch_embed.proj.weight"] = resample_patch_embed(patches, list(own.shape[2:]))
+            weights[patches_name] = resample_patch_embed(patches, list(own.shape[2:]))
             _log.info("patch projection: %s resampled to %s pixels", tuple(patches.shape[2:]), tuple(own.shape[2:]))
         prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
         side = math.isqrt(max(0, positions.shape[1] - prefix)) if positions.ndim == 3 else 0
-        if positions.shape == vit.pos_embed.shape or side == 0 or side * side + prefix != positions.shape[1]:
-            continue
-        how = {"interpolation": "bilinear", "antialias": False} if getattr(vit, "bilinear_positions", False) else {}
-        grid = list(vit.patch_embed.grid_size)
-        weights[f"{start}pos_embed"] = resample_abs_pos_embed(positions, grid, [side, side], prefix, **how)
-        _log.info("positions: a grid of %s resized to %s", (side, side), tuple(grid))
+        if side and side * side + prefix == positions.shape[1] and positions.shape[1] != vit.pos_embed.shape[1]:
+            grid = vit.patch_embed.grid_size
+            how = getattr(vit, "resizing", {})  # our Segmenter's is another than timm's
+            weights[positions_name] = resample_abs_pos_embed(positions, list(grid), [side, side], prefix, **how)
+            _log.info("positions: a grid of %s resized to %s", (side, side), tuple(grid))
     return weights
 
 
-def _advice(shapes: dict[str, tuple[torch.Size, torch.Size]], one_sided: set[str]) -> str:
-    """Which option chooses what the weights are not made for."""
-    inner = {name.rpartition("blocks.")[2].lstrip("0123456789."): pair for name, pair in shapes.items()}
-    differ = {name.rpartition("encoder.")[2]: pair for name, pair in inner.items() if pair[0] != pair[1]}
-    ends = {name.rpartition("encoder.")[2].partition(".")[0] for name in one_sided}
-    rules = [
-        ("norm1.weight" in differ, "model.size (or model.embed_dim) chooses the width"),
-        (
-            bool(ends & {"cls_token", "dist_token", "reg_token", "head_dist"}),
-            "model.distilled, model.reg_tokens and model.class_token choose the tokens beside the patches",
-        ),
-        (bool(ends & {"fc_norm", "attn_pool"}), "model.global_pool chooses how tokens are pooled"),
-        (
-            bool(one_sided) and all(name.endswith("qkv.bias") for name in one_sided),
-            "model.qkv_bias chooses whether there is a bias",
-        ),
-        (
-            bool(one_sided) and all("decoder.blocks." in name for name in one_sided),
-            "model.decoder_depth chooses the decoder's blocks",
-        ),
-        (
-            bool(one_sided) and all(re.search(r"(^|\.)blocks\.\d+\.", name) for name in one_sided),
-            "model.size (or model.depth) chooses the number of blocks, block=… what they hold",
-        ),
-        ("pos_embed" in differ, "recipe.patch_size and data.img_size choose the grid of patches"),
-        ("patch_embed.proj.weight" in differ, "data.in_chans chooses the channels"),
-        (any(name.startswith("mlp.") for name in differ), "model.mlp_ratio chooses the width of the MLP"),
-    ]
-    return next((f"; {said}" for holds, said in rules if holds), "")
+_ADVICE = (  # which option chooses what any or all of the names are of: of another shape (≠), or on one side alone (±)
+    ("≠", any, r"norm1\.weight", "model.size (or model.embed_dim) chooses the width"),
+    ("±", any, "_token|head_dist", "model.distilled, model.reg_tokens and model.class_token choose the tokens"),
+    ("±", any, "fc_norm|attn_pool", "model.global_pool chooses how tokens are pooled"),
+    ("±", all, r"qkv\.bias", "model.qkv_bias chooses whether there is a bias"),
+    ("±", all, r"decoder\.blocks\.", "model.decoder_depth chooses the decoder's blocks"),
+    ("±", all, r"\bblocks\.\d", "model.size (or model.depth) chooses the number of blocks, block=… what they hold"),
+    ("≠", any, "pos_embed", "recipe.patch_size and data.img_size choose the grid of patches"),
+    ("≠", any, r"patch_embed\.proj\.weight", "data.in_chans chooses the channels"),
+    ("≠", any, r"\bmlp\.", "model.mlp_ratio chooses the width of the MLP"),
+)
 
 
 def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:
     """``load_state_dict`` that checks everything first and names what does not fit.
 
     Raises:
-        InputError: parameters are missing, unexpected or of another shape; then nothing was loaded.
+        InputError: parameters are missing, unexpected or of another shape, and which option chooses the module's; then
+            nothing was loaded.
     """
-    weights = _by_name(weights, source)
-    own = module.state_dict()
-    shapes = [
-        f"{k} {tuple(weights[k].shape)} ≠ {tuple(own[k].shape)}"
-        for k in own
-        if k in weights and weights[k].shape != own[k].shape
-    ]
+    own, weights = module.state_dict(), _by_name(weights, source)
+    differ = [name for name in own if name in weights and weights[name].shape != own[name].shape]
     problems = {
-        "of another shape (file ≠ model)": shapes,
-        "missing": [k for k in own if k not in weights],
-        "unexpected": [k for k in weights if k not in own],
+        "of another shape (file ≠ model)": [f"{k} {tuple(weights[k].shape)} ≠ {tuple(own[k].shape)}" for k in differ],
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
     }
     if any(problems.values()):
         said = "; ".join(f"{what}: {_shorten(names)}" for what, names in problems.items() if names)
+        found = {"≠": differ, "±": problems["missing"] + problems["unexpected"]}
+        for kind, how, pattern, advice in _ADVICE:
+            if found[kind] and how(re.search(pattern, name) for name in found[kind]):
+                said += f"; {advice}"
+                break
         raise InputError(f"the weights of {source} do not fit the model: {said}")
     set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))  # sharded modules too
 
@@ -239,22 +201,12 @@ def _shorten(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _timm_weights(name: str) -> dict[str, Tensor]:
-    import timm
-
-    if not timm.is_model(name):
-        raise InputError(f"{name} is neither a run folder, nor a checkpoint file, nor the name of a timm model")
-    return pretrained_timm_model(name).state_dict()
-
-
 def pretrained_timm_model(name: str, **kwargs) -> nn.Module:
     """``timm.create_model`` with the weights from timm's cache, or downloaded.
 
     Raises:
         InputError: they are in neither.
     """
-    import timm
-
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it warns of every attempt
     try:
         return timm.create_model(name, pretrained=True, **kwargs)

@@ -35,7 +35,7 @@ def J(u: Tensor, k: Tensor) -> Tensor:
     """The smoothing functional ``J(u) = ½ Σᵢⱼ Kᵢⱼ ‖uᵢ − uⱼ‖²``: (…, N, d), (…, N, N) → (…)."""
     u, k = _fitting(k, u=u)
     u = u - u.mean(-2, keepdim=True)  # J does not feel a shift, rounding does
-    return (_grad_J(u, k) * u).sum((-2, -1)) / 2
+    return (grad_J(u, k) * u).sum((-2, -1)) / 2
 
 
 def G(u: Tensor, f: Tensor, lam: Tensor | float) -> Tensor:
@@ -51,7 +51,10 @@ def E(u: Tensor, k: Tensor, f: Tensor, lam_tilde: float) -> Tensor:
 
 def grad_J(u: Tensor, k: Tensor) -> Tensor:
     """``∂J/∂uᵢ = Σⱼ (Kᵢⱼ + Kⱼᵢ) (uᵢ − uⱼ)``: (…, N, d)."""
-    return _grad_J(*_fitting(k, u=u))
+    u, k = _fitting(k, u=u)
+    s = k + k.mT
+    with torch.autocast(u.device.type, enabled=False):
+        return s.sum(-1, keepdim=True) * u - s @ u
 
 
 def grad_G(u: Tensor, f: Tensor, lam: Tensor | float) -> Tensor:
@@ -142,18 +145,10 @@ def fixed_point(k: Tensor, f: Tensor, lam_tilde: float) -> Tensor:
     return torch.linalg.solve(system, lam_tilde * degrees * f)
 
 
-def _grad_J(u: Tensor, k: Tensor) -> Tensor:
-    s = k + k.mT
-    with torch.autocast(u.device.type, enabled=False):
-        return s.sum(-1, keepdim=True) * u - s @ u
-
-
 def _degrees(k: Tensor) -> Tensor:
     degrees = (k + k.mT).sum(-1)
     if not (degrees > 0).all():
-        raise InputError(
-            "the kernel has a token whose row of K + Kᵀ does not sum to more than 0, so it has no step size"
-        )
+        raise InputError("a token has no step size: its row of K + Kᵀ, of the kernel, does not sum to more than 0")
     return degrees
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,9 +40,7 @@ class SlidingWindow:
         for name in ("window", "stride", "batch"):
             check_number(name, getattr(self, name), 1, integer=True)
         if self.stride > self.window:
-            raise InputError(
-                f"stride={self.stride} is larger than window={self.window}: that would leave gaps; lower it"
-            )
+            raise InputError(f"stride={self.stride} is larger than window={self.window} and would leave gaps; lower it")
         if isinstance(self.scales, str) or not isinstance(self.scales, Sequence) or not self.scales:
             raise InputError(f"scales={self.scales} is not a list of factors; write scales=[1.0]")
         for scale in self.scales:
@@ -59,19 +58,17 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
+def _resize(image: Tensor, *size: int) -> Tensor:
+    return image if size == image.shape[-2:] else F.interpolate(image[None], size=size, mode="bilinear")[0]
+
+
 def _view(image: Tensor, scale: float, flip: bool, window: int) -> Tensor:
     """One image (C, H, W) in another size, at least a window's, and mirrored."""
-
-    def resize(image: Tensor, *size: int) -> Tensor:
-        if size == tuple(image.shape[-2:]):
-            return image
-        return F.interpolate(image[None], size=size, mode="bilinear")[0]
-
-    image = resize(image, *(max(1, int(side * scale)) for side in image.shape[-2:]))
-    height, width = image.shape[-2:]
+    height, width = (max(1, int(side * scale)) for side in image.shape[-2:])
+    image = _resize(image, height, width)
     if min(height, width) < window:
         longer = int(max(height, width) / min(height, width) * window)
-        image = resize(image, *((window, longer) if height < width else (longer, window)))
+        image = _resize(image, *((window, longer) if height < width else (longer, window)))
     return image.flip(-1) if flip else image
 
 
@@ -79,23 +76,22 @@ def _window_logits(model: nn.Module, images: Sequence[Tensor], window: SlidingWi
     """Logits (num_classes, h, w) of images at least a window large, averaged where windows overlap."""
     side = window.window
     places = [
-        (i, top, left)
+        (i, (..., slice(top, top + side), slice(left, left + side)))
         for i, image in enumerate(images)
         for top in _starts(image.shape[-2], side, window.stride)
         for left in _starts(image.shape[-1], side, window.stride)
     ]
-    totals: list[Tensor | None] = [None] * len(images)
+    totals: dict[int, Tensor] = {}
     counts = [image.new_zeros(image.shape[-2:]) for image in images]
     for first in range(0, len(places), window.batch):
         some = places[first : first + window.batch]
-        crops = torch.stack([images[i][:, top : top + side, left : left + side] for i, top, left in some])
-        for (i, top, left), logits in zip(some, model(crops), strict=True):
-            if totals[i] is None:
+        for (i, place), logits in zip(some, model(torch.stack([images[i][at] for i, at in some])), strict=True):
+            if i not in totals:
                 dtype = torch.promote_types(logits.dtype, torch.float32)
                 totals[i] = logits.new_zeros(len(logits), *images[i].shape[-2:], dtype=dtype)
-            totals[i][:, top : top + side, left : left + side] += logits
-            counts[i][top : top + side, left : left + side] += 1
-    return [total.div_(count) for total, count in zip(totals, counts, strict=True)]
+            totals[i][place] += logits
+            counts[i][place] += 1
+    return [total.div_(count) for total, count in zip(totals.values(), counts, strict=True)]
 
 
 def _resized_rows(logits: Tensor, size: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
@@ -116,6 +112,17 @@ def _resized_rows(logits: Tensor, size: Sequence[int]) -> Iterator[tuple[slice, 
         yield part, F.interpolate(mixed[None], size=(mixed.shape[1], width), mode="bilinear")[0]
 
 
+def _resized(
+    model: nn.Module, images: Sequence[Tensor], sizes: Sequence[Sequence[int]], window: SlidingWindow
+) -> Iterator[tuple[int, slice, Tensor]]:
+    """Of every view of every image: its number, rows of the result, and the logits there, (num_classes, rows, W)."""
+    for scale, flip in window.views:
+        views = [_view(image, scale, flip, window.window) for image in images]
+        for i, logits in enumerate(_window_logits(model, views, window)):
+            for part, resized in _resized_rows(logits.flip(-1) if flip else logits, sizes[i]):
+                yield i, part, resized
+
+
 @torch.no_grad()
 def probabilities(
     model: nn.Module, images: Sequence[Tensor], sizes: Sequence[Sequence[int]], window: SlidingWindow
@@ -129,16 +136,12 @@ def probabilities(
     Returns:
         (num_classes, H, W) each.
     """
-    results: list[Tensor] = []
-    for scale, flip in window.views:
-        views = [_view(image, scale, flip, window.window) for image in images]
-        for i, logits in enumerate(_window_logits(model, views, window)):
-            if len(results) == i:
-                results.append(logits.new_zeros(len(logits), *sizes[i]))
-            logits = logits.flip(-1) if flip else logits
-            for part, resized in _resized_rows(logits, sizes[i]):
-                results[i][:, part] += resized.softmax(0) / len(window.views)
-    return results
+    results: dict[int, Tensor] = {}
+    for i, part, logits in _resized(model, images, sizes, window):
+        if i not in results:
+            results[i] = logits.new_zeros(len(logits), *sizes[i])
+        results[i][:, part] += logits.softmax(0) / len(window.views)
+    return list(results.values())
 
 
 @torch.no_grad()
@@ -148,9 +151,7 @@ def segment(
     """The likeliest class of every pixel of whole images, (H, W) each; arguments as for :func:`probabilities`."""
     if len(window.views) > 1:
         return [p.argmax(0) for p in probabilities(model, images, sizes, window)]
-    (scale, flip), results = window.views[0], []  # one view: the largest logit is the largest probability
-    views = [_view(image, scale, flip, window.window) for image in images]
-    for logits, size in zip(_window_logits(model, views, window), sizes, strict=True):
-        rows = _resized_rows(logits.flip(-1) if flip else logits, size)
-        results.append(torch.cat([resized.argmax(0) for _, resized in rows]))
-    return results
+    rows: dict[int, list[Tensor]] = defaultdict(list)  # one view: the largest logit is the largest probability
+    for i, _, logits in _resized(model, images, sizes, window):
+        rows[i].append(logits.argmax(0))
+    return [torch.cat(parts) for parts in rows.values()]

@@ -34,15 +34,12 @@ class AdaptiveSoftmax(nn.Module):
 
     def __init__(self, vocab_size: int, dim: int, cutoffs: Sequence[int] | None = None) -> None:
         super().__init__()
-        cutoffs = [] if cutoffs is None else cutoffs
-        cutoffs = list(cutoffs)
+        cutoffs = list(cutoffs or [])
         if any(type(c) is not int or c < 1 for c in cutoffs) or cutoffs != sorted(set(cutoffs)):
             raise InputError(f"model.cutoffs={cutoffs} are no increasing whole numbers; write e.g. [20000,40000]")
         if cutoffs and cutoffs[-1] >= vocab_size:
-            raise InputError(
-                f"model.cutoffs={cutoffs} go beyond the vocabulary of {vocab_size:,} tokens; lower them, or take "
-                "model.cutoffs=[] for a plain softmax"
-            )
+            what = f"model.cutoffs={cutoffs} go beyond the vocabulary of {vocab_size:,} tokens"
+            raise InputError(f"{what}; lower them, or take model.cutoffs=[] for a plain softmax")
         self.bounds = [0, *cutoffs, vocab_size]
         self.sizes = [end - first for first, end in pairwise(self.bounds)]
         self.weight = nn.Parameter(torch.zeros(vocab_size, dim))

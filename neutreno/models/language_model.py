@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -11,18 +11,7 @@ from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
 from neutreno.checkpoints import checkpoint_file, load_strictly, read_checkpoint, state_dict_of
-from neutreno.config.options import (
-    SUPPLIED,
-    Count,
-    Depth,
-    DropRate,
-    NonNegative,
-    Positive,
-    Size,
-    Weights,
-    builds,
-    checked,
-)
+from neutreno.config.options import SUPPLIED, Count, Depth, DropRate, NonNegative, Positive, Size, Weights, checked
 from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
 from neutreno.models.adaptive_softmax import AdaptiveSoftmax
@@ -53,11 +42,17 @@ class LanguageModel(nn.Module):
     There is no memory from one call to the next.
 
     Args:
-        vocab_size: V.
+        vocabulary: of V tokens, or V alone.
+        size: one of :data:`SIZES`, which says what is None of ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio``
+            and ``init_std``.
         mlp_ratio: hidden width of the feed-forward part, in units of the tokens'.
         cutoffs: of :class:`neutreno.models.adaptive_softmax.AdaptiveSoftmax`; none: a plain softmax.
         drop_rate: dropout of the embedding, of both parts of a block and of the output. attn_drop_rate: of attention.
         init_std: of all weight matrices at the start (normal); LayerNorm's weights start at N(1, 0.02), as released.
+        weights: a run folder or a checkpoint file, under our names or the released code's; loaded strictly.
+
+    Raises:
+        InputError: no such size; the weights cannot be read, do not fit, or are for another vocabulary.
     """
 
     output = "tokens"
@@ -65,48 +60,58 @@ class LanguageModel(nn.Module):
     @checked
     def __init__(
         self,
-        vocab_size: Count,
-        embed_dim: Size = 128,
-        depth: Depth = 16,
-        num_heads: Size = 8,
-        mlp_ratio: Positive = 16,
+        vocabulary: Annotated[Vocabulary | Count, SUPPLIED],
+        embed_dim: Size | None = None,
+        depth: Depth | None = None,
+        num_heads: Size | None = None,
+        mlp_ratio: Positive | None = None,
         cutoffs: Sequence[Count] | None = None,
         drop_rate: DropRate = 0.1,
         attn_drop_rate: DropRate = 0.0,
         attention: Callable[..., nn.Module] = SoftmaxAttention,
         block: Callable[..., nn.Module] = Block,
-        init_std: NonNegative = 0.02,
+        init_std: NonNegative | None = None,
+        size: str = "small",
+        weights: Weights = None,
     ) -> None:
         super().__init__()
+        own = of_size(size, SIZES, locals())
+        embed_dim = own["embed_dim"]
         if embed_dim % 2:
             raise InputError(f"model.embed_dim={embed_dim} is odd: positions are pairs of sine and cosine")
+        vocab_size = vocabulary if isinstance(vocabulary, int) else len(vocabulary)
         self.softmax = AdaptiveSoftmax(vocab_size, embed_dim, cutoffs)
         self.drop = nn.Dropout(drop_rate)
         self.grad_checkpointing = False
         self.blocks = Trunk.of(
-            depth,
-            block=block,
+            own["depth"],
+            **{name: own[name] for name in ("num_heads", "mlp_ratio", "attention", "block")},
+            **{"qkv_bias": False, "proj_bias": False, "norm_eps": 1e-5, "norm_first": False, "act_layer": nn.ReLU},
             dim=embed_dim,
-            num_heads=num_heads,
-            attention=attention,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=False,
-            proj_bias=False,
             proj_drop=drop_rate,
             attn_drop=attn_drop_rate,
-            norm_eps=1e-5,
-            norm_first=False,
             causal=True,
-            act_layer=nn.ReLU,
         )
         for parameter in self.parameters():
             if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=init_std)
+                nn.init.normal_(parameter, std=own.get("init_std", 0.02))
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.normal_(module.weight, 1.0, std=0.02)
+        if weights is not None:
+            self._load(weights, vocabulary)
+
+    def _load(self, source: str | Path, vocabulary: Vocabulary | int) -> None:
+        content = read_checkpoint(checkpoint_file(source))
+        if isinstance(vocabulary, Vocabulary):
+            vocabulary.check(content.get("vocabulary"), source)
+        named, size = own_names(state_dict_of(content)), len(self.softmax.weight)
+        if isinstance(word := named.get("softmax.weight"), Tensor) and len(word) != size:
+            theirs = f"a vocabulary of {len(word):,} tokens"
+            raise InputError(f"the weights of {source} are for {theirs}, the data has {size:,}")
+        load_strictly(self, named, source)
 
     def _embed(self, ids: Tensor) -> Tensor:
         x = self.softmax.embed(ids)
@@ -136,23 +141,23 @@ class LanguageModel(nn.Module):
         return self.softmax.log_prob(self.forward_features(ids)[:, -1])
 
 
-_OWN_NAMES = (
-    (r"word_emb\.emb_layers\.0\.weight", "softmax.weight"),
-    (r"crit\.out_layers\.0\.bias", "softmax.bias"),
-    (r"crit\.cluster_(weight|bias)", r"softmax.cluster_\1"),
-    (r"layers\.(\d+)\.dec_attn\.o_net\.weight", r"blocks.\1.attn.proj.weight"),
-    (r"layers\.(\d+)\.dec_attn\.layer_norm\.(weight|bias)", r"blocks.\1.norm1.\2"),
-    (r"layers\.(\d+)\.pos_ff\.CoreNet\.0\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
-    (r"layers\.(\d+)\.pos_ff\.CoreNet\.3\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
-    (r"layers\.(\d+)\.pos_ff\.layer_norm\.(weight|bias)", r"blocks.\1.norm2.\2"),
-)
+_OWN_NAMES = {
+    "word_emb.emb_layers.0": "softmax",
+    "crit.out_layers.0": "softmax",
+    "crit.cluster": "softmax.cluster",
+    "layers": "blocks",
+    "dec_attn.o_net": "attn.proj",
+    "dec_attn.layer_norm": "norm1",
+    "pos_ff.CoreNet.0": "mlp.fc1",
+    "pos_ff.CoreNet.3": "mlp.fc2",
+    "pos_ff.layer_norm": "norm2",
+}
 
 
 def own_name(released: str) -> str:
-    """Our name of the released code's parameter; queries, keys and values, which are one matrix here, are left."""
-    for pattern, ours in _OWN_NAMES:
-        if found := re.fullmatch(pattern, released):
-            return found.expand(ours)
+    """Our name of the released code's parameter, but for queries, keys and values, which are one matrix here."""
+    for theirs, ours in _OWN_NAMES.items():
+        released = released.replace(theirs, ours)
     return released
 
 
@@ -163,47 +168,10 @@ def own_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     left_out = {"crit.out_layers.0.weight", "pos_emb.inv_freq"}  # the embedding again, and a constant
     weights = {own_name(name): value for name, value in weights.items() if name not in left_out}
     for name in [name for name in weights if name.endswith(".dec_attn.q_net.weight")]:
-        layer = name.split(".")[1]
-        q, kv = weights.pop(name), weights.pop(f"layers.{layer}.dec_attn.kv_net.weight")  # keys before values
-        weights[f"blocks.{layer}.attn.qkv.weight"] = torch.cat([q, kv])
+        block = name.removesuffix(".dec_attn.q_net.weight")
+        q, kv = weights.pop(name), weights.pop(f"{block}.dec_attn.kv_net.weight")  # keys before values
+        weights[f"{block}.attn.qkv.weight"] = torch.cat([q, kv])
     return weights
 
 
-@builds(LanguageModel)
-@checked
-def lm(
-    vocabulary: Annotated[Vocabulary, SUPPLIED],
-    size: str = "small",
-    embed_dim: Size | None = None,
-    depth: Depth | None = None,
-    num_heads: Size | None = None,
-    mlp_ratio: Positive | None = None,
-    cutoffs: Sequence[Count] | None = None,
-    drop_rate: DropRate | None = None,
-    attn_drop_rate: DropRate | None = None,
-    init_std: NonNegative | None = None,
-    weights: Weights = None,
-    attention: Callable[..., nn.Module] = SoftmaxAttention,
-    block: Callable[..., nn.Module] = Block,
-) -> LanguageModel:
-    """A language model of one of :data:`SIZES` for ``vocabulary``; what is None is what the size says, or
-    :class:`LanguageModel`'s default.
-
-    ``weights`` (a run folder or a checkpoint file, under our names or the released code's) is loaded strictly.
-
-    Raises:
-        InputError: no such size; the weights cannot be read, do not fit, or are for another vocabulary.
-    """
-    own = {k: v for k, v in locals().items() if k not in ("vocabulary", "size", "weights") and v is not None}
-    model = LanguageModel(len(vocabulary), **{**of_size(size, SIZES), **own})
-    if weights is not None:
-        content = read_checkpoint(checkpoint_file(weights))
-        vocabulary.check(content.get("vocabulary"), weights)
-        named = own_names(state_dict_of(content))
-        if isinstance(word := named.get("softmax.weight"), Tensor) and len(word) != len(vocabulary):
-            raise InputError(
-                f"the weights of {weights} are for a vocabulary of {len(word):,} tokens, the data has "
-                f"{len(vocabulary):,}"
-            )
-        load_strictly(model, named, weights)
-    return model
+lm = LanguageModel

@@ -6,6 +6,7 @@ Parameter names are the released Segmenter's, which are timm's under ``encoder.`
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +17,11 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
-from neutreno.checkpoints import load_fitting, load_weights, read_weights
-from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, Weights, builds, checked
+from neutreno.checkpoints import load_strictly, load_weights, read_weights, resampled
+from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, Weights, checked
 from neutreno.errors import InputError
 from neutreno.models.transformer import Block, Trunk, init_linears
-from neutreno.models.vit import SIZES, VisionTransformer, of_size
+from neutreno.models.vit import VisionTransformer
 
 
 class MaskTransformer(nn.Module):
@@ -29,46 +30,26 @@ class MaskTransformer(nn.Module):
     It has a trunk, and so separate first-layer values V_0. Patch tokens (B, N, C) → masks (B, num_classes, N).
 
     Args:
-        dim: C, the width of the encoder; the decoder keeps it.
+        encoder: what the patches come from; the decoder is as wide, has as many heads and as wide an MLP.
         drop_rate: dropout on attention weights and on the outputs of attention and MLP.
+        variant: attention, block and norm_eps of the blocks; norm_eps of all norms.
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        attention: Callable[..., nn.Module] = SoftmaxAttention,
-        block: Callable[..., nn.Module] = Block,
-        norm_eps: float = 1e-5,
-        init_std: float = 0.02,
+        self, encoder: VisionTransformer, num_classes: int, depth: int, drop_rate: float, **variant: Any
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.grad_checkpointing = False
+        dim, first, norm = encoder.embed_dim, encoder.blocks[0], partial(nn.LayerNorm, eps=variant["norm_eps"])
+        self.num_classes, self.grad_checkpointing = num_classes, False
         self.proj_dec = nn.Linear(dim, dim)
-        self.cls_emb = nn.Parameter(trunc_normal_(torch.empty(1, num_classes, dim), std=init_std))
-        self.blocks = Trunk.of(
-            depth,
-            drop_path_rate,
-            block=block,
-            dim=dim,
-            num_heads=num_heads,
-            attention=attention,
-            mlp_ratio=mlp_ratio,
-            proj_drop=drop_rate,
-            attn_drop=drop_rate,
-            norm_eps=norm_eps,
-        )
-        self.decoder_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.cls_emb = nn.Parameter(trunc_normal_(torch.empty(1, num_classes, dim), std=encoder.init_std))
+        alike = {"dim": dim, "num_heads": first.attn.num_heads, "mlp_ratio": first.mlp.fc1.out_features / dim}
+        self.blocks = Trunk.of(depth, proj_drop=drop_rate, attn_drop=drop_rate, **alike, **variant)
+        self.decoder_norm = norm(dim)
         self.proj_patch = nn.Parameter(dim**-0.5 * torch.randn(dim, dim))
         self.proj_classes = nn.Parameter(dim**-0.5 * torch.randn(dim, dim))
-        self.mask_norm = nn.LayerNorm(num_classes, eps=norm_eps)
-        init_linears(self, init_std)
+        self.mask_norm = norm(num_classes)
+        init_linears(self, encoder.init_std)
 
     def forward(self, patches: Tensor) -> Tensor:
         x = torch.cat([self.proj_dec(patches), self.cls_emb.expand(len(patches), -1, -1)], dim=1)
@@ -79,23 +60,68 @@ class MaskTransformer(nn.Module):
         return self.mask_norm(patches @ classes.mT).mT
 
 
+_OF_ENCODER = ("embed_dim", "depth", "num_heads", "mlp_ratio", "init_std", "pos_std", "drop_path_rate", "distilled")
+
+
 class Segmenter(nn.Module):
     """Images (B, in_chans, H, W) of any size → logits per pixel (B, num_classes, H, W).
 
     The image is padded to whole patches, the masks are resized bilinearly to pixels and cropped back.
 
     Args:
-        encoder: a ViT without head that takes any size of image.
-        decoder: a mask transformer of the same width.
+        size, embed_dim, depth, num_heads, mlp_ratio, init_std, pos_std, drop_path_rate, distilled: of the encoder, see
+            :class:`neutreno.models.vit.VisionTransformer`.
+        img_size: side of the square training crop; the position embedding is of its patches.
+        norm_eps: of all norms; the released Segmenter's is PyTorch's default, not timm's 1e-6.
+        encoder_weights: start the encoder from a run folder (a classifier's or a Segmenter's), a checkpoint file, or a
+            pretrained timm model by name; its head is left out and its position embedding resized.
+        weights: start the whole network from a run folder or checkpoint file, the released Segmenter's included.
+        new_head: leave out what depends on the number of classes in ``weights``.
+
+    Raises:
+        InputError: no such size; the weights cannot be read or do not fit.
     """
 
     output = "masks"
 
-    def __init__(self, encoder: VisionTransformer, decoder: MaskTransformer) -> None:
+    @checked
+    def __init__(
+        self,
+        size: str = "tiny",
+        img_size: Size = 512,
+        in_chans: Size = 3,
+        num_classes: Annotated[int, Ge(2), Le(10**6)] = 150,
+        patch_size: Size = 16,
+        embed_dim: Size | None = None,
+        depth: Depth | None = None,
+        num_heads: Size | None = None,
+        mlp_ratio: Positive | None = None,
+        init_std: NonNegative | None = None,
+        pos_std: NonNegative | None = None,
+        drop_path_rate: DropRate = 0.0,
+        distilled: bool = False,
+        decoder_depth: Depth = 2,
+        decoder_drop_rate: DropRate = 0.1,
+        norm_eps: Positive = 1e-5,
+        encoder_weights: Weights = None,
+        weights: Weights = None,
+        new_head: bool = False,
+        attention: Callable[..., nn.Module] = SoftmaxAttention,
+        block: Callable[..., nn.Module] = Block,
+    ) -> None:
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.num_classes = decoder.num_classes
-        self.smallest_side = max(encoder.patch_embed.patch_size)  # of a window, in pixels
+        own = {name: value for name, value in locals().items() if name in _OF_ENCODER}
+        variant = {"attention": attention, "block": block, "norm_eps": norm_eps}
+        any_size = {"dynamic_img_size": True, "dynamic_img_pad": True, "bilinear_positions": True}
+        self.encoder = VisionTransformer(size, img_size, patch_size, in_chans, 0, **own, **any_size, **variant)
+        self.decoder = MaskTransformer(self.encoder, num_classes, decoder_depth, decoder_drop_rate, **variant)
+        self.num_classes = num_classes
+        self.smallest_side = max(self.encoder.patch_embed.patch_size)  # of a window, in pixels
+        if encoder_weights is not None:
+            load_encoder(self.encoder, encoder_weights)
+        if weights is not None:
+            of_classes = ("decoder.cls_emb", "decoder.mask_norm.")
+            load_weights(self, weights, new_head, of_classes, unused=("encoder.head.", "encoder.head_dist."))
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -105,12 +131,10 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         patches = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]
         height, width = images.shape[-2:]
-        rows, columns = self.encoder.patch_embed.dynamic_feat_size((height, width))
-        down, across = self.encoder.patch_embed.patch_size
-        masks = self.decoder(patches).unflatten(2, (rows, columns))
-        logits = F.interpolate(masks, size=(rows * down, columns * across), mode="bilinear")
-        padded = logits.shape[-2:] != images.shape[-2:]
-        return logits[..., :height, :width] if padded else logits
+        embed = self.encoder.patch_embed
+        masks = self.decoder(patches).unflatten(2, embed.dynamic_feat_size((height, width)))
+        padded = [patch * side for patch, side in zip(embed.patch_size, masks.shape[-2:], strict=True)]
+        return F.interpolate(masks, size=padded, mode="bilinear")[..., :height, :width]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute activations again in the backward pass instead of keeping them, in encoder and decoder."""
@@ -125,82 +149,7 @@ class Segmenter(nn.Module):
         return {"patch": torch.arange(tokens) < tokens - self.num_classes}
 
 
-@builds(Segmenter)
-@checked
-def segmenter(
-    size: str = "tiny",
-    img_size: Size = 512,
-    in_chans: Size = 3,
-    num_classes: Annotated[int, Ge(2), Le(10**6)] = 150,
-    patch_size: Size = 16,
-    embed_dim: Size | None = None,
-    depth: Depth | None = None,
-    num_heads: Size | None = None,
-    mlp_ratio: Positive | None = None,
-    init_std: NonNegative | None = None,
-    pos_std: NonNegative | None = None,
-    drop_path_rate: DropRate | None = None,
-    distilled: bool = False,
-    decoder_depth: Depth = 2,
-    decoder_drop_rate: DropRate = 0.1,
-    norm_eps: Positive = 1e-5,
-    encoder_weights: Weights = None,
-    weights: Weights = None,
-    new_head: bool = False,
-    attention: Callable[..., nn.Module] = SoftmaxAttention,
-    block: Callable[..., nn.Module] = Block,
-) -> Segmenter:
-    """A Segmenter whose encoder is a ViT of one of :data:`neutreno.models.vit.SIZES`; what is None is what it says.
-
-    Args:
-        img_size: side of the square training crop; the position embedding is of its patches.
-        norm_eps: of all norms; the released Segmenter's is PyTorch's default, not timm's 1e-6.
-        encoder_weights: start the encoder from a run folder (a classifier's or a Segmenter's), a checkpoint file, or a
-            pretrained timm model by name; its head is left out and its position embedding resized.
-        weights: start the whole network from a run folder or checkpoint file, the released Segmenter's included.
-        new_head: leave out what depends on the number of classes in ``weights``.
-
-    Raises:
-        InputError: no such size; the weights cannot be read or do not fit.
-    """
-    variant = {"attention": attention, "block": block, "norm_eps": norm_eps}
-    of_encoder = ("embed_dim", "depth", "num_heads", "mlp_ratio", "init_std", "pos_std", "drop_path_rate")
-    own = {name: value for name, value in locals().items() if name in of_encoder and value is not None}
-    encoder = VisionTransformer(
-        *(img_size, patch_size, in_chans),
-        num_classes=0,
-        distilled=distilled,
-        dynamic_img_size=True,
-        dynamic_img_pad=True,
-        bilinear_positions=True,
-        **variant,
-        **{**of_size(size, SIZES), **own},
-    )
-    decoder = _decoder_of(encoder, num_classes, decoder_depth, decoder_drop_rate, **variant)
-    if encoder_weights is not None:
-        load_encoder(encoder, encoder_weights)
-    model = Segmenter(encoder, decoder)
-    if weights is not None:
-        of_classes = ("decoder.cls_emb", "decoder.mask_norm.")
-        load_weights(model, weights, new_head, of_classes, unused=("encoder.head.", "encoder.head_dist."))
-    return model
-
-
-def _decoder_of(
-    encoder: VisionTransformer, num_classes: int, depth: int, drop_rate: float, **variant: Any
-) -> MaskTransformer:
-    """A decoder as wide as the encoder, with as many heads and as wide an MLP."""
-    first = encoder.blocks[0]
-    return MaskTransformer(
-        num_classes,
-        encoder.embed_dim,
-        depth,
-        first.attn.num_heads,
-        mlp_ratio=first.mlp.fc1.out_features / encoder.embed_dim,
-        drop_rate=drop_rate,
-        init_std=encoder.init_std,
-        **variant,
-    )
+segmenter = Segmenter
 
 
 def load_encoder(encoder: VisionTransformer, source: str | Path) -> None:
@@ -212,9 +161,8 @@ def load_encoder(encoder: VisionTransformer, source: str | Path) -> None:
     try:
         weights = read_weights(source)
     except InputError as error:
-        raise InputError(
-            f"model.encoder_weights: {error}; train that run first, or name other weights (null: from scratch)"
-        ) from error
+        remedy = "train that run first, or name other weights (null: from scratch)"
+        raise InputError(f"model.encoder_weights: {error}; {remedy}") from error
     if any(name.startswith("encoder.") for name in weights):
         weights = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
     weights = {k: v for k, v in weights.items() if not k.startswith(("head.", "head_dist."))}
@@ -224,4 +172,4 @@ def load_encoder(encoder: VisionTransformer, source: str | Path) -> None:
             f"model.encoder_weights={source} has a width of {positions.shape[-1]}, the model of "
             f"{encoder.embed_dim}; choose model.size or model.embed_dim to match"
         )
-    load_fitting(encoder, weights, source)
+    load_strictly(encoder, resampled(encoder, weights), source)

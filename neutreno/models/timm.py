@@ -17,18 +17,6 @@ from neutreno.config.options import Depth, DropRate, Size, Weights, builds, chec
 from neutreno.errors import InputError
 
 
-def _layers_of(net: nn.Module) -> dict[str, list[str | tuple[str, int]]]:
-    """A timm model's blocks, where ``feature_info`` has them all of one width and resolution; else its stages; nothing
-    where it tells of neither."""
-    info, named = list(getattr(net, "feature_info", [])), dict(net.named_modules())
-    alike = len({(stage["num_chs"], stage["reduction"]) for stage in info}) <= 1
-    if isinstance(blocks := getattr(net, "blocks", None), nn.Sequential | nn.ModuleList) and alike:
-        return {"net.blocks": [f"net.blocks.{name}" for name, _ in blocks.named_children()]}
-    stages = [(f"net.{stage['module']}", stage["num_chs"]) for stage in info]
-    known = all(not isinstance(named.get(s["module"]), nn.ModuleList | None) for s in info)  # a list is never called
-    return {"stages": stages} if stages and known else {}
-
-
 class TimmModel(nn.Module):
     """A timm model whose tokens can be measured: images (B, in_chans, H, W) → logits (B, num_classes).
 
@@ -48,9 +36,7 @@ class TimmModel(nn.Module):
 
     def __init__(self, net: nn.Module, input_shape: Sequence[int]) -> None:
         super().__init__()
-        self.net = net
-        self.num_classes = net.num_classes
-        self._layers = _layers_of(net)
+        self.net, self.num_classes = net, net.num_classes
         self.channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"  # of its maps
         was_training = net.training
         net.eval()
@@ -82,9 +68,18 @@ class TimmModel(nn.Module):
         return self.net.forward_features(images)
 
     def token_layers(self) -> dict[str, list[str | tuple[str, int]]]:
-        """The modules that are layers, by stack, for layer-wise metrics; stages with their channels; none
-        where they are to be searched for."""
-        return self._layers
+        """The modules that are layers, by stack, for layer-wise metrics; stages with their channels.
+
+        The blocks, where ``feature_info`` has them all of one width and resolution; else the stages; none where it
+        tells of neither, so that they are searched for.
+        """
+        info, named = list(getattr(self.net, "feature_info", [])), dict(self.net.named_modules())
+        alike = len({(stage["num_chs"], stage["reduction"]) for stage in info}) <= 1
+        if isinstance(blocks := getattr(self.net, "blocks", None), nn.Sequential | nn.ModuleList) and alike:
+            return {"net.blocks": [f"net.blocks.{name}" for name, _ in blocks.named_children()]}
+        if not info or any(isinstance(named.get(stage["module"]), nn.ModuleList | None) for stage in info):
+            return {}  # a list is never called
+        return {"stages": [(f"net.{stage['module']}", stage["num_chs"]) for stage in info]}
 
     def token_subsets(self, stack: str, tokens: int) -> dict[str, Tensor]:
         """Which of a layer's tokens (N,) are patches; nothing where all are."""
@@ -130,22 +125,19 @@ def timm_model(
     Raises:
         InputError: no such model, it cannot be built so, or its weights do not fit or are not available.
     """
-    made_for = _pretrained_cfg(name)
-    if pretrained and weights is None and made_for.num_classes != num_classes and not new_head:
+    ours = ("name", "img_size", "pretrained", "weights", "new_head")
+    kwargs: dict[str, Any] = {k: v for k, v in locals().items() if k not in (*ours, "ours") and v is not None}
+    made_for, pretrained = _pretrained_cfg(name), pretrained and weights is None
+    if pretrained and made_for.num_classes != num_classes and not new_head:
         raise InputError(
             f"model.name={name} was trained for {made_for.num_classes} classes, not for {num_classes}; "
             "model.new_head=true keeps the rest and starts a fresh head"
         )
     side = img_size or made_for.input_size[-1]
-    ours = ("name", "img_size", "pretrained", "weights", "new_head", "made_for", "side")
-    kwargs: dict[str, Any] = {k: v for k, v in locals().items() if k not in (*ours, "ours") and v is not None}
     if made_for.fixed_input_size:
         kwargs["img_size"] = side
     try:
-        if pretrained and weights is None:
-            net = pretrained_timm_model(name, **kwargs)
-        else:
-            net = timm.create_model(name, **kwargs)
+        net = (pretrained_timm_model if pretrained else timm.create_model)(name, **kwargs)
     except InputError:
         raise
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:

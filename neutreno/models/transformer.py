@@ -25,8 +25,14 @@ class Block(nn.Module):
     Args:
         attention: constructor called as ``attention(dim, num_heads=…, qkv_bias=…, …)``, with the arguments of
             :class:`neutreno.attention.SoftmaxAttention`.
+        mixing: further arguments of the attention: qkv_bias, attn_drop, proj_bias, causal.
         norm_first: False: post-norm, ``norm1(x + attn(x))``, then ``norm2(x + mlp(x))``, as in the language model.
+
+    Raises:
+        InputError: the model is causal, and the block is one that ``sees_all`` tokens.
     """
+
+    sees_all = ""  # how a variant of the block looks at all tokens, which no causal model may
 
     @checked
     def __init__(
@@ -35,28 +41,19 @@ class Block(nn.Module):
         num_heads: Annotated[Size, SUPPLIED],
         attention: Annotated[Callable[..., nn.Module], SUPPLIED],
         mlp_ratio: Annotated[Positive, SUPPLIED] = 4.0,
-        qkv_bias: Annotated[bool, SUPPLIED] = True,
         proj_drop: Annotated[DropRate, SUPPLIED] = 0.0,
-        attn_drop: Annotated[DropRate, SUPPLIED] = 0.0,
         drop_path: Annotated[DropRate, SUPPLIED] = 0.0,
         norm_eps: Annotated[Positive, SUPPLIED] = 1e-6,
         norm_first: Annotated[bool, SUPPLIED] = True,
-        proj_bias: Annotated[bool, SUPPLIED] = True,
-        causal: Annotated[bool, SUPPLIED] = False,
         act_layer: Annotated[Callable[..., nn.Module], SUPPLIED] = nn.GELU,
+        **mixing: Any,
     ) -> None:
+        if mixing.get("causal") and self.sees_all:
+            raise InputError(f"{self.sees_all}, so a language model would see the future")
         super().__init__()
-        self.norm_first = norm_first
+        self.dim, self.norm_first = dim, norm_first
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = attention(
-            dim,
-            num_heads=num_heads,
-            qkv_bias=qkv_bias,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-            proj_bias=proj_bias,
-            causal=causal,
-        )
+        self.attn = attention(dim, num_heads=num_heads, proj_drop=proj_drop, **mixing)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, hidden_features=round(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -85,20 +82,14 @@ class FeatScaleBlock(Block):
     so the block starts as the plain one. The mean runs over all tokens, so it is not for causal models. (Wang et
     al., "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis", ICLR 2022. Their DeiT code
     adds the scaled parts twice; this follows the paper's formula.)
-
-    Raises:
-        InputError: the model is causal.
     """
 
-    @checked
-    def __init__(
-        self, dim: Annotated[Size, SUPPLIED], *args, causal: Annotated[bool, SUPPLIED] = False, **kwargs
-    ) -> None:
-        if causal:
-            raise InputError("block=featscale takes the mean of all tokens, so a language model would see the future")
-        super().__init__(dim, *args, **kwargs)
-        self.featscale_dc = nn.Parameter(torch.zeros(dim))
-        self.featscale_hc = nn.Parameter(torch.zeros(dim))
+    sees_all = "block=featscale takes the mean of all tokens"
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.featscale_dc = nn.Parameter(torch.zeros(self.dim))
+        self.featscale_hc = nn.Parameter(torch.zeros(self.dim))
 
     def attention_sublayer(self, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
         out, v = super().attention_sublayer(x, v0)
@@ -117,10 +108,9 @@ class LayerScaleBlock(Block):
     """
 
     @checked
-    def __init__(self, dim: Annotated[Size, SUPPLIED], *args, init_values: Positive = 0.1, **kwargs) -> None:
-        super().__init__(dim, *args, **kwargs)
-        self.ls1 = LayerScale(dim, init_values)
-        self.ls2 = LayerScale(dim, init_values)
+    def __init__(self, *args, init_values: Positive = 0.1, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.ls1, self.ls2 = LayerScale(self.dim, init_values), LayerScale(self.dim, init_values)
 
     def attention_sublayer(self, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
         out, v = super().attention_sublayer(x, v0)
@@ -144,26 +134,18 @@ class ContraNormBlock(Block):
         normalize: similarities are cosines.
 
     Raises:
-        InputError: the model is causal; s or τ is not a number > 0.
+        InputError: s or τ is not a number > 0.
     """
+
+    sees_all = "block=contranorm compares all tokens"
 
     @checked
     def __init__(
-        self,
-        dim: Annotated[Size, SUPPLIED],
-        *args,
-        scale: Positive = 0.1,
-        temperature: Positive = 1.0,
-        normalize: bool = True,
-        causal: Annotated[bool, SUPPLIED] = False,
-        norm_eps: Annotated[Positive, SUPPLIED] = 1e-6,
-        **kwargs,
+        self, *args, scale: Positive = 0.1, temperature: Positive = 1.0, normalize: bool = True, **kwargs
     ) -> None:
-        if causal:
-            raise InputError("block=contranorm compares all tokens, so a language model would see the future")
-        super().__init__(dim, *args, norm_eps=norm_eps, **kwargs)
+        super().__init__(*args, **kwargs)
         self.scale, self.temperature, self.normalize = scale, temperature, normalize
-        self.contranorm = nn.LayerNorm(dim, eps=norm_eps)
+        self.contranorm = nn.LayerNorm(self.dim, eps=self.norm2.eps)
 
     def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, v = super().forward(x, v0)
@@ -188,12 +170,11 @@ def _recomputed(block: nn.Module) -> dict[str, Any]:
 
     @contextmanager
     def again() -> Iterator[None]:
-        counted = [buffer for norm in norms for buffer in norm.buffers()]
-        before = [buffer.clone() for buffer in counted]
+        before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
         try:
             yield
         finally:
-            for buffer, was in zip(counted, before, strict=True):
+            for buffer, was in before:
                 buffer.copy_(was)
 
     return {"context_fn": lambda: (nullcontext(), again())} if norms else {}

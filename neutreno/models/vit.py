@@ -5,23 +5,23 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+import inspect
+import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import timm
 import torch
 from annotated_types import Ge, Le
-from timm.layers import PatchDropout, resample_abs_pos_embed, to_2tuple, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.layers import resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.models import build_model_with_cfg, deit, register_model, vision_transformer
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.checkpoints import load_weights
-from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, Weights, builds, checked
+from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, Weights, checked
 from neutreno.errors import InputError
 from neutreno.models.transformer import Block, Trunk, init_linears
 
@@ -35,12 +35,7 @@ SIZES = {
 }
 
 
-_TIMMS = (  # options of ours that are timm's
-    *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads"),
-    *("mlp_ratio", "qkv_bias", "class_token", "reg_tokens", "no_embed_class", "pool_include_prefix", "drop_rate"),
-    *("pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
-    *("dynamic_img_size", "dynamic_img_pad"),
-)
+_TIMMS = inspect.signature(timm.models.VisionTransformer).parameters.keys()  # options of ours of these names are timm's
 
 
 class VisionTransformer(timm.models.VisionTransformer):
@@ -52,6 +47,8 @@ class VisionTransformer(timm.models.VisionTransformer):
     Images (B, in_chans, img_size, img_size) → logits (B, num_classes).
 
     Args:
+        size: one of :data:`SIZES`, which says what is None of ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio``,
+            ``init_std`` and ``pos_std``.
         global_pool, class_token, reg_tokens, no_embed_class, pool_include_prefix, dynamic_img_size, dynamic_img_pad,
             the rates of dropout: timm's. What of timm's is not named here is refused, for no block would heed it.
         attention: constructor of the attention, e.g. ``functools.partial(NeutrenoAttention, lam=0.6)``.
@@ -62,10 +59,13 @@ class VisionTransformer(timm.models.VisionTransformer):
         norm_eps: of all LayerNorms.
         init_std, pos_std: of the linear layers' weights and of the position embedding at the start (truncated
             normal; 0.02 in timm).
+        weights: loaded strictly: a checkpoint file, a run folder, or the name of a pretrained timm model. Of another
+            resolution or patch size they are resampled as timm does.
+        new_head: load them without their classifier.
 
     Raises:
-        InputError: the patch does not divide the image, the heads do not divide the width, or two options exclude each
-            other.
+        InputError: no such size, the patch does not divide the image, the heads do not divide the width, two options
+            exclude each other, or the weights cannot be read or do not fit.
     """
 
     output = "classes"
@@ -73,15 +73,16 @@ class VisionTransformer(timm.models.VisionTransformer):
     @checked
     def __init__(
         self,
+        size: str = "tiny",
         img_size: Size | tuple[Size, Size] = 224,
         patch_size: Size | tuple[Size, Size] = 16,
         in_chans: Size = 3,
         num_classes: Annotated[int, Ge(0), Le(10**7)] = 1000,
         global_pool: Literal["", "avg", "avgmax", "max", "token", "map"] = "token",
-        embed_dim: Size = 192,
-        depth: Depth = 12,
-        num_heads: Size = 3,
-        mlp_ratio: Positive = 4.0,
+        embed_dim: Size | None = None,
+        depth: Depth | None = None,
+        num_heads: Size | None = None,
+        mlp_ratio: Positive | None = None,
         qkv_bias: bool = True,
         class_token: bool = True,
         reg_tokens: Annotated[int, Ge(0), Le(65_536)] = 0,
@@ -100,10 +101,13 @@ class VisionTransformer(timm.models.VisionTransformer):
         dynamic_img_pad: bool = False,
         bilinear_positions: bool = False,
         norm_eps: Positive = 1e-6,
-        init_std: NonNegative = 0.02,
-        pos_std: NonNegative = 0.02,
+        init_std: NonNegative | None = None,
+        pos_std: NonNegative | None = None,
+        weights: Weights = None,
+        new_head: bool = False,
     ) -> None:
-        timms = {name: value for name, value in locals().items() if name in _TIMMS}
+        own = of_size(size, SIZES, locals())
+        timms = {name: value for name, value in own.items() if name in _TIMMS}
         self._check_options(timms, distilled)
 
         def our_block(**given: Any) -> nn.Module:  # the rest of what timm says to a block is at its default
@@ -111,20 +115,19 @@ class VisionTransformer(timm.models.VisionTransformer):
             return block(**{name: given[name] for name in shared}, attention=attention, norm_eps=norm_eps)
 
         norm = partial(nn.LayerNorm, eps=norm_eps)
+        timms["reg_tokens"] += distilled  # timm makes a register token where the distillation token stands
         super().__init__(**timms, norm_layer=norm, block_fn=our_block, weight_init="skip")
         self.blocks = Trunk(self.blocks)
         self.distilled_training = False
-        self.bilinear_positions, self.init_std, self.pos_std = bilinear_positions, init_std, pos_std
+        self.resizing = {"interpolation": "bilinear", "antialias": False} if bilinear_positions else {}  # of positions
+        self.init_std, self.pos_std = own.get("init_std", 0.02), own.get("pos_std", 0.02)
         self.dist_token = self.head_dist = None
         if distilled:
-            self.num_prefix_tokens = 2
-            if isinstance(self.patch_drop, PatchDropout):
-                self.patch_drop.num_prefix_tokens = 2
-            self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-            places = self.patch_embed.num_patches + (0 if no_embed_class else self.num_prefix_tokens)
-            self.pos_embed = nn.Parameter(torch.zeros(1, places, embed_dim))
-            self.head_dist = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+            self.dist_token, self.reg_token, self.num_reg_tokens = self.reg_token, None, 0
+            self.head_dist = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()
         self.init_weights()
+        if weights is not None:
+            load_weights(self, weights, new_head)
 
     @staticmethod
     def _check_options(given: dict[str, Any], distilled: bool) -> None:
@@ -138,11 +141,9 @@ class VisionTransformer(timm.models.VisionTransformer):
         if given["dynamic_img_pad"] and not given["dynamic_img_size"]:
             raise InputError("dynamic_img_pad=true is for images of any size: it needs dynamic_img_size=true")
 
-    def init_weights(self, mode: str = "", needs_reset: bool = False) -> None:
+    def init_weights(self) -> None:
         """Weights as they are before training, as DeiT's release has them: class token truncated N(0, 0.02), where timm
-        starts it near 0. timm's ``mode`` is refused."""
-        if mode:
-            raise InputError(f"mode={mode}: the weights start by init_std and pos_std alone")
+        starts it near 0. It has none of timm's modes."""
         trunc_normal_(self.pos_embed, std=self.pos_std)
         for token in (self.cls_token, self.dist_token, self.reg_token):
             if token is not None:
@@ -157,31 +158,22 @@ class VisionTransformer(timm.models.VisionTransformer):
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if self.head_dist is not None and global_pool not in (None, "", "token"):
+        if self.head_dist is None:
+            return super().reset_classifier(num_classes, global_pool)
+        if global_pool not in (None, "", "token"):
             raise InputError(f"global_pool={global_pool}: a distilled model reads class and distillation token")
-        super().reset_classifier(num_classes, global_pool)
-        if self.head_dist is not None:
-            self.head_dist = copy.deepcopy(self.head)
-            if isinstance(self.head_dist, nn.Linear):
-                self.head_dist.reset_parameters()
+        return deit.VisionTransformerDistilled.reset_classifier(self, num_classes, global_pool)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Patches (B, N, C), or (B, H, W, C) of an image of any size → tokens with their positions."""
         positions = self.pos_embed
         if self.dynamic_img_size:
-            positions = self.resized_positions(positions, x.shape[1:3])
-            x = x.flatten(1, 2)
-        prefix = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
-        prefix = [token.expand(len(x), -1, -1) for token in prefix]
+            left = 0 if self.no_embed_class else self.num_prefix_tokens
+            grids = list(x.shape[1:3]), list(self.patch_embed.grid_size)
+            positions, x = resample_abs_pos_embed(positions, *grids, left, **self.resizing), x.flatten(1, 2)
+        prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
         x = torch.cat([*prefix, x + positions], 1) if self.no_embed_class else torch.cat([*prefix, x], 1) + positions
         return self.pos_drop(x)
-
-    def resized_positions(self, positions: Tensor, grid: Sequence[int], own: Sequence[int] | None = None) -> Tensor:
-        """A position embedding, of this model's grid or of ``own``, for ``grid`` patches."""
-        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
-        how = {"interpolation": "bilinear", "antialias": False} if self.bilinear_positions else {}
-        own = list(own or self.patch_embed.grid_size)
-        return resample_abs_pos_embed(positions, list(grid), own, prefix, **how)
 
     def _embed(self, images: Tensor) -> Tensor:
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
@@ -210,154 +202,80 @@ class VisionTransformer(timm.models.VisionTransformer):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
         output_dict: bool = False,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
+        **mask: Any,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]] | dict[str, Any]:
         """What leaves the blocks at ``indices`` (the last n if a number, all if None), as timm's method gives it."""
-        _refuse(attn_mask, is_causal)
+        _refuse(**mask)
         if output_fmt not in ("NCHW", "NLC"):
             raise InputError(f"output_fmt={output_fmt} is neither NCHW nor NLC")
         taken, last = feature_take_indices(len(self.blocks), indices)
-        taken = sorted(set(taken))  # in the blocks' order, as timm's
         blocks, hidden = (self.blocks[: last + 1] if stop_early else self.blocks), []
         final = blocks(self._embed(x), hidden, self.grad_checkpointing)
-        found = [self.norm(hidden[i + 1]) if norm else hidden[i + 1] for i in taken]
-        prefix = [tokens[:, : self.num_prefix_tokens] for tokens in found]
-        found = [tokens[:, self.num_prefix_tokens :] for tokens in found]
+        found = [self.norm(hidden[i + 1]) if norm else hidden[i + 1] for i in sorted(set(taken))]  # timm's order
+        at = self.num_prefix_tokens
+        prefix, found = [tokens[:, :at] for tokens in found], [tokens[:, at:] for tokens in found]
         if output_fmt == "NCHW":
             grid = self.patch_embed.dynamic_feat_size(x.shape[-2:])
             found = [tokens.mT.unflatten(2, grid).contiguous() for tokens in found]
-        return_prefix_tokens = return_prefix_tokens and self.num_prefix_tokens > 0
-        if output_dict:
-            named = {"image_intermediates": found}
-            named |= {"image_intermediates_prefix": prefix} if return_prefix_tokens else {}
-            return named if intermediates_only else named | {"image_features": self.norm(final)}
-        if return_prefix_tokens:
+        named = {"image_intermediates": found}
+        if return_prefix_tokens and at:
+            named["image_intermediates_prefix"] = prefix
             found = list(zip(found, prefix, strict=True))
+        if output_dict:
+            return named if intermediates_only else named | {"image_features": self.norm(final)}
         return found if intermediates_only else (self.norm(final), found)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         if self.head_dist is None:
             return super().forward_head(x, pre_logits)
-        tokens = [self.head_drop(x[:, i]) for i in range(2)]
-        if pre_logits:
-            return (tokens[0] + tokens[1]) / 2
-        logits = self.head(tokens[0]), self.head_dist(tokens[1])
-        return logits if self.distilled_training and self.training else (logits[0] + logits[1]) / 2
+        return deit.VisionTransformerDistilled.forward_head(self, x, pre_logits)
 
 
-def _refuse(attn_mask: Tensor | None, is_causal: bool) -> None:
+def _refuse(attn_mask: Tensor | None = None, is_causal: bool = False) -> None:
     if attn_mask is not None or is_causal:
         raise InputError("attn_mask and is_causal: the project's attention takes no mask; leave them out")
 
 
-@builds(VisionTransformer)
-@checked
-def vit(
-    size: str = "tiny",
-    img_size: Size = 224,
-    in_chans: Size = 3,
-    num_classes: Annotated[int, Ge(0), Le(10**7)] = 1000,
-    patch_size: Size = 16,
-    embed_dim: Size | None = None,
-    depth: Depth | None = None,
-    num_heads: Size | None = None,
-    mlp_ratio: Positive | None = None,
-    qkv_bias: bool = True,
-    global_pool: Literal["avg", "avgmax", "max", "token", "map"] = "token",
-    class_token: bool = True,
-    reg_tokens: Annotated[int, Ge(0), Le(65_536)] = 0,
-    no_embed_class: bool = False,
-    init_std: NonNegative | None = None,
-    pos_std: NonNegative | None = None,
-    drop_path_rate: DropRate | None = None,
-    patch_drop_rate: DropRate | None = None,
-    proj_drop_rate: DropRate | None = None,
-    attn_drop_rate: DropRate | None = None,
-    distilled: bool = False,
-    dynamic_img_size: bool = False,
-    norm_eps: Positive | None = None,
-    weights: Weights = None,
-    new_head: bool = False,
-    attention: Callable[..., nn.Module] = SoftmaxAttention,
-    block: Callable[..., nn.Module] = Block,
-) -> VisionTransformer:
-    """A ViT/DeiT of one of :data:`SIZES`; what is None is what the size says, or :class:`VisionTransformer`'s default.
-
-    ``weights`` is loaded strictly: a checkpoint file, a run folder, or the name of a pretrained timm model; with
-    ``new_head`` all but its classifier. Of another resolution or patch size they are resampled as timm does.
-
-    Raises:
-        InputError: no such size; the weights cannot be read or do not fit.
-    """
-    own = {k: v for k, v in locals().items() if k not in ("size", "weights", "new_head") and v is not None}
-    model = VisionTransformer(**{**of_size(size, SIZES), **own})
-    if weights is not None:
-        load_weights(model, weights, new_head)
-    return model
+vit = VisionTransformer
 
 
-def of_size(size: str, sizes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The options that a size stands for.
+def of_size(size: str, sizes: dict[str, dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
+    """The options that a size stands for, and before them those ``given`` that are not None.
 
     Raises:
         InputError: no such size.
     """
     if size not in sizes:
         raise InputError(f"model.size={size} is not known; available: {', '.join(sizes)}")
-    return sizes[size]
+    return sizes[size] | {name: value for name, value in given.items() if value is not None}
 
 
-_IMAGENET = {
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "crop_pct": 0.9,
-    "interpolation": "bicubic",
-    "first_conv": "patch_embed.proj",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-}
-_INCEPTION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # what Google's ViT weights expect
+default_cfgs: dict[str, dict[str, Any]] = {}  # where timm looks for them as a model is registered
 
 
-def _register(name: str, distilled: bool, size: str, attention: type[SoftmaxAttention]) -> None:
-    def entrypoint(pretrained: bool = False, **kwargs) -> VisionTransformer:
-        defaults = {**SIZES[size], "patch_size": 16, "distilled": distilled, "attention": attention}
-        if "lam" in kwargs:
-            if "attention" in kwargs:
-                raise InputError("lam goes with the model's own attention; say attention=partial(…, lam=…) instead")
-            defaults["attention"] = partial(attention, lam=kwargs.pop("lam"))
-        features = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}  # of features_only=True
+def _register(family: str, distilled: bool, size: str, attention: str) -> None:
+    name = f"{family}_{size}_{'distilled_' if distilled else ''}{attention}_patch16_224"
+
+    def entrypoint(pretrained: bool = False, lam: float | None = None, **kwargs) -> VisionTransformer:
+        kwargs = {"size": size, "distilled": distilled, "attention": _ATTENTIONS[attention], **kwargs}
+        if lam is not None:
+            kwargs["attention"] = partial(kwargs["attention"], lam=lam)
         return build_model_with_cfg(
             VisionTransformer,
             name,
             pretrained,
-            pretrained_filter_fn=checkpoint_filter_fn,
-            feature_cfg=features,
-            **{**defaults, **kwargs},
+            pretrained_filter_fn=vision_transformer.checkpoint_filter_fn,
+            feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},  # of features_only=True
+            **kwargs,
         )
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__module__ = __name__
     globals()[name] = entrypoint
+    released = deit if family == "deit" else vision_transformer  # whose images are normalised in ways of their own
+    default_cfgs[name] = released._cfg(classifier=("head", "head_dist") if distilled else "head")
     register_model(entrypoint)
 
 
-_VARIANTS = {
-    f"{family}_{size}_{distilled}{attention}_patch16_224": (family, size, bool(distilled), cls)
-    for family, distilled in (("vit", ""), ("deit", ""), ("deit", "distilled_"))
-    for size in SIZES
-    for attention, cls in {"softmax": SoftmaxAttention, "neutreno": NeutrenoAttention}.items()
-}
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            **_IMAGENET,
-            **(_INCEPTION if family == "vit" else {}),
-            "classifier": ("head", "head_dist") if distilled else "head",
-        }
-        for name, (family, _, distilled, _) in _VARIANTS.items()
-    }
-)
-for _name, (_, _size, _distilled, _cls) in _VARIANTS.items():
-    _register(_name, _distilled, _size, _cls)
+_ATTENTIONS = {"softmax": SoftmaxAttention, "neutreno": NeutrenoAttention}
+for _form in itertools.product((("vit", False), ("deit", False), ("deit", True)), SIZES, _ATTENTIONS):
+    _register(*_form[0], *_form[1:])

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections import defaultdict
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from neutreno.attention import SoftmaxAttention
 from neutreno.errors import InputError, check_number
 from neutreno.oversmoothing.layers import Layer, find_layers, first_tensor, self_attentions
+from neutreno.oversmoothing.recorder import untouched
 
 _VALUE = ("value", "value_proj", "v_proj", "v_lin", "v", "to_v")
 _FUSED = ("qkv", "c_attn", "query_key_value", "qkv_proj", "Wqkv")
@@ -58,53 +63,55 @@ def convert(model: nn.Module, lam: float | None = 0.6, layers: str | list[str] |
         del module._fidelity
     if converted or lam is None:
         return model
-    stacks: dict[str, list[Layer]] = {}
+    stacks: dict[str, list[_Fidelity]] = defaultdict(list)
     for layer in find_layers(model, layers):
-        stacks.setdefault(layer.stack, []).append(layer)
-    plans = []
-    for found in stacks.values():
-        terms = [_planned(model, layer, lam) for layer in found]
-        if different := [t for t in terms if t.width != terms[0].width]:
-            widths = f"{different[0].width} wide in {different[0].name}, {terms[0].width} in {terms[0].name}"
-            raise InputError(f"convert: V_0 − V_l needs values of one width, they are {widths}")
-        for term in terms:
-            term.first, term.last, term.alone = term is terms[0], term is terms[-1], len(terms) == 1
-            term.stack = terms[0].stack
-        plans += zip(found, terms, strict=True)
-    for layer, term in plans:
-        term.attach(layer.module)
+        stacks[layer.stack].append(_planned(model, layer, lam))
+    terms = [term for stack in stacks.values() for term in stack]
+    for stack in stacks.values():
+        for term in stack:
+            term.first, term.last = stack[0], stack[-1]
+            if term.width != term.first.width:
+                widths = f"{term.width} wide in {term.name}, {term.first.width} in {term.first.name}"
+                raise InputError(f"convert: V_0 − V_l needs values of one width, they are {widths}")
+    for term in terms:
+        term.attach()
     return model
 
 
-class _Stack:
-    """What the layers of one stack share while they run; a copy of the model starts without it."""
+class _Running(threading.local):
+    """What is known while layers run, in this thread and no longer; no part of the model, so no copy has it."""
 
     def __init__(self) -> None:
-        self.v0: dict[int, Tensor] = {}  # by thread, from the first layer to the last
-        self.of_tokens = WeakTensorKeyDictionary()  # V_0 by the tokens that entered a layer; None: it was the first
+        self.v0: WeakKeyDictionary[_Fidelity, Tensor] = WeakKeyDictionary()  # by the first term of its stack
+        self.calls: WeakKeyDictionary[_Fidelity, SimpleNamespace] = WeakKeyDictionary()  # what a layer has seen
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()
+_RUNNING = _Running()
+# By the first term of a stack, V_0 by the tokens that entered a layer; None: it was the first
+_OF_TOKENS: WeakKeyDictionary[_Fidelity, WeakTensorKeyDictionary] = WeakKeyDictionary()
 
 
 class _Fidelity:
     """The term of one attention: where its values are, and what happens as its layer runs."""
 
-    first = last = alone = False  # in its stack
+    first: _Fidelity  # of its stack
+    last: _Fidelity
+    grouped = False  # the fused projection holds q, k and v of a head (or of a group of them) side by side
 
-    def __init__(self, name: str, core: nn.Module, values: nn.Module, output: nn.Module | None, lam: float) -> None:
-        self.name, self.core, self.projection, self.output = name, core, values, output
-        self.lam, self.stack = float(lam), _Stack()
-        self.width = self.groups = self.head = 0  # of the values; query heads that share one; width of a head
-        self.grouped = False  # the fused projection holds q, k and v of a head (or of a group of them) side by side
+    def __init__(self, layer: Layer, name: str, core: nn.Module, lam: float) -> None:
+        self.layer, self.name, self.core, self.lam = layer.module, name, core, float(lam)
+        self.separate, fused, self.output = (_first(core, names, nn.Module) for names in (_VALUE, _FUSED, _OUTPUT))
+        self.projection = self.separate or fused
+        total = _size(self.projection, "out")
+        self.out = total if self.output is None else _size(self.output, "in")  # width of what is mixed
+        self.width = (total if self.separate else 0) or (total - self.out) // 2  # of the values
+        self.groups = self.out // max(1, self.width)  # query heads that share a value
+        heads = _first(core, _HEADS, int)
+        self.head = _first(core, _HEAD, int) or (self.out // heads if heads else 0)  # width of a head
+        norm = getattr(core, "norm", None)  # timm's, between attention (and its gate) and output projection
+        if self.output is not None and isinstance(norm, nn.Module):
+            self.output = norm
         self.handles: list[Any] = []
-        self.calls: dict[int, dict[str, Any]] = {}  # by thread: what the layer that runs there has seen so far
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "calls": {}}
 
     def of(self, projected: Tensor) -> Tensor:
         """The values, heads side by side, in what their projection gives; a view where they are written to."""
@@ -118,80 +125,64 @@ class _Fidelity:
             return values
         return values.unflatten(-1, (-1, self.head)).repeat_interleave(self.groups, -2).flatten(-2)
 
-    def attach(self, layer: nn.Module) -> None:
-        before = {"with_kwargs": True}
+    def attach(self) -> None:
         self.handles = [
-            layer.register_forward_pre_hook(self.enter, **before),
-            layer.register_forward_hook(self.leave),
+            self.layer.register_forward_pre_hook(self.enter, with_kwargs=True),
+            self.layer.register_forward_hook(self.leave),
             self.projection.register_forward_hook(self.take),
             self.core.register_forward_hook(self.add_after)
             if self.output is None
             else self.output.register_forward_pre_hook(self.add_before),
         ]
         # Checkpointing around a layer's forward runs it again without its own hooks: V_0 is looked for further inside.
-        for module in layer.modules():
-            if module is not layer and module is not self.projection:
-                self.handles.append(module.register_forward_pre_hook(self.again, **before))
+        self.handles += [m.register_forward_pre_hook(self.again, with_kwargs=True) for m in self.layer.modules()]
         self.core._fidelity = self
 
-    def _call(self) -> dict[str, Any] | None:
-        return self.calls.get(threading.get_ident())
-
-    def _begin(self, v0: Tensor | None, hidden: Tensor | None = None) -> None:
-        self.calls[threading.get_ident()] = {"v0": v0, "hidden": None if hidden is None else hidden.shape[:-1]}
-
     def _fail(self, what: str) -> InputError:
-        self.calls.clear()
         return InputError(f"convert: {what} in {self.name} ({type(self.core).__name__}); it cannot be converted so")
 
     def enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """A layer is about to run: which V_0 is its?"""
-        hidden, known = first_tensor((args, kwargs)), self.stack.of_tokens
-        if self.first and not self.alone:
-            v0 = None
-        elif _in_backward():
-            if hidden not in known:
-                raise self._fail("V_0 is lost; activation checkpointing needs use_reentrant=False")
-            v0 = known[hidden]
-        elif self.alone:  # a layer that is used again and again is first where its tokens bring nothing
+        if _in_backward():
+            return
+        hidden, v0 = first_tensor((args, kwargs)), None
+        known = _OF_TOKENS.setdefault(self.first, WeakTensorKeyDictionary())
+        if self.first is self.last:  # a layer that is used again and again is first where its tokens bring nothing
             v0 = known.get(hidden)
-        elif (v0 := self.stack.v0.get(threading.get_ident())) is None:
+        elif self is not self.first and (v0 := _RUNNING.v0.get(self.first)) is None:
             raise self._fail("the first layer has not run before")
-        if self.alone or torch.is_grad_enabled():
-            known[hidden] = v0
-        self._begin(v0, hidden)
+        known[hidden] = v0
+        self._begin(hidden, v0)
 
     def again(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Something within a layer is about to run: in a second run without ``enter``, perhaps on its tokens."""
+        """A layer, or something within it, is about to run a second time, perhaps on the layer's tokens."""
         if _in_backward():
-            call, known = self._call(), self.stack.of_tokens
+            call, known = _RUNNING.calls.get(self), _OF_TOKENS.get(self.first, {})
             for x in (*args, *kwargs.values()):
-                if isinstance(x, Tensor) and x in known and (call is None or call["v0"] is not known[x]):
-                    self._begin(known[x])
+                if isinstance(x, Tensor) and x in known and (call is None or call.v0 is not known[x]):
+                    self._begin(x, known[x])
+
+    def _begin(self, hidden: Tensor, v0: Tensor | None) -> None:
+        _RUNNING.calls[self] = SimpleNamespace(v0=v0, v=None, shape=hidden.shape[:-1], done=False)
 
     def take(self, projection: nn.Module, args: tuple, projected: Tensor) -> None:
-        call = self._call()
+        call = _RUNNING.calls.get(self)
         if call is None:
-            if not self.first or self.alone:
-                raise self._fail("values were projected outside of a run of the layer")
-            return
-        values = self.of(projected)
-        values = values.flatten(-2) if self.grouped else values
-        if call["hidden"] not in (None, values.shape[:-1]):
-            shapes = f"{tuple(values.shape[:-1])}, those of the layer {tuple(call['hidden'])}"
+            lost = "V_0 is lost; activation checkpointing needs use_reentrant=False"
+            raise self._fail(lost if _in_backward() else "values were projected outside of a run of the layer")
+        call.v = self.of(projected).flatten(-2) if self.grouped else self.of(projected)
+        if call.shape != call.v.shape[:-1]:
+            shapes = f"{tuple(call.v.shape[:-1])}, those of the layer {tuple(call.shape)}"
             raise self._fail(f"the tokens of attention have the shape {shapes} (windows?)")
-        call["v"] = values
 
     def _added(self, u: Tensor) -> Tensor:
-        call = self._call()
-        if call is None:  # the first layer, run again for its gradient
-            return u
-        if "v" not in call:
+        call = _RUNNING.calls.get(self)
+        if call is None or call.v is None:
             raise self._fail("no values were projected before the output")
-        call["done"] = True
-        if _in_backward():
-            self.calls.pop(threading.get_ident())
-        v0, v = call["v0"], call["v"]
+        call.done = True
+        if _in_backward():  # which may end before the layer does
+            del _RUNNING.calls[self]
+        v0, v = call.v0, call.v
         if v0 is None or self.lam == 0:
             return u
         if v0.shape != v.shape:
@@ -202,24 +193,22 @@ class _Fidelity:
         return (self._added(args[0]), *args[1:])
 
     def add_after(self, core: nn.Module, args: tuple, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return self._added(output)
-        return (self._added(output[0]), *output[1:])
+        return self._added(output) if isinstance(output, Tensor) else (self._added(output[0]), *output[1:])
 
     def leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
         """A layer has run: V_0 goes on to the next."""
-        call = self.calls.pop(threading.get_ident(), None)
-        if call is None and _in_backward():
+        if _in_backward():
             return
-        if call is None or "done" not in call:
+        call = _RUNNING.calls.pop(self)
+        if not call.done:
             raise self._fail("the values, or the input of the output projection, were not seen")
-        v0 = call["v"] if call["v0"] is None else call["v0"]
-        if self.alone:
-            self.stack.of_tokens[first_tensor(output)] = v0
-        elif self.first:
-            self.stack.v0[threading.get_ident()] = v0
-        elif self.last:
-            self.stack.v0.pop(threading.get_ident(), None)
+        v0 = call.v if call.v0 is None else call.v0
+        if self.first is self.last:
+            _OF_TOKENS[self][first_tensor(output)] = v0
+        elif self is self.first:
+            _RUNNING.v0[self] = v0
+        elif self is self.last:
+            del _RUNNING.v0[self.first]
 
 
 def _in_backward() -> bool:
@@ -237,51 +226,42 @@ def _planned(model: nn.Module, layer: Layer, lam: float) -> _Fidelity:
         f"{layer.name}.{name}.{inner}".removesuffix("."): module
         for name, attention in outer.items()
         for inner, module in attention.named_modules()
-        if _child(module, _VALUE + _FUSED) is not None
+        if _first(module, _VALUE + _FUSED, nn.Module)
     }
     if len(cores) != 1:
-        classes = (
-            ", ".join(sorted({type(m).__name__ for m in (cores or outer).values()})) or type(layer.module).__name__
-        )
+        classes = sorted({type(module).__name__ for module in (cores or outer or {"": layer.module}).values()})
         what = "more than one self-attention" if cores else "no projection of values that can be read"
-        known = ", ".join(_VALUE + _FUSED)
-        raise InputError(f"convert: {classes} in {layer.name} has {what} (looked for: {known}); it cannot be converted")
-    name, core = next(iter(cores.items()))
-    refuse = f"convert: {type(core).__name__} ({name})"
-    if isinstance(core, SoftmaxAttention) and type(core) is not SoftmaxAttention:
-        raise InputError(f"{refuse} is a variant of this project; choose its λ̃ where the model is built")
-    if "window" in type(core).__name__.lower() or "swin" in type(core).__name__.lower():
-        raise InputError(f"{refuse} attends within windows that shift from layer to layer; V_0 does not fit them")
-    if getattr(core, "v_bias", None) is not None:
-        raise InputError(f"{refuse} adds a bias to its values outside of their projection; it cannot be converted")
-    separate, fused = _child(core, _VALUE), _child(core, _FUSED)
-    values, output = separate or fused, _child(core, _OUTPUT)
-    term = _Fidelity(name, core, values, output, lam)
-    wide = _size(values, "out") if separate else None
-    total, width = _size(values, "out"), _size(values, "out") if output is None else _size(output, "in")
-    term.width = wide or (total - width) // 2
-    if term.width < 1 or width % term.width:
-        raise InputError(f"{refuse} has projections from whose sizes no heads can be told; it cannot be converted")
-    term.groups = width // term.width
-    heads = next((getattr(core, n) for n in _HEADS if isinstance(getattr(core, n, None), int)), 0)
-    term.head = next((getattr(core, n) for n in _HEAD if isinstance(getattr(core, n, None), int)), 0)
-    term.head = term.head or (width // heads if heads else 0)
-    if term.groups > 1 and not term.head:
-        raise InputError(f"{refuse} does not say how many heads it has; it cannot be converted")
-    norm = getattr(core, "norm", None)  # timm's, between attention (and its gate) and output projection
-    if output is not None and isinstance(norm, nn.Module):
-        term.output = norm
-    problem = _trial(model, term)
-    if problem and fused is not None and separate is None and term.head:
-        term.grouped = True
-        problem = _trial(model, term) and problem
+        raise InputError(
+            f"convert: {', '.join(classes)} in {layer.name} has {what} (looked for: {', '.join(_VALUE + _FUSED)}); "
+            "it cannot be converted"
+        )
+    ((name, core),) = cores.items()
+    term, kind = _Fidelity(layer, name, core, lam), type(core).__name__
+    refused = {
+        "is a variant of this project; choose its λ̃ where the model is built": isinstance(core, SoftmaxAttention)
+        and type(core) is not SoftmaxAttention,
+        "attends within windows that shift from layer to layer; V_0 does not fit them": any(
+            word in kind.lower() for word in ("window", "swin")
+        ),
+        "adds a bias to its values outside of their projection": getattr(core, "v_bias", None) is not None,
+        "has projections from whose sizes no heads can be told": term.width < 1 or term.out % term.width,
+        "does not say how many heads it has": term.groups > 1 and not term.head,
+        "has values that do not divide into heads": term.groups > 1 and term.head and term.width % term.head,
+    }
+    problem = next((said for said, holds in refused.items() if holds), None)
+    if problem is None:
+        problem = _trial(model, term)
+        if problem and term.separate is None and term.head:
+            term.grouped = True
+            problem = _trial(model, term) and problem
     if problem:
-        raise InputError(f"{refuse} {problem}; it cannot be converted")
+        raise InputError(f"convert: {kind} ({name}) {problem}; it cannot be converted")
     return term
 
 
-def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    return next((m for n in names if isinstance(m := getattr(module, n, None), nn.Module)), None)
+def _first(module: nn.Module, names: tuple[str, ...], kind: type) -> Any:
+    """The first of the attributes so named that is of this kind."""
+    return next((x for n in names if isinstance(x := getattr(module, n, None), kind)), None)
 
 
 def _size(projection: nn.Module, side: str) -> int:
@@ -292,11 +272,6 @@ def _size(projection: nn.Module, side: str) -> int:
     return weight.shape[side == "out"] if isinstance(weight, Tensor) and weight.ndim == 2 else 0
 
 
-class _Seen(Exception):
-    """Ends a trial once the input of the output projection is known."""
-
-
-@torch.no_grad()
 def _trial(model: nn.Module, term: _Fidelity, tokens: int = 5) -> str | None:
     """Run an attention alone on constant values; what is wrong with what arrives, if anything."""
     core, seen = term.core, {}
@@ -306,33 +281,20 @@ def _trial(model: nn.Module, term: _Fidelity, tokens: int = 5) -> str | None:
     hidden = torch.randn(1, tokens, _size(term.projection, "in"), generator=generator).to(weight)
 
     def replaced(projection: nn.Module, args: tuple, projected: Tensor) -> Tensor:
-        seen["values"] = True
-        projected = projected.clone()
+        seen["values"] = projected = projected.clone()
         term.of(projected).copy_(constant.view(-1, term.head) if term.grouped else constant)
         return projected
 
-    def before(output: nn.Module, args: tuple) -> None:
+    def arrived(output: nn.Module, args: tuple) -> None:
         seen["u"] = args[0]
-        raise _Seen
 
-    handles = [term.projection.register_forward_hook(replaced)]
-    if term.output is not None:
-        handles.append(term.output.register_forward_pre_hook(before))
-    training = {module: module.training for module in core.modules()}
-    core.eval()
-    try:
-        if term.groups > 1 and term.width % term.head:
-            return "has values that do not divide into heads"
-        seen["u"] = first_tensor(core.forward(hidden, **_further_arguments(model, core, hidden)))
-    except _Seen:
-        pass
-    except Exception as error:
-        return f"could not be tried alone ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in training.items():
-            module.training = mode
+    at_output = nullcontext() if term.output is None else term.output.register_forward_pre_hook(arrived)
+    with untouched(core), term.projection.register_forward_hook(replaced), at_output:
+        try:
+            seen.setdefault("u", first_tensor(core.forward(hidden, **_further_arguments(model, core, hidden))))
+        except Exception as error:
+            if "u" not in seen:
+                return f"could not be tried alone ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     if "values" not in seen:
         return f"does not call {type(term.projection).__name__} for its values, so that they cannot be read"
     expected = term.spread(constant).expand(1, tokens, -1)
@@ -344,26 +306,17 @@ def _trial(model: nn.Module, term: _Fidelity, tokens: int = 5) -> str | None:
 
 def _further_arguments(model: nn.Module, core: nn.Module, hidden: Tensor) -> dict[str, Any]:
     """What an attention's forward cannot do without beside its tokens."""
-    _, *parameters = inspect.signature(core.forward).parameters.values()
-    given: dict[str, Any] = {}
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    config = getattr(core, "config", None)
-    for parameter in parameters:
-        name = parameter.name
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if name == "position_embeddings":
-            given[name] = _rotary(model, core, hidden, positions)
-        elif name == "position_ids":
-            given[name] = positions
-        elif name == "residual":
-            given[name] = torch.zeros_like(hidden)
-        elif name == "alibi" and getattr(config, "alibi", True):
-            heads = next(getattr(core, n) for n in _HEADS if hasattr(core, n))
-            given[name] = hidden.new_zeros(heads, 1, hidden.shape[1])
-        elif parameter.default is parameter.empty:
-            given[name] = None
-    return given
+    makers = {
+        "position_embeddings": lambda: _rotary(model, core, hidden, positions),
+        "position_ids": lambda: positions,
+        "residual": lambda: torch.zeros_like(hidden),
+    }
+    if getattr(getattr(core, "config", None), "alibi", True):
+        makers["alibi"] = lambda: hidden.new_zeros(_first(core, _HEADS, int), 1, hidden.shape[1])
+    _, *others = inspect.signature(core.forward).parameters.values()
+    named = [p for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {p.name: makers.get(p.name, lambda: None)() for p in named if p.name in makers or p.default is p.empty}
 
 
 def _rotary(model: nn.Module, core: nn.Module, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor] | None:

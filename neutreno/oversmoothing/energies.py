@@ -50,15 +50,9 @@ def descent(
             u = descend(u, kernel, f, lam)
         left = [row["distance"] for row in rows[-steps - 1 :]]
         late = max(t for t in range(steps) if left[t] > 1e-8 or t == 0)  # further steps are rounding
-        ends.append(
-            {
-                "rate": rate(kernel, lam, from_f=True).item(),
-                "measured": left[late + 1] / left[late],
-                **rows[-1],
-                "E_limit": (E(end, kernel, f, lam) / start).item(),
-                "cosine_limit": mean_cosine_similarity(end).item(),
-            }
-        )
+        speed = {"rate": rate(kernel, lam, from_f=True).item(), "measured": left[late + 1] / left[late]}
+        limits = {"E_limit": E(end, kernel, f, lam) / start, "cosine_limit": mean_cosine_similarity(end)}
+        ends.append({**speed, **rows[-1], **{name: value.item() for name, value in limits.items()}})
     return pd.DataFrame(rows), pd.DataFrame(ends)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from neutreno.errors import InputError
 from neutreno.models.transformer import Trunk
@@ -41,11 +42,8 @@ def attentions(layer: nn.Module) -> dict[str, nn.Module]:
 
 def self_attentions(layer: nn.Module) -> dict[str, nn.Module]:
     """Those of :func:`attentions` that are no attention to another sequence."""
-    return {
-        name: module
-        for name, module in attentions(layer).items()
-        if not _CROSS.search(f"{name} {type(module).__name__}")
-    }
+    found = attentions(layer).items()
+    return {name: module for name, module in found if not _CROSS.search(f"{name} {type(module).__name__}")}
 
 
 def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> list[Layer]:
@@ -62,24 +60,13 @@ def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
     named = dict(model.named_modules())
     if layers is not None:
         return _named_layers(model, named, [layers] if isinstance(layers, str) else list(layers))
-    if hasattr(model, "token_layers") and model.token_layers():
-        given = [(stack, layer) for stack, layers in model.token_layers().items() for layer in layers]
-        given = [(stack, *(layer if isinstance(layer, tuple) else (layer, None))) for stack, layer in given]
+    if hasattr(model, "token_layers") and (told := model.token_layers()):
+        given = [(stack, x if isinstance(x, tuple) else (x, None)) for stack, listed in told.items() for x in listed]
         last = getattr(model, "channels_last", False)
-        return [Layer(stack, name, named[name], channels, last) for stack, name, channels in given]
-    trunks = {name: module for name, module in named.items() if isinstance(module, Trunk)}
-    if trunks:
-        return [
-            Layer(stack, f"{stack}.{key}".removeprefix("."), block)
-            for stack, trunk in trunks.items()
-            for key, block in trunk.named_children()
-        ]
-    found = []
-    for stack, container in named.items():
-        if isinstance(container, nn.ModuleList | nn.Sequential):
-            for key, child in container.named_children():
-                if _is_layer(child):
-                    found.append(Layer(stack, f"{stack}.{key}".removeprefix("."), child))
+        return [Layer(stack, name, named[name], channels, last) for stack, (name, channels) in given]
+    found = _children(named, Trunk) or [
+        layer for layer in _children(named, nn.ModuleList | nn.Sequential) if _is_layer(layer.module)
+    ]
     found = [a for a in found if not any(b.name.startswith(f"{a.name}.") for b in found)]
     if not found:
         raise InputError(
@@ -90,6 +77,15 @@ def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
     return found
 
 
+def _children(named: Mapping[str, nn.Module], kind: Any) -> list[Layer]:
+    containers = {stack: container for stack, container in named.items() if isinstance(container, kind)}
+    return [
+        Layer(stack, f"{stack}.{key}".removeprefix("."), child)
+        for stack, container in containers.items()
+        for key, child in container.named_children()
+    ]
+
+
 def _is_layer(module: nn.Module) -> bool:
     if not self_attentions(module):
         return False
@@ -98,15 +94,12 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _named_layers(model: nn.Module, named: dict[str, nn.Module], patterns: list[str]) -> list[Layer]:
-    found: dict[str, Layer] = {}
+    regexes = {pattern: re.compile(re.escape(str(pattern)).replace(r"\*", "[^.]*")) for pattern in patterns}
+    matching = {name: [p for p, regex in regexes.items() if name and regex.fullmatch(name)] for name in named}
     for pattern in patterns:
-        regex = re.compile(re.escape(str(pattern)).replace(r"\*", "[^.]*"))
-        matching = [name for name in named if name and regex.fullmatch(name)]
-        if not matching:
+        if not any(pattern in matched for matched in matching.values()):
             raise InputError(f"layers: {type(model).__name__} has no module named {pattern!r}; {_containers(named)}")
-        found |= {name: Layer(name.rpartition(".")[0], name, named[name]) for name in matching}
-    order = {name: number for number, name in enumerate(named)}
-    return sorted(found.values(), key=lambda layer: order[layer.name])
+    return [Layer(name.rpartition(".")[0], name, named[name]) for name, matched in matching.items() if matched]
 
 
 def _containers(named: Mapping[str, nn.Module], most: int = 6) -> str:
@@ -121,13 +114,7 @@ def _containers(named: Mapping[str, nn.Module], most: int = 6) -> str:
 
 def first_tensor(value: Any) -> Tensor | None:
     """The first tensor of floating point in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        return value if value.is_floating_point() else None
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, tuple | list):
-        return next((x for x in map(first_tensor, value) if x is not None), None)
-    return None
+    return next((x for x in tree_leaves(value) if isinstance(x, Tensor) and x.is_floating_point()), None)
 
 
 def tokens_in(x: Tensor, layer: Layer) -> Tensor | None:

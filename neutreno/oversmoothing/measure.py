@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from neutreno.errors import InputError, check_number
 from neutreno.oversmoothing.metrics import LayerTokens, Metric, named_metrics
@@ -58,19 +59,17 @@ def measure(
         InputError: no layers were found, none of them ran or all saw a single token, tokens are not finite, there is no
             batch, or a metric is not known.
     """
-    named = named_metrics(metrics, "metrics")
     check_number("batch_size", batch_size, 1, integer=True)
-    found = _Measured(named, getattr(model, "token_subsets", lambda stack, tokens: {}))
-    attention = any({*m.needs} & ATTENTION for m in named)
-    found_layers = record(model, _each(batches, batch_size), layers, found.take, attention)
-    rows = found.rows([layer.stack for layer in found_layers])
-    for name, reason in found.reasons():
+    found = _Measured(named_metrics(metrics, "metrics"), getattr(model, "token_subsets", lambda stack, tokens: {}))
+    attention = any({*metric.needs} & ATTENTION for metric in found.metrics)
+    ran = record(model, _each(batches, batch_size), layers, found.take, attention)
+    rows = found.rows([layer.stack for layer in ran])
+    for name, reason in found.reasons().items():
         warnings.warn(f"the layer-wise metric {name} {reason}; left out", stacklevel=2)
     if not rows:
-        names = ", ".join(layer.name for layer in found_layers[:3])
         raise InputError(
-            f"nothing was measured in {type(model).__name__}: no batch ran two tokens or more through {names}, …, or "
-            f"none of {', '.join(metrics)} applies"
+            f"nothing was measured in {type(model).__name__}: no batch ran two tokens or more through "
+            f"{', '.join(layer.name for layer in ran[:3])}, …, or none of {', '.join(metrics)} applies"
         )
     return [{**fixed, **row} for row in rows]
 
@@ -81,7 +80,7 @@ class _Measured:
     def __init__(self, metrics: list[Metric], subsets: Callable[[str, int], dict[str, Tensor]]) -> None:
         self.metrics, self.subsets = metrics, subsets
         self.values: dict[tuple[str, Place, str], list[Tensor]] = defaultdict(list)
-        self.whole: dict[tuple[str, Place, str], list[LayerTokens]] = defaultdict(list)
+        self.whole: dict[tuple[Metric, Place, str], list[LayerTokens]] = defaultdict(list)
         self.sizes: dict[tuple[Place, str], list[Tensor]] = defaultdict(list)  # how many tokens the samples have
         self.dims: dict[Place, int] = {}
         self.missing: dict[tuple[str, Place, str], list[str]] = {}  # what was not there, if only for one batch
@@ -89,17 +88,13 @@ class _Measured:
     def take(self, place: Place, tokens: LayerTokens) -> None:
         self.dims[place] = tokens.features.shape[-1]
         for subset, part in self._parts(place, tokens):
-            mask = part.mask
-            count = torch.full((len(part.features),), part.features.shape[1]) if mask is None else mask.sum(1).cpu()
+            count = part.counting().sum(1).cpu()
             self.sizes[place, subset].append(count.double())
             for metric in self.metrics if len(count) else ():
-                key = (metric.name, place, subset)
-                if missing := [name for name in metric.needs if getattr(part, name) is None]:
-                    self.missing[key] = missing
-                elif metric.whole_set:
-                    self.whole[key].append(_on_cpu(part))
+                if metric.whole_set:
+                    self.whole[metric, place, subset].append(_on_cpu(part))
                 else:
-                    self.values[key].append(self._applied(metric, part, place, (len(count),)))
+                    self._apply(metric, part, place, subset, (len(count),))
 
     def _parts(self, place: Place, tokens: LayerTokens) -> Iterator[tuple[str, LayerTokens]]:
         """All tokens, and the network's subsets of them, whose attention is that of all."""
@@ -110,19 +105,21 @@ class _Measured:
             part = LayerTokens(tokens.features, mask, tokens.labels, tokens.inputs)
             yield name, part if mask.any(1).all() else part.of(mask.any(1))
 
-    def reasons(self) -> Iterator[tuple[str, str]]:
-        """The metrics that were left out, and why; layer 0 and subsets have no attention, which is no reason."""
+    def reasons(self) -> dict[str, str]:
+        """Why metrics were left out; layer 0 and subsets have no attention, which is no reason."""
         said = {"weights": "attention weights", "values": "the values of attention"}
         found: dict[str, str] = {}
         for (name, place, subset), missing in self.missing.items():
-            if {*missing} <= ATTENTION and (place.layer == 0 or subset != ALL):
-                continue
-            what = " and ".join(said.get(need, need) for need in missing)
-            found.setdefault(name, f"needs {what}, which are not there (in {place.name})")
-        yield from found.items()
+            if not {*missing} <= ATTENTION or (place.layer and subset == ALL):
+                what = " and ".join(said.get(need, need) for need in missing)
+                found.setdefault(name, f"needs {what}, which are not there (in {place.name})")
+        return found
 
-    @staticmethod
-    def _applied(metric: Metric, tokens: LayerTokens, place: Place, shape: tuple[int, ...]) -> Tensor:
+    def _apply(self, metric: Metric, tokens: LayerTokens, place: Place, subset: str, shape: tuple[int, ...]) -> None:
+        key = (metric.name, place, subset)
+        if missing := [name for name in metric.needs if getattr(tokens, name) is None]:
+            self.missing[key] = missing
+            return
         try:
             found = metric.function(tokens)
         except InputError as error:
@@ -130,21 +127,12 @@ class _Measured:
         if not isinstance(found, Tensor) or tuple(found.shape) != shape:
             given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise TypeError(f"the layer-wise metric {metric.name} gave {given}, not a tensor of shape {shape}")
-        return found.detach().double().cpu()
-
-    def _finish(self) -> None:
-        """The metrics over the whole set, now that it is there."""
-        for metric in self.metrics:
-            for key in [key for key in self.whole if key[0] == metric.name]:
-                tokens = _joined(self.whole.pop(key))
-                if missing := [name for name in metric.needs if getattr(tokens, name) is None]:
-                    self.missing[key] = missing  # its shape differs between batches
-                else:
-                    self.values[key] = [self._applied(metric, tokens, key[1], ())]
+        self.values[key].append(found.detach().double().cpu())
 
     def rows(self, stacks: Sequence[str]) -> list[dict[str, Any]]:
         """The table; of stacks none of whose layers ran, nothing."""
-        self._finish()
+        for (metric, place, subset), parts in self.whole.items():
+            self._apply(metric, _joined(parts), place, subset, ())
         ran = {place.stack for place in self.dims if place.layer}
         subsets = list(dict.fromkeys(subset for _, subset in self.sizes))
         order = {metric.name: number for number, metric in enumerate(self.metrics)}
@@ -155,9 +143,9 @@ class _Measured:
                 continue
             found, sizes = torch.cat([part.reshape(-1) for part in parts]), torch.cat(self.sizes[place, subset])
             sd = found.std(correction=min(1, len(found) - 1)) if parts[0].ndim else None
-            row = {"stack": place.stack, "name": place.name, "layer": place.layer, "subset": subset, "metric": name}
-            row |= {"mean": _finite(found.mean()), "sd": _finite(sd), "samples": len(sizes)}
-            rows.append({**row, "tokens": sizes.mean().item(), "dim": self.dims[place]})
+            at = (place.stack, place.name, place.layer, subset, name)
+            values = (_finite(found.mean()), _finite(sd), len(sizes), sizes.mean().item(), self.dims[place])
+            rows.append(dict(zip(COLUMNS, at + values, strict=True)))
         rows.sort(key=lambda r: (stacks.index(r["stack"]), order[r["metric"]], subsets.index(r["subset"]), r["layer"]))
         return rows
 
@@ -167,41 +155,36 @@ def _finite(value: Tensor | None) -> float | None:
 
 
 def _on_cpu(tokens: LayerTokens) -> LayerTokens:
-    parts = (tokens.features, tokens.mask, tokens.labels, tokens.inputs)
+    parts = (tokens.features, tokens.counting(), tokens.labels, tokens.inputs)
     return LayerTokens(*(None if x is None else x.detach().to("cpu", copy=True) for x in parts))
 
 
 def _joined(parts: Sequence[LayerTokens]) -> LayerTokens:
-    """All samples of the probe set; where they have different numbers of tokens, padded, which a mask tells."""
-    most = max(part.features.shape[1] for part in parts)
-
-    def padded(part: LayerTokens) -> tuple[Tensor, Tensor]:
-        x = part.features
-        mask = torch.ones(x.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
-        more = most - x.shape[1]
-        return nn.functional.pad(x, (0, 0, 0, more)), nn.functional.pad(mask, (0, more))
-
-    features, masks = zip(*map(padded, parts), strict=True)
-    mask = torch.cat(masks)
+    """All samples of the probe set; where they have different numbers of tokens, padded, which the mask tells."""
 
     def all_of(name: str) -> Tensor | None:
         given = [getattr(part, name) for part in parts]
         return None if any(x is None or x.shape[1:] != given[0].shape[1:] for x in given) else torch.cat(given)
 
-    return LayerTokens(torch.cat(features), None if mask.all() else mask, all_of("labels"), all_of("inputs"))
+    features, mask = (
+        pad_sequence([sample for part in parts for sample in getattr(part, name)], batch_first=True)
+        for name in ("features", "mask")
+    )
+    return LayerTokens(features, None if mask.all() else mask, all_of("labels"), all_of("inputs"))
 
 
 def _each(batches: Any, batch_size: int) -> Iterable[Any]:
+    first = batches[0] if isinstance(batches, tuple) and batches else None
+    if isinstance(batches, Mapping) or isinstance(first, Mapping):
+        return [batches]
+    if isinstance(first, Tensor) and len(batches) == 2:
+        labels = batches[1]
+        if labels is None:
+            batches = first
+        elif isinstance(labels, Tensor) and len(labels) == len(first):
+            return list(zip(first.split(batch_size), labels.split(batch_size), strict=True))
     if isinstance(batches, Tensor):
         return batches.split(batch_size)
-    if isinstance(batches, Mapping) or (isinstance(batches, tuple) and batches and isinstance(batches[0], Mapping)):
-        return [batches]
-    if isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[0], Tensor):
-        inputs, labels = batches
-        if labels is None:
-            return inputs.split(batch_size)
-        if isinstance(labels, Tensor) and len(labels) == len(inputs):
-            return list(zip(inputs.split(batch_size), labels.split(batch_size), strict=True))
     if isinstance(batches, str) or not isinstance(batches, Iterable):
         raise InputError(f"batches is a {type(batches).__name__}; give a tensor, a dictionary, or an iterable of them")
     return batches

@@ -14,6 +14,7 @@ Raises (all formulas):
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -52,6 +53,10 @@ class LayerTokens:
     weights: Callable[[], Tensor] | None = None
     values: Callable[[], tuple[Tensor, Tensor]] | None = None
 
+    def counting(self) -> Tensor:
+        """The mask, (B, N), also where all tokens count."""
+        return self.features.new_ones(self.features.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
+
     def per_sample(self, formula: Callable[[Tensor], Tensor]) -> Tensor:
         """``formula`` of the tokens that count, (n, d) of each sample: (B,)."""
         if self.mask is None or self.mask.all():
@@ -62,13 +67,12 @@ class LayerTokens:
 
     def of(self, samples: Tensor) -> LayerTokens:
         """The same of some samples alone, (B,) of booleans."""
-        weights, values = self.weights, self.values
-        rest = {k: v[samples] for k in ("mask", "labels", "inputs") if (v := getattr(self, k)) is not None}
-        if weights is not None:
-            rest["weights"] = lambda: weights()[samples]
-        if values is not None:
-            rest["values"] = lambda: tuple(v[samples] for v in values())
-        return replace(self, features=self.features[samples], **rest)
+        chosen = {name: value[samples] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        if self.weights is not None:
+            chosen["weights"] = lambda: self.weights()[samples]
+        if self.values is not None:
+            chosen["values"] = lambda: tuple(v[samples] for v in self.values())
+        return replace(self, **chosen)
 
 
 @dataclass(frozen=True)
@@ -112,21 +116,26 @@ def layerwise_metric(
     return register
 
 
-def _tokens(x: Tensor, metric: str) -> Tensor | None:
-    """X in float64; None, after a warning, if it is a single token."""
-    if not isinstance(x, Tensor) or x.ndim < 2 or 0 in x.shape[-2:]:
-        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"{metric} is measured on tokens of shape (…, N, d) with N, d ≥ 1, not {shape}")
-    if not torch.isfinite(x).all():
-        raise InputError(f"{metric}: the tokens contain NaN or Inf; did the training diverge?")
-    if x.shape[-2] < 2:
-        warnings.warn(f"{metric} needs at least two tokens; reporting 0", stacklevel=3)
-        return None
-    return x.double()
+def _formula(name: str, title: str) -> Callable[[Callable], Callable]:
+    """Makes a formula a layer-wise metric, given tokens in float64; of a single token it is 0, with a warning."""
 
+    def decorate(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(formula)
+        def checked(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if not isinstance(x, Tensor) or x.ndim < 2 or 0 in x.shape[-2:]:
+                shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise InputError(f"{title} is measured on tokens of shape (…, N, d) with N, d ≥ 1, not {shape}")
+            if not torch.isfinite(x).all():
+                raise InputError(f"{title}: the tokens contain NaN or Inf; did the training diverge?")
+            if x.shape[-2] < 2:
+                warnings.warn(f"{title} needs at least two tokens; reporting 0", stacklevel=2)
+                return torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
+            return formula(x.double(), *args, **kwargs)
 
-def _zeros(x: Tensor) -> Tensor:
-    return torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
+        checked.__layerwise__ = Metric(name, lambda tokens: tokens.per_sample(checked))
+        return checked
+
+    return decorate
 
 
 def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,6 +149,7 @@ def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.shape[-2] ** 0.5 * torch.linalg.vector_norm(mean, dim=(-2, -1)), torch.linalg.matrix_norm(x - mean)
 
 
+@_formula("cosine", "cosine similarity")
 def mean_cosine_similarity(x: Tensor) -> Tensor:
     """Mean pairwise cosine similarity of tokens, the paper's metric of over-smoothing: 1 when all point the same way.
 
@@ -152,29 +162,25 @@ def mean_cosine_similarity(x: Tensor) -> Tensor:
     Returns:
         (…), between −1 / (N − 1) and 1.
     """
-    given, x = x, _tokens(x, "cosine similarity")
-    if x is None:
-        return _zeros(given)
     tokens = x.shape[-2]
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     unit = torch.where(norm > 0, x / norm, 0.0)
     return (unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))) / (tokens * (tokens - 1))
 
 
+@_formula("residual", "the rank-collapse residual")
 def rank_collapse_residual(x: Tensor) -> Tensor:
     """``‖X − 1 x̄ᵀ‖_F / ‖X‖_F``, x̄ the mean token: how far X is from all tokens being one; 0 when they are.
 
     (Dong, Cordonnier, Loukas, "Attention is not all you need", ICML 2021, with the Frobenius norm and the mean as the
     nearest such matrix.) (…, N, d) → (…), between 0 and 1, in O(N d); 0 for tokens that are all zero.
     """
-    given, x = x, _tokens(x, "the rank-collapse residual")
-    if x is None:
-        return _zeros(given)
     mean, rest = _parts(x)
     whole = torch.hypot(mean, rest)
     return torch.where(whole > 0, rest / whole, 0.0)
 
 
+@_formula("high_frequency", "the high-frequency share")
 def high_frequency_share(x: Tensor) -> Tensor:
     """``‖X − 1 x̄ᵀ‖_F / ‖1 x̄ᵀ‖_F``: what sets tokens apart, against what they share; 0 when they are one.
 
@@ -182,28 +188,24 @@ def high_frequency_share(x: Tensor) -> Tensor:
     high-frequency part over the DC component.) (…, N, d) → (…), in O(N d); 0 for tokens that are all zero, ∞ for
     others whose mean is zero.
     """
-    given, x = x, _tokens(x, "the high-frequency share")
-    if x is None:
-        return _zeros(given)
     mean, rest = _parts(x)
     return torch.where(rest > 0, rest / mean, 0.0)
 
 
+@_formula("effective_rank", "the effective rank")
 def effective_rank(x: Tensor) -> Tensor:
     """``exp(−Σ p log p)`` of the normalised singular values ``p = σ / Σ σ``: how many directions the tokens span.
 
     (Roy & Vetterli, "The effective rank", EUSIPCO 2007.) (…, N, d) → (…), from 1 (tokens in one direction) to
     min(N, d); 0 for tokens that are all zero. O(N d min(N, d)).
     """
-    given, x = x, _tokens(x, "the effective rank")
-    if x is None:
-        return _zeros(given)
     values = torch.linalg.svdvals(x.cpu()).to(x.device)  # a GPU takes many small matrices one by one
     total = values.sum(-1)
     p = torch.where(total[..., None] > 0, values / total[..., None], 0.0)
     return torch.where(total > 0, torch.special.entr(p).sum(-1).exp(), 0.0)
 
 
+@_formula("dirichlet", "the Dirichlet energy")
 def dirichlet_energy(x: Tensor, kernel: Tensor | None = None) -> Tensor:
     """``½ Σᵢⱼ Kᵢⱼ ‖xᵢ − xⱼ‖²``, the functional that attention descends (:func:`neutreno.functional.J`).
 
@@ -214,9 +216,6 @@ def dirichlet_energy(x: Tensor, kernel: Tensor | None = None) -> Tensor:
     Returns:
         (…), ≥ 0 for a kernel ≥ 0. It grows with the square of the features.
     """
-    given, x = x, _tokens(x, "the Dirichlet energy")
-    if x is None:
-        return _zeros(given)
     if kernel is not None:
         return smoothing_functional(x, kernel.double())
     return (x - x.mean(-2, keepdim=True)).square().sum((-2, -1))
@@ -245,36 +244,6 @@ def attention_entropy(attention: Tensor) -> Tensor:
 
 
 # The layer-wise metrics
-
-
-@layerwise_metric()
-def cosine(tokens: LayerTokens) -> Tensor:
-    """:func:`mean_cosine_similarity`"""
-    return tokens.per_sample(mean_cosine_similarity)
-
-
-@layerwise_metric()
-def residual(tokens: LayerTokens) -> Tensor:
-    """:func:`rank_collapse_residual`"""
-    return tokens.per_sample(rank_collapse_residual)
-
-
-@layerwise_metric(name="effective_rank")
-def of_rank(tokens: LayerTokens) -> Tensor:
-    """:func:`effective_rank`"""
-    return tokens.per_sample(effective_rank)
-
-
-@layerwise_metric()
-def dirichlet(tokens: LayerTokens) -> Tensor:
-    """:func:`dirichlet_energy` with the uniform kernel"""
-    return tokens.per_sample(dirichlet_energy)
-
-
-@layerwise_metric()
-def high_frequency(tokens: LayerTokens) -> Tensor:
-    """:func:`high_frequency_share`"""
-    return tokens.per_sample(high_frequency_share)
 
 
 @layerwise_metric(name="attention_entropy", needs=["weights"])
@@ -309,9 +278,10 @@ def _relative(energy: Tensor, v: Tensor) -> Tensor:
     return torch.where(size > 0, energy.sum(-1) / size, 0.0)
 
 
-def known_metrics() -> list[str]:
-    """The names of the layer-wise metrics of this module."""
-    return [f.__layerwise__.name for f in vars(sys.modules[__name__]).values() if hasattr(f, "__layerwise__")]
+def known_metrics() -> dict[str, Metric]:
+    """The layer-wise metrics of this module by name."""
+    functions = [f for f in vars(sys.modules[__name__]).values() if hasattr(f, "__layerwise__")]
+    return {function.__layerwise__.name: function.__layerwise__ for function in functions}
 
 
 def metric_named(name: str, key: str = "probe.metrics") -> Metric:
@@ -325,13 +295,10 @@ def metric_named(name: str, key: str = "probe.metrics") -> Metric:
         if not hasattr(found, "__layerwise__"):
             raise InputError(f"{key}: {name} is not a layer-wise metric; is it decorated with layerwise_metric()?")
         return found.__layerwise__
-    for function in vars(sys.modules[__name__]).values():
-        if hasattr(function, "__layerwise__") and function.__layerwise__.name == name:
-            return function.__layerwise__
-    raise InputError(
-        f"{key}: no layer-wise metric {name}; available: {', '.join(known_metrics())}, and those of another "
-        "package by their path (mine.metrics.alignment)"
-    )
+    if name not in known_metrics():
+        others = "and those of another package by their path (mine.metrics.alignment)"
+        raise InputError(f"{key}: no layer-wise metric {name}; available: {', '.join(known_metrics())}, {others}")
+    return known_metrics()[name]
 
 
 def named_metrics(metrics: Any, key: str = "probe.metrics") -> list[Metric]:
@@ -340,17 +307,14 @@ def named_metrics(metrics: Any, key: str = "probe.metrics") -> list[Metric]:
     Raises:
         InputError: it is not a list of names, one is not known, or two have one name.
     """
-    if not isinstance(metrics, Sequence) or isinstance(metrics, str) or not all(isinstance(m, str) for m in metrics):
-        raise InputError(
-            f"{key}={metrics} is not a list of layer-wise metrics; available: {', '.join(known_metrics())}"
-        )
+    listed = isinstance(metrics, Sequence) and not isinstance(metrics, str) and all(isinstance(m, str) for m in metrics)
+    if not listed or not metrics:
+        what = "names no layer-wise metric" if listed else "is not a list of layer-wise metrics"
+        raise InputError(f"{key}={metrics} {what}; available: {', '.join(known_metrics())}")
     found: dict[str, Metric] = {}
-    for name in metrics:
-        metric = metric_named(name, key)
+    for metric in (metric_named(name, key) for name in metrics):
         if found.setdefault(metric.name, metric) != metric:
             raise InputError(f"{key}: two layer-wise metrics are named {metric.name}; rename one")
-    if not found:
-        raise InputError(f"{key}=[] names no layer-wise metric; available: {', '.join(known_metrics())}")
     return list(found.values())
 
 

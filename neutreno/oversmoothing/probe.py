@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from lightning import Callback, LightningModule, Trainer
 
 from neutreno.errors import check_number
@@ -88,9 +88,7 @@ class OversmoothingProbe(Callback):
         if not self.rows:
             return
         with replacing(self.folder / "oversmoothing.csv") as file:
-            writer = csv.DictWriter(file, (*WHEN, *COLUMNS))
-            writer.writeheader()
-            writer.writerows(self.rows)
+            pd.DataFrame(self.rows, columns=[*WHEN, *COLUMNS]).to_csv(file, index=False)
         if redraw:
             plot_similarity(self.rows, self.folder / "oversmoothing.png", self.folder.name)
             self._drawn = time.monotonic()

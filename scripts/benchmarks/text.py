@@ -35,15 +35,15 @@ class ReleasedAttention(NeutrenoAttention):
 
 
 def bench_lm(repeats: int) -> list[tuple[str, str]]:
-    from neutreno.models.language_model import SIZES, LanguageModel
+    from neutreno.models.language_model import LanguageModel
 
     rows, words = 4 if benchmarks.DEVICE.type == "cpu" else 96, 267_735
     draw = np.random.default_rng(0)
     ids = torch.from_numpy(zipf(draw, words, (rows, 257))).to(benchmarks.DEVICE)
 
     def step(attention: type[NeutrenoAttention]) -> Callable[[], None]:
-        small = {**SIZES["small"], "cutoffs": [20_000, 40_000, 200_000]}
-        model = LanguageModel(words, **small, attention=partial(attention, lam=0.4)).to(benchmarks.DEVICE).train()
+        model = LanguageModel(words, cutoffs=[20_000, 40_000, 200_000], attention=partial(attention, lam=0.4))
+        model.to(benchmarks.DEVICE).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
 
         def once() -> None:

@@ -71,7 +71,7 @@ def test_rows_of_table_2_differ_in_attention_and_encoder_alone():
 
 
 def test_the_data_set_picks_the_family_of_models_and_the_command_line_wins():
-    assert composed("data=digit_scenes").model._target_.endswith("segmenter")
+    assert composed("data=digit_scenes").model._target_.endswith("Segmenter")
     assert "lam" in composed("data=digit_scenes").attention
     assert "lam" not in composed("data=ade20k", "model=segmenter").attention
     assert "lam" not in composed("experiment=table2/softmax_deit_tiny").attention

@@ -165,6 +165,9 @@ def _read_parquet(files: list[Path]) -> Iterator[str]:
             table = pq.ParquetFile(path)
             if "text" not in table.schema_arrow.names:
                 raise InputError(f"{path} has no column text; it has: {', '.join(table.schema_arrow.names)}")
+            kind = table.schema_arrow.field("text").type
+            if pa.types.is_primitive(kind):
+                raise InputError(f"{path}: its column text holds {kind}, not strings")
             for batch in table.iter_batches(10_000, columns=["text"]):
                 yield _lines(batch.column(0).cast(pa.string()).to_pylist())
         except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -212,13 +215,15 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, Source]:
     """
     if not reader.startswith("hfds/"):
         raise InputError(f"data.reader={reader} is not known for text; write hfds/HUB_ID")
-    found, sources = load_hub(reader, **reader_args, keep_in_memory=False), {}  # on disk, where changes are noticed
+    found, sources = load_hub(reader, **{**reader_args, "keep_in_memory": False}), {}  # on disk, where changes are noticed
     for split, names in SPLITS.items():
         name = next((name for name in names if name in found), None)
         if name is None:
             raise InputError(f"data.reader={reader} has no {names[0]} split; it has: {', '.join(found)}")
         if "text" not in found[name].column_names:
             raise InputError(f"data.reader={reader} has no column text; it has: {', '.join(found[name].column_names)}")
+        if (kind := getattr(found[name].features["text"], "dtype", None)) not in ("string", "large_string"):
+            raise InputError(f"data.reader={reader}: its column text holds {kind}, not strings")
         files = [Path(file["filename"]) for file in found[name].cache_files]
         sources[split] = Source(files, partial(_read_hub, found[name]))
     return sources

@@ -23,7 +23,7 @@ from neutreno.variants import words
 
 FIGURES = ["test/{}", "val/{}", "best/test/{}", "ema/test/{}", "ema/val/{}"]  # of the main metric, shown where known
 BETWEEN = {"md": "\n{}\n", "latex": "% {}", "csv": ""}  # tables of several tasks
-EVERY_RUN = Table(name="", file=Path(), config_dirs=[])  # no file's rows
+EVERY_RUN = Table.model_construct(name="", file=Path(), config_dirs=[], rows={})  # of no file, so unchecked
 
 
 @dataclass(eq=False)

@@ -273,6 +273,12 @@ def test_parquet_that_is_none_or_has_no_text_is_named(tmp_path):
     pq.write_table(pa.table({"line": ["a"]}), root / "test-00000-of-00001.parquet")
     with pytest.raises(InputError, match="has no column text; it has: line"):
         read(root)
+    pq.write_table(pa.table({"text": [1, 2]}), root / "test-00000-of-00001.parquet")
+    with pytest.raises(InputError, match="holds int64, not strings"):
+        read(root)
+    numbers = parquet(tmp_path / "numbers", {split: [1, 2] for split in ROWS})
+    with pytest.raises(InputError, match="holds int64, not strings"):
+        read_hub(numbers, cache=str(tmp_path / "cache"))
     (root / "test-00000-of-00001.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match="is not a readable parquet file"):
         read(root)

@@ -38,8 +38,11 @@ class SoftmaxAttention(nn.Module):
         causal: no token sees a later one (language models).
 
     Raises:
-        InputError: the heads do not divide the width.
+        InputError: the heads do not divide the width, or the model is causal and the rule is one that ``sees_all``
+            tokens.
     """
+
+    sees_all = ""  # how a rule looks at all tokens, which no causal model may
 
     @checked
     def __init__(
@@ -55,6 +58,8 @@ class SoftmaxAttention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise InputError(f"num_heads={num_heads} does not divide embed_dim={dim}; choose a divisor of {dim}")
+        if causal and self.sees_all:
+            raise InputError(f"{self.sees_all}, so a language model would see the future")
         self.num_heads, self.attn_drop, self.causal = num_heads, attn_drop, causal
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
@@ -247,15 +252,12 @@ class ReAttention(Variant):
     Needs A itself, so it holds an N × N matrix; Θ starts at the identity. Normalisation takes the mean over all tokens
     and samples of a batch, so it is not an attention for causal models, and ranks that split a batch differ by
     their parts' statistics. (Zhou et al., "DeepViT: Towards Deeper Vision Transformer", 2021.)
-
-    Raises:
-        InputError: the model is causal.
     """
+
+    sees_all = "attention=reattention normalises over all tokens"
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if self.causal:
-            raise InputError("attention=reattention normalises over all tokens: a language model would see the future")
         self.theta = nn.Parameter(torch.eye(self.num_heads))
         self.norm = nn.BatchNorm2d(self.num_heads)
 

@@ -215,7 +215,10 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, Source]:
     """
     if not reader.startswith("hfds/"):
         raise InputError(f"data.reader={reader} is not known for text; write hfds/HUB_ID")
-    found, sources = load_hub(reader, **{**reader_args, "keep_in_memory": False}), {}  # on disk, where changes are noticed
+    found, sources = (
+        load_hub(reader, **{**reader_args, "keep_in_memory": False}),
+        {},
+    )  # on disk, where changes are noticed
     for split, names in SPLITS.items():
         name = next((name for name in names if name in found), None)
         if name is None:

@@ -1,8 +1,10 @@
 """train.py as users call it: what a run leaves behind, what it refuses, how it says so."""
 
 import csv
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -147,6 +149,15 @@ def test_result_says_what_was_run_where_and_what_came_out(finished):
     assert set(result["metrics"]) == wanted
     curves = {(w, s): curve(result["oversmoothing"], w, s) for w in ("initial", "last") for s in ("all", "patch")}
     assert {len(found) for found in curves.values()} == {3} and len({str(found) for found in curves.values()}) == 4
+
+
+def test_the_documented_keys_of_a_record_are_those_that_a_run_writes(finished):
+    lines = (ROOT / "docs/design.md").read_text().partition("**The record**")[2].splitlines()
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[lines.index("|---|---|") + 1 :])
+    cells = [line.split("|")[1] for line in table]
+    documented = {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+    written = json.loads((finished[0] / "result.json").read_text()).keys()
+    assert written - documented == set() and documented - written == {"reason"}
 
 
 def test_metrics_csv_holds_learning_rate_throughput_and_every_epoch(finished):

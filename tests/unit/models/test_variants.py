@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from neutreno.attention import (
     GFSA,
@@ -22,15 +23,17 @@ from neutreno.attention import (
     ValueResidual,
     Variant,
 )
+from neutreno.config.building import locate
 from neutreno.config.composing import CONFIGS
 from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel
 from neutreno.models.transformer import Block, ContraNormBlock, LayerScaleBlock
 from neutreno.models.vit import vit
 
-ATTENTION = sorted(file.stem for file in (CONFIGS / "attention").glob("*.yaml"))
-BLOCK = sorted(file.stem for file in (CONFIGS / "block").glob("*.yaml"))
-SEES_ALL = ["reattention", "featscale", "contranorm"]
+FILES = {group: sorted((CONFIGS / group).glob("*.yaml")) for group in ("attention", "block")}
+ATTENTION, BLOCK = ([file.stem for file in files] for files in FILES.values())
+TARGETS = {file.stem: OmegaConf.load(file).get("_target_") for files in FILES.values() for file in files}
+SEES_ALL = [name for name, target in TARGETS.items() if target and locate(target).sees_all]
 HEADS, TOKENS, DIM = 3, 7, 4
 
 

@@ -271,7 +271,7 @@ NOT_EVALUATED = {
     "an option that it does not take": (["+evaluator.crops.sizes=[1]"], ["no key evaluator.crops.sizes: Crops has"]),
     "a mistyped option": (["evaluator.cost.batchsize=1"], ["did you mean evaluator.cost.batch_size?"]),
     "the key of earlier": (["sliding=[32]"], ["no key sliding; did you mean evaluator.perplexity.sliding?"]),
-    "no class": (["+evaluator.mine.bins=1"], ["evaluator.mine does not name a class by _target_"]),
+    "no class": (["+evaluator.mine.bins=1"], ["evaluator.mine._target_ has no value: it names the class to build"]),
     "no evaluator": (
         ["+evaluator.mine._target_=neutreno.data.digits.Digits", "evaluators=[mine]"],
         ["neutreno.data.digits.Digits is no neutreno.evaluation.base.Evaluator"],

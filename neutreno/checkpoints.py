@@ -8,6 +8,7 @@ import math
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint's content on the CPU. Only tensors and plain containers are accepted; nothing in it is executed.
 
+    What ``torch.save`` writes is an archive with a checksum for each tensor, which ``torch.load`` ignores; here a wrong
+    one is refused. (A safetensors file or one of PyTorch before 1.6 has none.)
+
     Raises:
-        InputError: no such file, not a checkpoint, or one that holds other objects than weights.
+        InputError: no such file, not a checkpoint, a damaged one, or one that holds other objects than weights.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
+    damaged = None
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+    except Exception as error:  # of a torn archive: exceptions differ by where it is torn
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); restore it from a copy") from error
+    if damaged is not None:
+        raise InputError(f"{path} is damaged: the checksum of {damaged} is wrong; restore it from a copy")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -22,7 +22,7 @@ from neutreno.errors import InputError
 from neutreno.files import UNFINISHED, replacing
 from neutreno.variants import describe, joined, model_words, words
 
-FORMAT = 3  # of result.json; a folder of another one is named and left out
+FORMAT = 4  # of result.json; a folder of another one is named and left out
 
 
 def default_name(composed: Composed) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import resource
+import sys
 import tempfile
 import time
 from bisect import bisect_left
@@ -48,7 +49,7 @@ def seeds_needed(difference: float, sd: float) -> int:
         critical = stats.t.ppf(1 - ALPHA / 2, freedom)
         return stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
 
-    seeds = range(2, 10**9)
+    seeds = range(2, sys.maxsize)
     return seeds[bisect_left(seeds, POWER, key=reached)]  # it grows with n
 
 

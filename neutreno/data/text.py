@@ -22,6 +22,7 @@ from neutreno.errors import InputError
 from neutreno.files import UNFINISHED
 
 EOS, UNK = "<eos>", "<unk>"
+TEXTUAL = ("string", "large_string", "string_view")  # types of columns
 BLOCK = 4 << 20  # bytes read at once, in whole lines: their words as Python strings take some 50 MiB
 PLAIN = ("{}.txt", "{}.tokens", "wiki.{}.txt", "wiki.{}.tokens")
 SPLITS = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
@@ -139,11 +140,15 @@ class Source(NamedTuple):
 
 
 def _read_plain(path: Path) -> Iterator[str]:
-    """A file in UTF-8, some lines at once."""
-    offset, block = 0, b""
+    """A file in UTF-8, some megabytes at once, also where a text is a single line."""
+    offset, block, rest = 0, b"", b""
     with open(path, "rb") as file:
-        while lines := file.readlines(BLOCK):
-            block = b"".join(lines)
+        while read := file.read(BLOCK) or rest:
+            content = rest + read if read is not rest else rest
+            end = 1 + max(content.rfind(b"\n"), content.rfind(b" ")) if len(read) == BLOCK else len(content)
+            block, rest = content[:end], content[end:]
+            if not block:
+                continue
             try:
                 text = block.decode()
             except UnicodeDecodeError as error:
@@ -166,7 +171,7 @@ def _read_parquet(files: list[Path]) -> Iterator[str]:
             if "text" not in table.schema_arrow.names:
                 raise InputError(f"{path} has no column text; it has: {', '.join(table.schema_arrow.names)}")
             kind = table.schema_arrow.field("text").type
-            if pa.types.is_primitive(kind):
+            if str(kind.value_type if pa.types.is_dictionary(kind) else kind) not in TEXTUAL:
                 raise InputError(f"{path}: its column text holds {kind}, not strings")
             for batch in table.iter_batches(10_000, columns=["text"]):
                 yield _lines(batch.column(0).cast(pa.string()).to_pylist())
@@ -225,7 +230,7 @@ def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, Source]:
             raise InputError(f"data.reader={reader} has no {names[0]} split; it has: {', '.join(found)}")
         if "text" not in found[name].column_names:
             raise InputError(f"data.reader={reader} has no column text; it has: {', '.join(found[name].column_names)}")
-        if (kind := getattr(found[name].features["text"], "dtype", None)) not in ("string", "large_string"):
+        if (kind := getattr(found[name].features["text"], "dtype", None)) not in TEXTUAL:
             raise InputError(f"data.reader={reader}: its column text holds {kind}, not strings")
         files = [Path(file["filename"]) for file in found[name].cache_files]
         sources[split] = Source(files, partial(_read_hub, found[name]))
@@ -244,6 +249,8 @@ def prepare(sources: dict[str, Source], folder: Path, min_count: int, where: str
     """
     checksums, record = {split: checksum(*source.files) for split, source in sources.items()}, folder / "record.json"
     if not record.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists, but holds no ids of {where}; name another folder, data.cache=FOLDER")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(f".{folder.name}.lock")):

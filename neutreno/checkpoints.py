@@ -9,6 +9,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's native writer moves the file from ``$TMPDIR``, which is not atomic across file systems.
     """
 
+    written: Callable[[], None] | None = None  # called once, when the first one is in its place
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, "wb") as file:
             torch.save(checkpoint, file)
+        if self.written is not None:
+            written, self.written = self.written, None
+            written()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -156,7 +162,9 @@ def resampled(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]
     for name, vit in model.named_modules():
         patches_name, positions_name = (f"{name}.{k}".strip(".") for k in ("patch_embed.proj.weight", "pos_embed"))
         patches, positions = weights.get(patches_name), weights.get(positions_name)
-        if not isinstance(vit, timm.models.VisionTransformer) or patches is None or positions is None:
+        if not isinstance(vit, timm.models.VisionTransformer) or any(
+            x is None for x in (patches, positions, vit.pos_embed)
+        ):
             continue
         own = vit.patch_embed.proj.weight
         if patches.ndim == 4 and patches.shape[:2] == own.shape[:2] and patches.shape != own.shape:

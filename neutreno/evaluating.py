@@ -98,7 +98,7 @@ def run_opened(composed: Composed) -> Opened:
     if config.name is not None or checkpoint is not None or other or not whole:  # then it is no figure of the run
         name = config.name or f"{run.path.name}-{checkpoint.stem if checkpoint is not None else 'other'}"
         target = RunFolder(Path(config.output_dir) / "evaluations", name)
-    data, task = build_run(settings, trusted(config), composed.config_dirs)
+    data, task = build_run(run, settings, trusted(config), composed.config_dirs)
     subject = made_ready(settings, data, task, target.path, config.run, other)
     load_checkpoint(task, data, checkpoint or run.last_checkpoint, other)
     if checkpoint is None:

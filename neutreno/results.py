@@ -36,6 +36,10 @@ def write_text(path: Path, content: str) -> None:
         file.write(content)
 
 
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def describe_run(composed: Composed, task: type) -> dict[str, Any]:
     """What a run is, for its record: what :func:`neutreno.variants.describe` says, its task and what it is judged by,
     which keys are matters of execution, when it was started and by which command."""
@@ -49,7 +53,7 @@ def describe_run(composed: Composed, task: type) -> dict[str, Any]:
         "row": composed.settings["row"],
         "overrides": composed.overrides,
         "config_dirs": composed.config_dirs,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": now(),
         "command": shlex.join(sys.orig_argv),
     }
 

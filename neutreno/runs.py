@@ -87,13 +87,26 @@ class RunFolder:
             return
         if not self.config_file.exists():
             raise InputError(f"{self.path} holds no config.yaml to resume from; choose another name=…")
-        before, now = (
-            identity(settings, lambda key: mark_of(key, composed.settings) is EXECUTION)
-            for settings in (self.config(), composed.settings)
-        )
-        if differ := [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]:
-            said = ", ".join(f"{key}={now.get(key)} (was {before.get(key)})" for key in differ)
+        before, now = (identity_of(settings, composed.settings) for settings in (self.config(), composed.settings))
+        if said := differences(before, now):
             raise InputError(f"{self.path} is a run with other settings: {said}; choose another name=…")
+        record = read_result(self.path) if self.result_file.exists() else {}
+        if (when := record.get("first_checkpoint")) and not self.last_checkpoint.exists():
+            gone = f"{self.last_checkpoint} is gone, which this run had written by {when}"
+            raise InputError(f"{gone}; restore it, or start another run with name=…")
+
+    def check_data(self, digests: Callable[[], dict[str, str] | None]) -> None:
+        """Whether the data is that of the run so far; ``digests`` reads it, and is called only if the record has some;
+        None: nobody knows.
+
+        Raises:
+            InputError: it is other data; names the splits.
+        """
+        record = read_result(self.path) if self.result_file.exists() else {}
+        before = record.get("digests")
+        now = digests() if before is not None else None
+        if now is not None and (said := other_splits(before, now)):
+            raise InputError(f"{self.path} is a run on other data: {said}; give that data, or choose another name=…")
 
     def create(self, config: dict[str, Any], resume: bool) -> None:
         """Make the folder, keep other processes out of it until this one ends, and write the config.
@@ -175,6 +188,42 @@ def identity(settings: dict[str, Any], is_execution: Callable[[str], bool]) -> d
     if found.get("trainer.max_steps", -1) != -1:
         found.pop("trainer.max_epochs", None)  # counted from the steps when the run starts
     return found
+
+
+def identity_of(settings: dict[str, Any], marked_by: dict[str, Any] | None = None) -> dict[str, Any]:
+    """:func:`identity`, by the marks of the options of the classes that ``marked_by`` names (default: the same)."""
+    marks = settings if marked_by is None else marked_by
+    return identity(settings, lambda key: mark_of(key, marks) is EXECUTION)
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """``KEY=NOW (was BEFORE), …``"""
+    differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return ", ".join(f"{key}={now.get(key)} (was {before.get(key)})" for key in differ)
+
+
+def other_splits(before: dict[str, str], now: dict[str, str]) -> str:
+    """``the train and val splits differ``"""
+    differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return f"the {' and '.join(differ)} split{'s differ' if differ[1:] else ' differs'}" if differ else ""
+
+
+def check_origin(found: Any, run: dict[str, Any], source: Any, remedy: str) -> None:
+    """Refuse a checkpoint in a run's folder that another run wrote: its weights may fit in silence.
+
+    Args:
+        found: what the checkpoint says of its run; run: the same of this run: ``settings`` (see :func:`identity`), and
+            ``digests`` of the data where they are to be compared.
+
+    Raises:
+        InputError: it says nothing, or something else; names what differs.
+    """
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("settings", "digests")):
+        raise InputError(f"{source} does not say which run wrote it; {remedy}")
+    said = differences(found["settings"], run["settings"])
+    said = said or other_splits(found["digests"], run.get("digests", found["digests"]))
+    if said:
+        raise InputError(f"{source} was written by another run: {said}; {remedy}")
 
 
 def shared(settings: dict[str, Any], is_execution: Callable[[str], bool]) -> dict[str, Any]:

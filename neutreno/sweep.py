@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from neutreno.config.composing import Composed
 from neutreno.config.gate import check
 from neutreno.errors import InputError
 from neutreno.files import replacing
+from neutreno.results import now
 from neutreno.runs import RunFolder, default_name
 
 
@@ -89,12 +90,26 @@ def plan(composed: Composed) -> Job:
         state = "to resume" if run.config_file.exists() else "to run"
         if config.resume and state == "to resume":
             run.check(composed, resume=True)
-            state = "finished" if run.status == "finished" else state
+            if run.status == "finished":
+                state = "finished"
+                data = {key: value for key, value in composed.settings["data"].items() if key != "seed"}
+                run.check_data(partial(_digests, json.dumps(data)))  # read once for all seeds
     except InputError as error:
         state, reason = "refused", "; ".join(str(error).splitlines())
         name = re.sub(r"[^\w.+-]+", "_", str(config.name or " ".join(composed.overrides)))
         run = RunFolder(str(config.output_dir), name[:100])  # a word for it; nothing is written there
     return Job(composed.overrides, run, state, composed.config_dirs, reason=reason)
+
+
+@cache
+def _digests(settings: str) -> dict[str, str] | None:
+    """The fingerprints of the splits of ``data``'s settings; None where it cannot be read, so nothing is compared."""
+    try:
+        data = build(json.loads(settings))
+        data.setup()
+    except InputError:
+        return None
+    return data.record().get("digests", {})
 
 
 def launch(
@@ -188,10 +203,6 @@ def _typed(folders: Sequence[Path]) -> str:
     if len(folders) > 1 and {Path(found) for found in glob.glob(f"{glob.escape(start)}*")} == set(folders):
         return f"{shlex.quote(start)}*"
     return shlex.join(map(str, folders))
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Manifest:

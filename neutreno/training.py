@@ -32,7 +32,7 @@ from neutreno.oversmoothing.probe import OversmoothingProbe
 from neutreno.parallel import GatherForEvaluation, build_trainer, check_trainer
 from neutreno.parallel import describe as describe_devices
 from neutreno.preflight import MicroBatch, preflight
-from neutreno.runs import RunFolder, default_name, read_result
+from neutreno.runs import RunFolder, check_origin, default_name, identity_of, read_result
 from neutreno.tasks.base import Task
 from neutreno.variants import check_trained, describe, recorded_axes
 
@@ -47,20 +47,24 @@ def train(composed: Composed) -> None:
     composed, plugins = checked(composed)
     config, settings = composed.config, composed.settings
     run = RunFolder(config.output_dir, config.name)
+    if not config.preflight and rank_zero_only.rank == 0:  # the other processes find the folder that this one made
+        run.check(composed, config.resume)
+    seed_everything(derive_seed(config.seed))
+    data = build(settings["data"])
+    data.setup()
+    digests = data.record().get("digests", {})
     if not config.preflight:
-        if rank_zero_only.rank == 0:  # the other processes of a run find the folder that this one made
-            run.check(composed, config.resume)
+        if rank_zero_only.rank == 0:
+            run.check_data(lambda: digests)
         if config.resume and run.status == "finished":
             if rank_zero_only.rank == 0:
                 print(f"{run.path} is finished; nothing to do")
             return
 
-    seed_everything(derive_seed(config.seed))
-    data = build(settings["data"])
     model = build(settings["model"], **data.model_arguments())
     task = build(settings["task"], model=model)
     task.variants = describe(composed)["axes"]
-    data.setup()
+    task.run = {"settings": identity_of(settings), "digests": digests}
     if config.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise InputError(f"grad_checkpointing=true: {type(model).__name__} does not support it; leave it out")
@@ -95,12 +99,13 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
     config, settings = composed.config, composed.settings
     probe, timer = OversmoothingProbe(run.path, **settings["probe"]), Timer(verbose=False)
     loggers = make_loggers(composed, run)
-    trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, plugins)
+    checkpoints = AtomicCheckpointIO()
+    trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, [checkpoints, *plugins])
     is_rank_zero = trainer.is_global_zero
     resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
     if resume_from is not None:
         check_resumed(resume_from, task, data)
-    starts = started_from(composed, run, resume_from)
+    before = read_result(run.path) if resume_from is not None and run.result_file.exists() else {}
     if is_rank_zero:  # only now, when all could be built
         run.create(settings, config.resume)
         console.log_to(run.path / "train.log")
@@ -111,12 +116,20 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
         **results.describe_run(composed, type(task)),
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "devices": describe_devices(trainer, data),
-        "initial_weights": starts,
+        "initial_weights": results.initial_weights(composed),
         **data.record(),
         **results.environment(),
+        # of the beginning; files may have changed since
+        **{key: before[key] for key in ("initial_weights", "first_checkpoint") if key in before},
     }
     record = rank_zero_only(lambda **more: results.write_json(run.result_file, result | more))
     record()
+
+    def note_checkpoint() -> None:
+        result.setdefault("first_checkpoint", results.now())
+        record()
+
+    checkpoints.written = note_checkpoint
     if is_rank_zero:
         samples = f"{len(data.splits['train']):,} training {data.samples_are}"
         print(f"{config.name}: {result['parameters']:,} parameters, {samples}")
@@ -145,16 +158,8 @@ def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
     content = read_checkpoint(checkpoint)
     remedy = f"it is not this run's. To start another run from it: model.weights={checkpoint} name=…"
     check_trained(recorded_axes(content), task.variants, checkpoint, remedy)
+    check_origin(content.get("run"), task.run, checkpoint, remedy)
     task.check_checkpoint(content, data, checkpoint)
-
-
-def started_from(composed: Composed, run: RunFolder, resume_from: Path | None) -> dict[str, Any]:
-    """The run's initial weights; of one that resumes the recorded ones, since the files may have changed."""
-    if resume_from is not None and run.result_file.exists():
-        before = read_result(run.path)
-        if "initial_weights" in before:
-            return before["initial_weights"]
-    return results.initial_weights(composed)
 
 
 def make_loggers(composed: Composed, run: RunFolder) -> list[Logger]:
@@ -195,7 +200,7 @@ def make_trainer(
         config.trainer,
         callbacks=callbacks,
         logger=loggers,
-        plugins=[AtomicCheckpointIO(), *plugins],
+        plugins=plugins,
         default_root_dir=run.path,
     )
     micro_batches = trainer.accumulate_grad_batches

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from neutreno.config.options import EXECUTION, FREE, Seed, Size, checked
+from neutreno.data.fingerprint import fingerprint
 from neutreno.data.loading import AugmentedDataset, CorruptLog, ResumableLoader, TrainBatchSampler, collate_readable
 from neutreno.errors import InputError
 
@@ -149,8 +150,9 @@ class SplitData(LightningDataModule):
         return {}
 
     def record(self) -> dict[str, Any]:
-        """What a run's record says of the data beside its settings."""
-        return {}
+        """What a run's record says of the data beside its settings: the fingerprint of each split that has one."""
+        found = {name: fingerprint(split) for name, split in self.splits.items() if split is not None}
+        return {"digests": {name: digest for name, digest in found.items() if digest is not None}}
 
     def baselines(self) -> dict[str, float]:
         """Metrics of no model at all, to read a model's by."""

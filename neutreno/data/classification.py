@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from annotated_types import Ge, Le
 from torch.utils.data import DataLoader, default_collate
@@ -19,6 +17,7 @@ from torchvision.transforms import v2
 from neutreno.config.options import EXECUTION, FREE, Count, Positive, checked
 from neutreno.data import images
 from neutreno.data.base import ImageData, check_root
+from neutreno.data.fingerprint import digest
 from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, StreamLoader
 from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, load_images
 from neutreno.errors import InputError, check_number
@@ -29,12 +28,6 @@ class ClassificationData(ImageData):
 
     def _dataset(self, split: str, transform: Callable) -> AugmentedDataset:
         return super()._dataset(split, OnImage(transform))
-
-    def record(self) -> dict[str, Any]:
-        """A digest of each split's labels, in their order: another ``root`` holds other images."""
-        labels = {split: getattr(samples, "labels", None) for split, samples in self.splits.items()}
-        held = {split: np.asarray(x, dtype=np.int64) for split, x in labels.items() if x is not None}
-        return {"digests": {split: hashlib.sha256(x).hexdigest() for split, x in held.items()}}
 
 
 class ImageClassification(ClassificationData):
@@ -127,6 +120,18 @@ class ImageClassification(ClassificationData):
         if self.on_device:  # other sizes are resized one by one, as the transforms do
             self.on_device = self._first_size(splits["val"]) == (self.img_size, self.img_size)
         return splits
+
+    def record(self) -> dict[str, Any]:
+        return super().record() if not self.streams else {"digests": {"stream": digest(self._shards())}}
+
+    def _shards(self) -> Iterator[str]:
+        """Name and size of each file of a stream that lies here; of one that does not, where it is."""
+        folder = Path(self.root or self.reader.partition("/")[2])
+        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+        yield from (f"{path.relative_to(folder)} {path.stat().st_size}" for path in files)
+        yield from (str((name, self.reader_splits.get(name), self.samples.get(name))) for name in self.splits)
+        if not files:
+            yield self.reader
 
     @staticmethod
     def _first_size(samples: Sequence) -> tuple[int, int] | None:

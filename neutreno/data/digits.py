@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from neutreno.config.options import Fraction, checked
 from neutreno.data.classification import ClassificationData
+from neutreno.data.fingerprint import of_array
 from neutreno.data.images import SPLIT_SEED
 from neutreno.errors import InputError
 
@@ -29,6 +30,9 @@ class _Arrays(Sequence):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self.images[index], int(self.labels[index])
+
+    def facts(self) -> Iterator[str]:
+        yield from (of_array(self.images), of_array(self.labels))
 
 
 def split_digits() -> dict[str, _Arrays]:

@@ -15,6 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from torchvision.datasets import ImageFolder
 
+from neutreno.data.fingerprint import of_array, of_files, sampled
 from neutreno.data.loading import CorruptSample, derive_seed, seed_cpu
 from neutreno.errors import InputError
 
@@ -52,6 +53,11 @@ class Images(Sequence):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return decode(*self._content(index), self._mode), int(self.labels[index])
 
+    def facts(self) -> Iterator[str]:
+        """What tells these images from others, for :mod:`neutreno.data.fingerprint`."""
+        yield from map(str, self.classes)
+        yield of_array(self.labels)
+
 
 class FolderImages(Images):
     """``root/CLASS/…/image``: classes are the folders' names in order."""
@@ -64,10 +70,14 @@ class FolderImages(Images):
                 raise InputError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE files") from error
             raise InputError(f"{folder}: {str(error).split(' Supported')[0].rstrip('.')}") from error
         super().__init__(files.targets, files.classes, mode)
-        self._paths = [path for path, _ in files.samples]
+        self._paths, self._folder = [path for path, _ in files.samples], folder
 
     def _content(self, index: int) -> tuple[str, str]:
         return self._paths[index], self._paths[index]
+
+    def facts(self) -> Iterator[str]:
+        yield from super().facts()
+        yield from of_files([Path(path) for path in self._paths], self._folder)
 
 
 class EncodedImages(Sequence):
@@ -85,6 +95,11 @@ class EncodedImages(Sequence):
         cell = self._table[index][self._column]
         return cell["bytes"] if cell["bytes"] is not None else cell["path"] or b""
 
+    def facts(self) -> Iterator[str]:
+        for index in sampled(len(self)):
+            content = self[int(index)]
+            yield str(len(content) if isinstance(content, bytes) else Path(content).name)
+
 
 class TableImages(Images):
     """Two columns of such a table: images, and integer labels."""
@@ -97,6 +112,10 @@ class TableImages(Images):
     def _content(self, index: int) -> tuple[bytes | str, str]:
         return self._images[index], f"{self._where}, row {index}"
 
+    def facts(self) -> Iterator[str]:
+        yield from super().facts()
+        yield from self._images.facts()
+
 
 class TorchvisionImages(Images):
     """A data set of torchvision, which decodes its images itself."""
@@ -108,6 +127,10 @@ class TorchvisionImages(Images):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         image, label = self._dataset[index]
         return image.convert(self._mode), label
+
+    def facts(self) -> Iterator[str]:
+        yield from super().facts()
+        yield from (of_array(self._dataset[int(index)][0]) for index in sampled(len(self), 100))
 
 
 class Subset(Images):
@@ -122,6 +145,11 @@ class Subset(Images):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self._images[int(self._indices[index])][0], int(self.labels[index])
+
+    def facts(self) -> Iterator[str]:
+        yield from self._images.facts()
+        yield from super().facts()
+        yield of_array(self._indices)
 
 
 class Stream(IterableDataset):
@@ -166,7 +194,7 @@ def quiet_hub() -> None:
     datasets.disable_progress_bars()
 
 
-def load_hub(reader: str, split: str | None = None, **kwargs):
+def load_hub(reader: str, split: str | None = None, /, **kwargs):
     """``hfds/HUB_ID`` or ``hfds/FOLDER`` by Hugging Face ``datasets``; a split of it, or all by name.
 
     Raises:
@@ -181,7 +209,7 @@ def load_hub(reader: str, split: str | None = None, **kwargs):
         raise reader_error(reader, split, error) from error
 
 
-def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", download: bool = False, **kwargs):
+def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", download: bool = False, /, **kwargs):
     """A split of ``hfds/HUB_ID`` or ``torch/NAME`` as :class:`Images`, or a stream as timm opens it.
 
     Raises:
@@ -193,6 +221,7 @@ def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", down
         if missing := [column for column in columns if column not in table.column_names]:
             hint = "name its columns with data.reader_args={input_key: …, target_key: …}"
             raise InputError(f"data.reader={name}, split {split}: it has no column {missing[0]}; {hint}")
+        check_columns(table, *columns, f"data.reader={name}, split {split}")
         return TableImages(table, *columns, name, mode)
     if not name.startswith(("torch/", *STREAMS)):
         raise InputError(f"data.reader={name} is not one of timm's: torch/…, hfds/…, hfids/…, tfds/… or wds/…")
@@ -208,13 +237,33 @@ def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", down
         raise reader_error(name, split, error) from error
 
 
+def check_columns(table: Any, image: str, label: str, where: str) -> None:
+    """
+    Raises:
+        InputError: the columns of a table are not images and integer labels.
+    """
+    import datasets
+
+    encoded = isinstance(table.features[image], datasets.Image | dict)  # a dictionary of content and path
+    if not encoded and _kind(table.features[image]) not in ("binary", "large_binary", "string", "large_string"):
+        raise InputError(f"{where}: the column {image} holds {_kind(table.features[image])}, not images")
+    if not _kind(table.features[label]).startswith(("int", "uint")):
+        raise InputError(f"{where}: the column {label} holds {_kind(table.features[label])}, not integer labels")
+    if table.data.column(label).null_count:
+        raise InputError(f"{where}: the column {label} has rows without a label")
+
+
+def _kind(feature: Any) -> str:
+    return str(getattr(feature, "dtype", None) or type(feature).__name__)
+
+
 def reader_error(name: str, split: str | None, error: Exception) -> InputError:
     """What the library behind ``data.reader`` said, and the way out."""
-    said = next(iter(str(error).splitlines()), "") or type(error).__name__
+    said = " ".join(str(error).split()) or type(error).__name__
     if "num_samples" in said:
         said = "its length is not known; give data.samples.train and data.samples.val"
     elif name.startswith(("hfds/", "hfids/")):
-        said = f"{said[:300]}; if it needs access, accept its terms on the hub and run `hf auth login`, "
+        said = f"{said[:400]}; if it needs access, accept its terms on the hub and run `hf auth login`, "
         said += "or give a local copy with data.root=FOLDER and data.reader=null"
     return InputError(f"data.reader={name}{f', split {split}' if split else ' cannot be read'}: {said}")
 

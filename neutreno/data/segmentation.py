@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from neutreno.config.options import EXECUTION, FREE, Count, NonNegative, Positive, Share, Size, checked
 from neutreno.data.base import ImageData, check_root
+from neutreno.data.fingerprint import of_files
 from neutreno.data.images import EncodedImages, decode, load_hub
 from neutreno.data.joint_transforms import IGNORE, FitResize, PadTo, PhotometricDistortion, VariedCrop
 from neutreno.errors import InputError, check_number
@@ -55,7 +56,7 @@ class SegmentationData(ImageData):
         self.class_names = list(class_names or (f"class {i + 1}" for i in range(num_classes)))
 
     def resize(self) -> list[v2.Transform]:
-        """What evaluation does to the image before it is normalised."""
+        """What evaluation does to a sample before it is normalised; its mask stays as it is stored."""
         return []
 
     def train_transform(self, first: Sequence[v2.Transform] = (), then: Sequence[v2.Transform] = ()) -> Callable:
@@ -146,12 +147,6 @@ class SegmentationFolders(SegmentationData):
             chosen = np.linspace(0, count - 1, self.train_samples).round().astype(int)
             splits["train"] = torch.utils.data.Subset(splits["train"], chosen.tolist())
         return {**splits, "test": None}
-
-    def record(self) -> dict[str, Any]:
-        """A digest of each split's files by name: another ``root`` holds other images."""
-        files = {split: getattr(getattr(p, "dataset", p), "files", None) for split, p in self.splits.items()}
-        names = {s: "\n".join(image.name for image, _ in pairs) for s, pairs in files.items() if pairs is not None}
-        return {"digests": {split: hashlib.sha256(text.encode()).hexdigest() for split, text in names.items()}}
 
     def _read_root(self) -> dict[str, Sequence[Pair] | None]:
         root, splits = check_root(self.root), {"train": None}
@@ -271,6 +266,10 @@ class FolderPairs(Sequence):
     def __getitem__(self, index: int) -> Pair:
         return read_pair(self.files[index], *self._args)
 
+    def facts(self) -> Iterator[str]:
+        for files in zip(*self.files, strict=True):
+            yield from of_files(list(files), Path(os.path.commonpath([file.parent for file in files])))
+
 
 class HubPairs(Sequence):
     """The same out of two columns of a Hugging Face data set.
@@ -298,3 +297,8 @@ class HubPairs(Sequence):
     def __getitem__(self, index: int) -> Pair:
         names = [f"{name}, row {index}" for name in self._names]
         return read_pair([column[index] for column in self._columns], *self._args, names)
+
+    def facts(self) -> Iterator[str]:
+        yield str(len(self))
+        for column in self._columns:
+            yield from column.facts()

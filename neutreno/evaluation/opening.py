@@ -21,7 +21,7 @@ from neutreno.config.settings import Trainer as TrainerSettings
 from neutreno.config.trust import build_trusted, check_package, check_trusted
 from neutreno.config.words import close, key_of
 from neutreno.errors import InputError
-from neutreno.runs import RunFolder
+from neutreno.runs import RunFolder, check_origin, identity_of, read_result
 from neutreno.tasks.base import Task
 from neutreno.variants import axes_of, check_trained, describe, joined, model_words, recorded_axes, value_at, words
 
@@ -40,8 +40,13 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
         InputError: a key that the run does not have, or one that is not free to change; a class that is not trusted.
     """
     settings, config = run.config(), composed.config
+    if run.result_file.exists():
+        read_result(run.path)  # of another format, its classes have other names
     for part in ("data", "model", "task"):
         check_trusted(settings[part], trust, part)
+    for axis in settings["variants"]:
+        if axis in settings["model"] and settings["model"][axis] != settings.get(axis):
+            raise InputError(f"{run.config_file}: {axis} and model.{axis} differ, which a run writes alike; refused")
     typed = [key_of(word) for word in composed.overrides]
     for key in typed:
         _set_over(run, settings, key, config)
@@ -206,6 +211,8 @@ def read_fitting(
     task.check_checkpoint(checkpoint, data, path)
     if task.variants is not None:
         check_trained(recorded_axes(checkpoint), task.variants, path, ALLOWED, other_variants)
+    if task.run is not None and not other_variants:
+        check_origin(checkpoint.get("run"), task.run, path, "restore the run's own")
     return checkpoint
 
 
@@ -224,18 +231,18 @@ def open_run(
     run = RunFolder(folder)
     run.config()  # no run folder: said before all else
     settings = run_settings(run, compose([f"++{override}" for override in overrides], "evaluate"), trust)
-    data, task = build_run(settings, trust)
+    data, task = build_run(run, settings, trust)
     data.setup("validate")
     load_checkpoint(task, data, run.last_checkpoint)
     return task.model, data, settings
 
 
 def build_run(
-    settings: dict[str, Any], trust: Sequence[str] = (), config_dirs: Sequence[str] = ()
+    run: RunFolder, settings: dict[str, Any], trust: Sequence[str] = (), config_dirs: Sequence[str] = ()
 ) -> tuple[LightningDataModule, Task]:
-    """Data and task (with its model) of a run folder's settings, as :func:`run_settings` gives them."""
+    """Data and task (with its model) of a run folder by its settings, as :func:`run_settings` gives them."""
     data = build_trusted(settings["data"], trust, "data")
     model = build_trusted(settings["model"], trust, "model", **data.model_arguments())
     task = build_trusted(settings["task"], trust, "task", model=model)
-    task.variants = axes_of(settings, config_dirs)
+    task.variants, task.run = axes_of(settings, config_dirs), {"settings": identity_of(run.config())}
     return data, task

@@ -78,6 +78,7 @@ class Task(LightningModule):
     ) -> None:
         super().__init__()
         self.variants: dict[str, Any] | None = None  # the axes that are trained, from who composed them
+        self.run: dict[str, Any] | None = None  # what checkpoints say of their run, see runs.check_origin
         given = getattr(model, "output", None)
         if isinstance(given, str) and self.accepts not in (None, given):
             raise InputError(
@@ -112,6 +113,8 @@ class Task(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.variants is not None:
             checkpoint["variants"] = self.variants
+        if self.run is not None:
+            checkpoint["run"] = self.run
 
     def check_checkpoint(self, checkpoint: dict, data: LightningDataModule, path: str | Path) -> None:
         """Refuse a checkpoint whose weights would fit, but mean something else with this data."""
@@ -217,12 +220,15 @@ class Task(LightningModule):
         if self.ema is not None:  # here, before any callback saves a checkpoint of this step
             self.ema.update(self.model)
 
-    def on_train_start(self) -> None:  # a run that resumes within an epoch does not see that epoch's start
+    def _start_clock(self) -> None:
         self._samples, self._seconds, self._since = 0, 0.0, time.perf_counter()
+
+    def on_train_start(self) -> None:  # a run that resumes within an epoch does not see that epoch's start
+        self._start_clock()
 
     def on_train_epoch_start(self) -> None:
         self.train_loss.reset()
-        self.on_train_start()
+        self._start_clock()
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         now = time.perf_counter()

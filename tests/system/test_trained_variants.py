@@ -69,12 +69,6 @@ def test_a_run_whose_config_was_edited_is_not_evaluated(runs):
     assert_one_line_error(evaluate(runs.parent, "outputs/neutreno"), "lam=0.6", "lam=0.2", "other_variants=[attention]")
 
 
-def test_checkpoints_of_what_equals_the_baseline_are_the_same(runs):
-    shutil.copytree(runs / "off/checkpoints", runs / "softmax/checkpoints", dirs_exist_ok=True)
-    done = evaluate(runs.parent, "outputs/softmax")
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("source", ["outputs/softmax", "outputs/softmax/checkpoints/best.ckpt"])
 def test_weights_of_another_variant_are_evaluated_only_where_that_is_said(trained, tmp_path, source):
     source = f"model.weights={trained.parent / source}"

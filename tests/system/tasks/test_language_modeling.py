@@ -217,14 +217,14 @@ def test_own_text_trains_and_another_vocabulary_is_refused(tmp_path):
     file = tmp_path / "outputs/x/result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "running"}))
     done = run_forked("train.py", *arguments, "resume=true", cwd=tmp_path)
-    assert_one_line_error(done, "last.ckpt was trained with another vocabulary")
+    assert_one_line_error(done, "is a run on other data: the train split differs")
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
         (["model.cutoffs=[5,5000]"], ["model.cutoffs=[5, 5000]", "vocabulary of"]),
-        (["data.sequence_length=9999"], ["data.sequence_length=9999 is longer than the test text", "lower it"]),
+        (["data.sequence_length=9999"], ["data.sequence_length=9999 is longer than the train text", "lower one"]),
         (
             ["data.batch_size=9000"],
             ["data.sequence_length=16 is longer than the train text", "data.batch_size=9000 streams"],

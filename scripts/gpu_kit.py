@@ -6,7 +6,9 @@
 The second needs torch, torchvision, timm and lightning; it says which further packages are missing, and installs from
 .kit those that are. Its parts are processes of their own, in order of worth; each is written to DIR as it ends, as
 gpu_kit.json, gpu_kit.md and pictures, so a part that fails or the end of the minutes costs no other. The same command
-again goes on where it stopped. On a CPU, in a few minutes, reduced: --device cpu --small.
+again goes on where it stopped, by the record in DIR or its copy in --work, where the runs are; to measure anew, choose
+others. Packages that the machine has besides leave room for images: --have scipy pandas …. On a CPU, in a few minutes,
+reduced: --device cpu --small.
 """
 
 import argparse
@@ -30,7 +32,13 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--small", action="store_true", help="sizes of seconds, to try it out")
     parser.add_argument("--cifar10", type=folder, metavar="FOLDER", help="as data.root; default: the images of .kit")
-    parser.add_argument("--work", type=folder, default=ROOT / "outputs/gpu_kit", help="runs and logs; %(default)s")
+    parser.add_argument(
+        "--work",
+        type=folder,
+        default=ROOT / "outputs/gpu_kit",
+        metavar="FOLDER",
+        help="runs and logs; default: %(default)s",
+    )
     parser.add_argument("--carried", type=folder, default=ROOT / ".kit", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--carry", action="store_true", help="fill that folder")
     parser.add_argument("--limit-mb", type=float, default=60, help="with --carry: its size; default: %(default)g")

@@ -97,11 +97,11 @@ def run_tests(kit: Kit) -> Row:
     return row
 
 
-def overrides(kit: Kit) -> list[str]:
+def overrides(kit: Kit, size: str = "tiny") -> list[str]:
     if kit.cifar10 is None:
         raise Missing("the images of CIFAR-10: give --cifar10 FOLDER, or carry them")
     words = ["data=cifar10", f"data.root={kit.cifar10}", "trainer=gpu" if kit.on_gpu else "trainer.accelerator=cpu"]
-    return [*words, *(SMALL if kit.small else ["recipe.model_size=tiny"])]
+    return [*words, *(SMALL if kit.small else [f"recipe.model_size={size}"])]
 
 
 def report_of(printed: str) -> dict[str, str]:
@@ -110,15 +110,17 @@ def report_of(printed: str) -> dict[str, str]:
 
 
 def auto(kit: Kit) -> Cases:
-    words = [*overrides(kit), "model=deit_neutreno", "data.micro_batch_size=auto", "preflight=true"]
-    words += ["trainer.max_epochs=1"] * kit.small
-    larger = ["recipe.model_size=small", "recipe.patch_size=16", "data.img_size=224", "data.on_device=false"]
-    larger += ["data.num_workers=12", "data.batch_size=1024"]
-    cases = {"DeiT-tiny/4, 32 pixels": words, "DeiT-small, 224 pixels": [*words, *larger]}
-    return {name: partial(largest, kit, words) for name, words in list(cases.items())[: 1 if kit.small else 2]}
+    if kit.small:
+        return {"reduced, 32 pixels": partial(largest, kit, [*overrides(kit), "trainer.max_epochs=1"])}
+    large = ["recipe.patch_size=16", "data.img_size=224", "data.on_device=false", "data.batch_size=1024"]
+    return {
+        "DeiT-tiny/4, 32 pixels": partial(largest, kit, overrides(kit)),
+        "DeiT-small/16, 224 pixels": partial(largest, kit, [*overrides(kit, "small"), *large, "data.num_workers=12"]),
+    }
 
 
 def largest(kit: Kit, words: list[str]) -> Row:
+    words = [*words, "model=deit_neutreno", "data.micro_batch_size=auto", "preflight=true"]
     report = report_of(call("train.py", *words))
     kept = ("largest micro-batch", "devices", "memory per device", "training", "bottleneck")
     note = {} if kit.on_gpu else {"note": "the largest micro-batch needs a GPU"}

@@ -23,19 +23,29 @@ def seconds(call: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def ratio(first: Callable[[], None], second: Callable[[], None], repeats: int) -> str:
-    """Speed of ``first`` relative to ``second``: median and quartiles of the paired ratios."""
+def paired(first: Callable[[], None], second: Callable[[], None], repeats: int) -> list[tuple[float, float]]:
+    """Seconds of both calls in one alternating run, A B, B A, …; each runs once before."""
     first(), second()
     pairs = []
     for i in range(repeats):
-        times = {call: seconds(call) for call in ((first, second) if i % 2 == 0 else (second, first))}
-        pairs.append(times[second] / times[first])
+        calls = [first, second] if i % 2 == 0 else [second, first]
+        times = [seconds(call) for call in calls]
+        pairs.append((times[i % 2], times[1 - i % 2]))
+    return pairs
+
+
+def ratio(first: Callable[[], None], second: Callable[[], None], repeats: int) -> str:
+    """Speed of ``first`` relative to ``second``: median and quartiles of the paired ratios."""
+    pairs = [b / a for a, b in paired(first, second, repeats)]
     low, _, high = statistics.quantiles(pairs, n=4)
     return f"{statistics.median(pairs):.3f} (quartiles {low:.3f}–{high:.3f}, {repeats} pairs)"
 
 
-def training_step(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """A step under cross-entropy, where the images lie; the model scores classes, of a whole image or of its pixels."""
+def training_step(model: nn.Module, images: torch.Tensor, autocast: torch.dtype | None = None) -> Callable[[], None]:
+    """A step under cross-entropy, where the images lie; the model scores classes, of a whole image or of its pixels.
+
+    ``autocast``: the precision of the forward pass; None: that of the weights.
+    """
     model = model.to(images.device).train()
     with torch.no_grad():
         scores = model(images[:2])
@@ -44,7 +54,9 @@ def training_step(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
+        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+            loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
         optimizer.step()
 
     return step

@@ -60,7 +60,11 @@ def peak_mib(kind: str, tokens: int) -> float:
 
 def measure_peak(kind: type[NeutrenoAttention], tokens: int) -> float:
     attention_pass(kind, 8)()  # load the libraries
-    call = attention_pass(kind, tokens)
+    return peak_of(attention_pass(kind, tokens))
+
+
+def peak_of(call: Callable[[], None]) -> float:
+    """MiB of a call beyond what stood before it."""
     if benchmarks.DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

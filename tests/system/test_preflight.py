@@ -86,6 +86,7 @@ def test_preflight_is_no_word(tmp_path):
     assert_one_line_error(run_forked("train.py", "preflight=maybe", cwd=tmp_path), "preflight=maybe")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.device_count(), reason="needs a GPU")
 def test_a_gpu_is_filled_and_measured(tmp_path):
     gpu = [*TINY, "trainer=gpu", "data.micro_batch_size=auto", "name=x"]

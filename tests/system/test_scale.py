@@ -215,6 +215,7 @@ def test_compiling_changes_neither_names_nor_the_average(one_process, tmp_path):
     assert_same_run(run, one_process("32-true"))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_two_gpus_end_near_one_cpu(one_process, tmp_path, trainer):

@@ -61,6 +61,7 @@ def test_memory_of_the_cpu_is_named_what_it_is():
     assert result["image_size"] == [3, 8, 8] and result["device"] == "cpu"
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_peak_memory_on_cuda_holds_weights_and_activations():
     model = vit("tiny").cuda()

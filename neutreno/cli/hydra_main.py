@@ -34,7 +34,8 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
     if {"--help", "-h"} & set(words):
         print(help_text(name, typed, config_dirs))
         return
-    if typed == words and not any(word.startswith("hydra") for word in words):  # Hydra's own main composes twice
+    of_hydra = any(word.lstrip("+~").startswith("hydra") or "${hydra:" in word for word in words)
+    if typed == words and not of_hydra:  # Hydra's own main composes twice
         composed = _compose(words, name, config_dirs)
         check_settings(composed, name)  # before anything imports torch
         return job(composed, False)
@@ -50,8 +51,10 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
             choices = dict(hydra_config.runtime.choices)
             overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
             composed = Composed(config, choices, overrides, config_dirs)
-            check_settings(composed, name)  # before anything imports torch
-            job(composed, hydra_config.mode == RunMode.MULTIRUN)
+            is_sweep = hydra_config.mode == RunMode.MULTIRUN
+            if not is_sweep:  # whose runs are checked one by one
+                check_settings(composed, name)
+            job(composed, is_sweep)
         except (Exception, KeyboardInterrupt) as error:
             failed.append(error)  # raised below: Hydra would add another line
 

@@ -131,7 +131,10 @@ def difference(group: Group, baseline: Group, metric: str, paired: bool = False)
 
     Paired, only seeds that both groups have count. Fewer than two runs on a side leave no interval: NaN.
     """
-    a, b = (pd.Series(g.values(metric), [run.seed for run in g.runs]) for g in (group, baseline))
+    values = (
+        {run.seed: value for run, value in zip(g.runs, g.values(metric), strict=False)} for g in (group, baseline)
+    )
+    a, b = (pd.Series(found, dtype=float) for found in values)
     if paired:
         a, b = a.align(b, join="inner")
     mean = float(a.mean() - b.mean())

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import pytest
 from support import TINY, run_forked, run_script, runs_are_forks
 from support.rounding import assert_same_run
 
@@ -20,10 +21,10 @@ def test_two_processes_train_validate_and_write_one_run_folder(tmp_path):
         assert [int(r["step"]) for r in csv.DictReader(file)] == list(range(13))
 
 
-def test_a_failing_run_does_not_end_the_sweep(tmp_path):
-    done = run_forked(
-        "train.py", "-m", "attention.lam=-1,0.2", *TINY, "trainer.max_epochs=1", cwd=tmp_path, setup=runs_are_forks
-    )
-    assert done.returncode == 2 and "attention.lam=-1" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize("words", [["attention.lam=-1,0.2"], ["attention.lam=0.2", "seed=-1,1"]])
+def test_a_failing_run_does_not_end_the_sweep(words, tmp_path):
+    """Whether what is wrong is found before torch is imported (the seed) or after."""
+    done = run_forked("train.py", "-m", *words, *TINY, "trainer.max_epochs=1", cwd=tmp_path, setup=runs_are_forks)
+    assert done.returncode == 2 and "=-1 " in done.stderr and "Traceback" not in done.stderr
     runs = [p.name for p in (tmp_path / "outputs").iterdir() if p.name != ".sweeps"]
     assert len(runs) == 1 and "lam0.2" in runs[0]

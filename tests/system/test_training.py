@@ -114,6 +114,14 @@ def test_every_row_of_every_table_trains_two_steps(row, tmp_path, request):
     assert result["settings"]["model.size"] == size
 
 
+def test_words_for_hydra_are_not_the_runs(tmp_path):
+    words = ["++hydra.verbose=false", "name=x-${hydra:runtime.choices.model}", "trainer.max_epochs=1"]
+    done = run_forked("train.py", *TINY, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "outputs/x-deit_neutreno/result.json").read_text())
+    assert not any("verbose" in word for word in record["overrides"])
+
+
 def test_the_block_that_was_built_is_named(tmp_path):
     done = run_forked("train.py", *TINY, "block=featscale", "trainer.max_epochs=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -445,13 +453,6 @@ def test_a_run_folder_that_names_other_code_is_refused(finished, tmp_path, plant
     assert_one_line_error(done, "config")
     assert "refused" in done.stderr or "not readable YAML" in done.stderr
     assert not (tmp_path / "ran").exists()
-
-
-def test_evaluate_names_the_parameters_of_another_model(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "run")
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("embed_dim: 16", "embed_dim: 32"))
-    assert_one_line_error(run_forked("evaluate.py", "run", cwd=tmp_path), "model.cls_token (1, 1, 16) ≠ (1, 1, 32)")
 
 
 def test_evaluate_keeps_the_precision_of_the_run(tmp_path):

@@ -194,11 +194,15 @@ _ADVICE = (  # which option chooses what any or all of the names are of: of anot
 
 
 def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:
-    """``load_state_dict`` that checks everything first and names what does not fit.
+    """``load_state_dict`` after :func:`check_fit`: where that raises, nothing was loaded."""
+    check_fit(module, weights, source)
+    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))  # sharded modules too
 
+
+def check_fit(module: nn.Module, weights: Any, source: str | Path) -> None:
+    """
     Raises:
-        InputError: parameters are missing, unexpected or of another shape, and which option chooses the module's; then
-            nothing was loaded.
+        InputError: parameters are missing, unexpected or of another shape, and which option chooses the module's.
     """
     own, weights = module.state_dict(), _by_name(weights, source)
     differ = [name for name in own if name in weights and weights[name].shape != own[name].shape]
@@ -215,7 +219,6 @@ def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:
                 said += f"; {advice}"
                 break
         raise InputError(f"the weights of {source} do not fit the model: {said}")
-    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))  # sharded modules too
 
 
 def _shorten(names: list[str], most: int = 4) -> str:

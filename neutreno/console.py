@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import re
 import sys
 import warnings
@@ -23,27 +24,45 @@ _KNOWN = (
 )
 
 
-def quiet(rank: int) -> None:
-    """Send the libraries' words to the log; show warnings once, without the known ones; silence other processes."""
+def quiet(rank: int, wait: bool = False) -> None:
+    """Send the libraries' words to the log; show warnings once, without the known ones; silence other processes.
+
+    Args:
+        wait: keep what is to be shown until :func:`begin`, so that a refusal stands alone.
+    """
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+    logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # warns of a run of one step
     for known in _KNOWN:
         warnings.filterwarnings("ignore", message=f"(?s).*{re.escape(known)}")
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.WARNING)
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     root = logging.getLogger()
-    root.handlers = [terminal] if rank == 0 else [logging.NullHandler()]
+    nothing = logging.CRITICAL + 1  # brings it to the terminal before
+    waiting = logging.handlers.MemoryHandler(10**6, nothing, terminal, flushOnClose=False)
+    waiting.setLevel(logging.WARNING)
+    root.handlers = [waiting if wait else terminal] if rank == 0 else [logging.NullHandler()]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a full disk is said once, not by every line that could not be logged
     warnings.formatwarning = lambda message, category, *rest, **more: " ".join(str(message).split())
 
 
+def begin() -> None:
+    """Show what has waited, and from now on all at once."""
+    root = logging.getLogger()
+    for handler in root.handlers:
+        if isinstance(handler, logging.handlers.MemoryHandler):
+            handler.flush()
+            root.handlers = [handler.target if one is handler else one for one in root.handlers]
+
+
 def log_to(file: Path) -> None:
-    """Append everything to ``file`` from now on."""
+    """Append everything to ``file`` from now on, and show what has waited."""
+    begin()
     handler = logging.FileHandler(file)
     handler.addFilter(lambda record: "Tip:" not in record.getMessage())  # Lightning advertises
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -16,6 +16,12 @@ class InputError(ValueError):
     """
 
 
+def shown(text: object) -> str:
+    """``text`` on one line that any file and terminal takes: what cannot be printed, line breaks and bytes that are not
+    UTF-8 among it, as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def check_number(name: str, value: object, least: float = 0, most: float = math.inf, integer: bool = False) -> None:
     """Refuse what is no finite (or whole) number between ``least`` and ``most``.
 

@@ -78,8 +78,14 @@ class RunFolder:
         Raises:
             InputError: it may not, and why.
         """
-        if not self.path.exists():
+        try:
+            os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):  # of the latter create() speaks
             return
+        except OSError as error:
+            raise InputError(f"{self.path}: {error.strerror}; choose another name=… or output_dir=FOLDER") from error
+        if not self.path.is_dir():
+            raise InputError(f"{self.path} is a file, not a run folder; choose another name=… or output_dir=FOLDER")
         if not resume:
             state = "holds a finished run" if self.status == "finished" else "exists already"
             raise InputError(f"{self.path} {state}; resume=true continues it, name=… starts another")

@@ -20,10 +20,11 @@ from neutreno.callbacks.loggers import log_report
 from neutreno.callbacks.loggers import make_loggers as loggers_asked_for
 from neutreno.callbacks.metrics_csv import MetricsCSV
 from neutreno.callbacks.progress import RunProgress
-from neutreno.checkpoints import AtomicCheckpointIO, read_checkpoint
+from neutreno.checkpoints import AtomicCheckpointIO, check_fit, read_checkpoint
 from neutreno.config.building import build, locate
 from neutreno.config.composing import Composed
 from neutreno.config.gate import check
+from neutreno.config.words import key_of
 from neutreno.data.base import SplitData
 from neutreno.data.loading import derive_seed, seed_everything
 from neutreno.errors import InputError, explain
@@ -36,6 +37,8 @@ from neutreno.runs import RunFolder, check_origin, default_name, identity_of, re
 from neutreno.tasks.base import Task
 from neutreno.variants import check_trained, describe, recorded_axes
 
+RESUMABLE = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", "global_step")
+
 
 def train(composed: Composed) -> None:
     """One run, from its config to its finished record.
@@ -43,7 +46,7 @@ def train(composed: Composed) -> None:
     Raises:
         InputError: what the user gave cannot be used; then no folder was made, or the one there is as it was.
     """
-    console.quiet(rank_zero_only.rank)
+    console.quiet(rank_zero_only.rank, wait=True)
     composed, plugins = checked(composed)
     config, settings = composed.config, composed.settings
     run = RunFolder(config.output_dir, config.name)
@@ -61,7 +64,9 @@ def train(composed: Composed) -> None:
                 print(f"{run.path} is finished; nothing to do")
             return
 
+    data.check_readable()
     model = build(settings["model"], **data.model_arguments())
+    data.check_model(model, settings["model"])
     task = build(settings["task"], model=model)
     task.variants = describe(composed)["axes"]
     task.run = {"settings": identity_of(settings), "digests": digests}
@@ -72,6 +77,7 @@ def train(composed: Composed) -> None:
     if config.compile:  # in place, so names stay; the average is not compiled, nor what the probe runs
         model.compile()
     if config.preflight:
+        console.begin()
         return preflight(config, task, data, plugins)
     fit(composed, run, data, task, plugins)
 
@@ -102,6 +108,8 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
     checkpoints = AtomicCheckpointIO()
     trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, [checkpoints, *plugins])
     is_rank_zero = trainer.is_global_zero
+    data.check_limits(trainer)
+    notes = check_schedule(composed, trainer, task, data)
     resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
     if resume_from is not None:
         check_resumed(resume_from, task, data)
@@ -133,6 +141,7 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
     if is_rank_zero:
         samples = f"{len(data.splits['train']):,} training {data.samples_are}"
         print(f"{config.name}: {result['parameters']:,} parameters, {samples}")
+        print("".join(f"note: {note}\n" for note in notes), end="")
     for logger in loggers[1:]:
         logger.log_hyperparams(settings)
     try:
@@ -149,6 +158,25 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
         print(results.summary(run.path))
 
 
+def check_schedule(composed: Composed, trainer: Trainer, task: Task, data: SplitData) -> list[str]:
+    """A line each if the run ends within its warm-up, or if its rate would rise: as in a short trial of a recipe.
+
+    Raises:
+        InputError: it ends within its warm-up, and that was typed.
+    """
+    lr, notes = task.opt["lr"], []
+    if task.min_lr > lr:
+        notes.append(f"task.lr is {lr:g} for this batch, below task.min_lr={task.min_lr:g}: the learning rate rises")
+    data.trainer = trainer  # as Lightning does later: it says how many steps an epoch has
+    run, warmup = task.spans(trainer.max_epochs, data.steps_per_epoch)
+    if warmup <= run:
+        return notes
+    said = f"the warm-up of {warmup:,} {task.lr_per}s is longer than the run of {run:,}"
+    if typed := [w for w in composed.overrides if key_of(w) in ("task.warmup_epochs", "task.warmup_steps")]:
+        raise InputError(f"{typed[-1].lstrip('+')}: {said}; lower it, or train longer")
+    return [*notes, f"{said}, so the learning rate does not reach its peak"]
+
+
 def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
     """Say in a line what Lightning would say in a traceback, or not at all.
 
@@ -156,10 +184,16 @@ def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
         InputError: the checkpoint is broken, or not one of this run.
     """
     content = read_checkpoint(checkpoint)
-    remedy = f"it is not this run's. To start another run from it: model.weights={checkpoint} name=…"
+    another = f"To start another run from it: model.weights={checkpoint} name=…"
+    remedy = f"it is not this run's. {another}"
+    needed = [*RESUMABLE, "pytorch-lightning_version"]
+    if absent := [key for key in needed if key not in content or (key in RESUMABLE[:2] and not content[key])]:
+        said = f"{checkpoint} holds no {absent[0]}, perhaps weights alone, from which a run cannot resume"
+        raise InputError(f"{said}; restore it. {another}")
     check_trained(recorded_axes(content), task.variants, checkpoint, remedy)
     check_origin(content.get("run"), task.run, checkpoint, remedy)
     task.check_checkpoint(content, data, checkpoint)
+    check_fit(task, content["state_dict"], checkpoint)
 
 
 def make_loggers(composed: Composed, run: RunFolder) -> list[Logger]:

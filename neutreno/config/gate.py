@@ -143,6 +143,8 @@ def _word_problems(composed: Composed) -> Iterator[str]:
         head, _, name = key.partition(".")
         if head in ("variants", "labels", "family"):
             yield f"{key} is declared in the model's file and cannot be set on the command line"
+        elif head == "paper":
+            yield f"{key} is what an experiment's file says of the paper, and cannot be set on the command line"
         elif head == "recipe" and not name and "{" in word:
             yield "recipe is a group of files: set a key of it, recipe.KEY=…"
         elif head == "recipe" and name:

@@ -20,9 +20,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
-from neutreno.errors import InputError
+from neutreno.errors import InputError, shown
 
 
 class Mark(Enum):
@@ -37,6 +37,25 @@ class Mark(Enum):
 
 IDENTITY, EXECUTION, FREE, START, SUPPLIED = Mark.IDENTITY, Mark.EXECUTION, Mark.FREE, Mark.START, Mark.SUPPLIED
 
+
+@dataclass(frozen=True)
+class Rule:
+    """A bound of a value that no other word of an annotation states: ``should`` is what is said where it fails."""
+
+    holds: Callable[[Any], bool]
+    should: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable) -> Any:
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def judge(value: Any) -> Any:
+            if not self.holds(value):
+                raise PydanticCustomError("rule", self.should)
+            return value
+
+        return core_schema.no_info_after_validator_function(judge, handler(source))
+
+
 # Sizes have an upper bound too: what no machine can hold is a slip of the keyboard.
 Count = Annotated[int, Ge(1), Le(10**9)]  # of steps, epochs, samples
 Size = Annotated[int, Ge(1), Le(65_536)]  # width, depth, pixels along a side, samples at once
@@ -47,6 +66,18 @@ Fraction = Annotated[float, Ge(0), Le(0.99)]  # a share that leaves something
 DropRate = Fraction
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+Batches = Annotated[
+    int | float,
+    Rule(
+        lambda n: 0 < n <= (10**9 if isinstance(n, int) else 1), "should be a number of batches, or a share in (0, 1]"
+    ),
+]
+Decay = Annotated[float, Ge(0), Lt(1)]  # of an average: 1 would never move it
+Folder = Annotated[
+    str,
+    Rule(lambda text: bool(text.strip()), "is blank; give the name of a folder"),
+    Rule(lambda text: shown(text) == text, "holds a character that cannot be printed; leave it out"),
+]
 Weights = Annotated[str | Path | None, START]  # a run folder, a checkpoint file, or a name that a library knows
 
 _LIBRARIES = {"builtins", "torch", "lightning"}  # their constructors are not described by annotations of this kind
@@ -94,7 +125,7 @@ def _shown(value: Any) -> str:
         try:
             float(value or 0)
         except ValueError:
-            return value[:200] if value not in ("null", "true", "false") else repr(value)
+            return shown(value[:200]) if value.strip() and value not in ("null", "true", "false") else repr(value)
         return repr(value)
     return "null" if value is None else str(value)[:200]
 

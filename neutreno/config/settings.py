@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le, MinLen
 
-from neutreno.config.options import EXECUTION, FREE, Count, NonNegative, Seed, Share, Size
+from neutreno.config.options import EXECUTION, FREE, Batches, Count, Folder, NonNegative, Seed, Size
 
 
 class Part:
@@ -73,6 +73,7 @@ class Trainer:
         *("callbacks", "logger", "default_root_dir", "num_sanity_val_steps", "use_distributed_sampler"),
         *("enable_model_summary", "enable_checkpointing", "barebones"),
         "fast_dev_run",  # preflight=true tries a few steps and leaves nothing behind
+        *("max_time", "limit_predict_batches", "model_registry"),  # would change nothing here
     }
 
     accelerator: Annotated[str, EXECUTION] = "auto"
@@ -86,9 +87,12 @@ class Trainer:
     gradient_clip_val: NonNegative | None = None
     log_every_n_steps: Count = 50
     check_val_every_n_epoch: Count | None = 1
-    limit_train_batches: Count | Share | None = None
-    limit_val_batches: Annotated[Count | Share | None, FREE] = None
-    limit_test_batches: Annotated[Count | Share | None, FREE] = None
+    val_check_interval: Batches | None = None
+    min_epochs: Count | None = None
+    min_steps: Count | None = None
+    limit_train_batches: Batches | None = None
+    limit_val_batches: Annotated[Batches | None, FREE] = None
+    limit_test_batches: Annotated[Batches | None, FREE] = None
     plugins: Annotated[list[dict[str, Any]], EXECUTION] = field(default_factory=list)
     deterministic: Annotated[bool | Literal["warn"] | None, FREE] = False
     benchmark: Annotated[bool | None, FREE] = None
@@ -115,9 +119,9 @@ class Settings:
     family: Annotated[str | None, EXECUTION] = None
     variants: Annotated[dict[str, str | list[str | dict[str, dict[str, Any]]]], EXECUTION] = field(default_factory=dict)
     labels: Annotated[dict[str, str], EXECUTION] = field(default_factory=dict)
-    name: Annotated[Annotated[str, MinLen(1)] | None, EXECUTION] = None
+    name: Annotated[Folder | None, EXECUTION] = None
     row: Annotated[str | None, EXECUTION] = None
-    output_dir: Annotated[str, EXECUTION] = "outputs"
+    output_dir: Annotated[Folder, EXECUTION] = "outputs"
     resume: Annotated[bool, EXECUTION] = False
     compile: Annotated[bool, EXECUTION] = False
     grad_checkpointing: Annotated[bool, EXECUTION] = False

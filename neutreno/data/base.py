@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge, Le
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from omegaconf import DictConfig
+from torch import nn
 from torch.utils.data import DataLoader
 
 from neutreno.config.options import EXECUTION, FREE, Seed, Size, checked
 from neutreno.data.fingerprint import fingerprint
-from neutreno.data.loading import AugmentedDataset, CorruptLog, ResumableLoader, TrainBatchSampler, collate_readable
+from neutreno.data.loading import (
+    AugmentedDataset,
+    CorruptLog,
+    CorruptSample,
+    ResumableLoader,
+    TrainBatchSampler,
+    collate_readable,
+)
 from neutreno.errors import InputError
+
+TRIED = 1000  # samples of a split, until one can be read
 
 
 def check_root(root: str | None) -> Path:
@@ -149,6 +159,40 @@ class SplitData(LightningDataModule):
         """What the data alone can tell the model's constructor."""
         return {}
 
+    def check_model(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
+        """Refuse a model whose ``settings`` were made for other data."""
+
+    def check_readable(self) -> None:
+        """Refuse a split of which nothing can be read: then there is no run to begin. It reads a sample of each.
+
+        Raises:
+            InputError: names the split and the first of its samples.
+        """
+        for name in ("train", "val"):
+            first = None
+            for index in range(min(TRIED, len(self.splits[name]))):
+                try:
+                    self.splits[name][index]
+                    break
+                except CorruptSample as error:
+                    first = first or error
+            else:
+                raise InputError(f"none of the {name} split's {self.samples_are} can be read, the first: {first}")
+
+    def check_limits(self, trainer: Trainer) -> None:
+        """
+        Raises:
+            InputError: the share of the batches that ``trainer`` is limited to is less than one batch.
+        """
+        there = {"train": self.whole_epoch * trainer.accumulate_grad_batches}
+        there["val"] = self.eval_batches(trainer.world_size)
+        for name, batches in there.items():
+            limit = getattr(trainer, f"limit_{name}_batches")
+            if isinstance(limit, float) and limit * batches < 1:
+                key = f"trainer.limit_{name}_batches={limit:g}"
+                key += " (by overfit_batches)" if trainer.overfit_batches else ""
+                raise InputError(f"{key} is less than one of {batches} batches; raise it, or give a number of batches")
+
     def record(self) -> dict[str, Any]:
         """What a run's record says of the data beside its settings: the fingerprint of each split that has one."""
         found = {name: fingerprint(split) for name, split in self.splits.items() if split is not None}
@@ -248,6 +292,20 @@ class ImageData(SplitData):
         self.image_shape = in_chans, img_size, img_size
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.mode = "L" if in_chans == 1 else "RGB"
+
+    def check_model(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            InputError: a size is not the data's.
+        """
+        own = {"in_chans": self.in_chans, "num_classes": self.num_classes, "img_size": self.img_size}
+        if getattr(model, "dynamic_img_size", False):
+            del own["img_size"]
+        for name, size in own.items():
+            given = settings.get(name, size)
+            if given is not None and given not in (size, [size, size]):
+                said = f"model.{name}={given}, but data.{name}={size}"
+                raise InputError(f"{said}; leave model.{name} out, or set data.{name}")
 
     def check_channels(self, **settings: Sequence[float]) -> None:
         """

@@ -7,10 +7,11 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Le
+from lightning import Trainer
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
@@ -21,6 +22,8 @@ from neutreno.data.fingerprint import digest
 from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, StreamLoader
 from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, load_images
 from neutreno.errors import InputError, check_number
+
+Split = Literal["train", "val", "test"]
 
 
 class ClassificationData(ImageData):
@@ -65,8 +68,8 @@ class ImageClassification(ClassificationData):
         mean: Annotated[Sequence[float], FREE],
         std: Annotated[Sequence[Positive], FREE],
         reader: Annotated[str | None, FREE] = None,
-        splits: Annotated[dict[str, str | None] | None, FREE] = None,
-        samples: Annotated[dict[str, Count | None] | None, FREE] = None,
+        splits: Annotated[dict[Split, str | None] | None, FREE] = None,
+        samples: Annotated[dict[Split, Count | None] | None, FREE] = None,
         reader_args: Annotated[dict[str, Any] | None, FREE] = None,
         download: Annotated[bool, EXECUTION] = False,
         classes: Annotated[Sequence[str] | None, FREE] = None,
@@ -132,6 +135,14 @@ class ImageClassification(ClassificationData):
         yield from (str((name, self.reader_splits.get(name), self.samples.get(name))) for name in self.splits)
         if not files:
             yield self.reader
+
+    def check_readable(self) -> None:
+        if not self.streams:
+            super().check_readable()
+
+    def check_limits(self, trainer: Trainer) -> None:
+        if not self.streams:
+            super().check_limits(trainer)
 
     @staticmethod
     def _first_size(samples: Sequence) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from neutreno.data.fingerprint import of_array, of_files, sampled
 from neutreno.data.loading import CorruptSample, derive_seed, seed_cpu
-from neutreno.errors import InputError
+from neutreno.errors import InputError, shown
 
 STREAMS = ("hfids/", "tfds/", "wds/")  # readers without random access
 SPLIT_SEED = 20230613  # fixes the splits for every run, whatever its seed
@@ -37,7 +37,7 @@ def decode(content: str | Path | bytes, where: str | Path, mode: str | None) -> 
             return image.copy() if mode is None else image.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "is empty" if found == b"" else "is not a readable image"
-        raise CorruptSample(f"{where} {reason}; replace or remove it") from error
+        raise CorruptSample(f"{shown(where)} {reason}; replace or remove it") from error
 
 
 class Images(Sequence):
@@ -46,6 +46,8 @@ class Images(Sequence):
 
     def __init__(self, labels: Sequence[int], classes: Iterable[str], mode: str = "RGB") -> None:
         self.labels, self.classes, self._mode = np.asarray(labels), list(classes), mode
+        if len(self.labels) and self.labels.dtype.kind not in "iu":
+            raise InputError(f"a label is {self.labels[0]!r}, not a whole number; number the classes from 0 on")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,7 +94,7 @@ class EncodedImages(Sequence):
         return len(self._table)
 
     def __getitem__(self, index: int) -> bytes | str:
-        cell = self._table[index][self._column]
+        cell = self._table[index][self._column] or {"bytes": None, "path": None}
         return cell["bytes"] if cell["bytes"] is not None else cell["path"] or b""
 
     def facts(self) -> Iterator[str]:
@@ -175,7 +177,7 @@ class Stream(IterableDataset):
         dataset.set_epoch(self.epoch)
         try:
             for i, (image, label) in enumerate(dataset):
-                if not 0 <= label < self._classes:
+                if not 0 <= label < self._classes or label != int(label):
                     raise InputError(f"the stream holds the label {label}; data.num_classes={self._classes}")
                 seed_cpu(derive_seed(self._seed, self.epoch, self._rank, worker.id if worker else 0, i))
                 yield self._transform(image), int(label)
@@ -244,16 +246,26 @@ def check_columns(table: Any, image: str, label: str, where: str) -> None:
     """
     import datasets
 
-    encoded = isinstance(table.features[image], datasets.Image | dict)  # a dictionary of content and path
-    if not encoded and _kind(table.features[image]) not in ("binary", "large_binary", "string", "large_string"):
-        raise InputError(f"{where}: the column {image} holds {_kind(table.features[image])}, not images")
-    if not _kind(table.features[label]).startswith(("int", "uint")):
+    found = table.features[image]
+    texts, contents = ("string", "large_string"), ("binary", "large_binary")
+    if isinstance(found, dict):  # of content and path
+        known = {"bytes": (*contents, "null"), "path": (*texts, "null")}
+        encoded = found.keys() <= known.keys() and all(_kind(found[name]) in known[name] for name in found)
+    else:
+        encoded = isinstance(found, datasets.Image) or _kind(found) in (*contents, *texts)
+    if not encoded:
+        raise InputError(f"{where}: the column {image} holds {_kind(found)}, not images")
+    if len(table) == table.data.column(image).null_count > 0:
+        raise InputError(f"{where}: the column {image} is empty in every row; give the images")
+    if not _kind(table.features[label]).startswith(("int", "uint")):  # what else there is would be cut to numbers
         raise InputError(f"{where}: the column {label} holds {_kind(table.features[label])}, not integer labels")
     if table.data.column(label).null_count:
         raise InputError(f"{where}: the column {label} has rows without a label")
 
 
 def _kind(feature: Any) -> str:
+    if isinstance(feature, dict):
+        return f"records of {', '.join(f'{name} ({_kind(kind)})' for name, kind in feature.items())}"
     return str(getattr(feature, "dtype", None) or type(feature).__name__)
 
 
@@ -302,6 +314,7 @@ def open_parquet(files: list[str], mode: str = "RGB") -> TableImages:
     label = next((name for name in ("label", "labels", "fine_label") if name in there), None)
     if image is None or label is None:
         raise InputError(f"{where}: expected columns 'image' and 'label', found {', '.join(there)}")
+    check_columns(table, image, label, str(where))
     return TableImages(table, image, label, str(where), mode)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
-from neutreno.errors import InputError
+from neutreno.errors import InputError, shown
 
 
 def derive_seed(*parts: int) -> int:
@@ -59,9 +59,10 @@ class CorruptLog:
         Raises:
             InputError: more than ``limit`` samples are corrupt.
         """
+        what = shown(what)  # a line in UTF-8, whatever a file's name holds
         if what not in self._noted:
             self._noted.add(what)
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write(f"{what}\n")
             if len(found := self.read()) > self.limit:
                 raise InputError(
@@ -71,7 +72,7 @@ class CorruptLog:
 
     def read(self) -> list[str]:
         """What was met, each once, by all processes."""
-        return sorted(set(self.path.read_text().splitlines())) if self.path.exists() else []
+        return sorted(set(self.path.read_text(encoding="utf-8").splitlines())) if self.path.exists() else []
 
 
 class AugmentedDataset(Dataset):

@@ -83,6 +83,7 @@ class Segmenter(nn.Module):
     """
 
     output = "masks"
+    dynamic_img_size = True  # timm's name: it takes images of any size
 
     @checked
     def __init__(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from neutreno.config.building import locate
-from neutreno.config.options import SUPPLIED, Count, NonNegative, Share, checked
+from neutreno.config.options import SUPPLIED, Count, Decay, NonNegative, checked
 from neutreno.errors import InputError
 from neutreno.parallel import ShardedStrategy, shard
 
@@ -71,7 +71,7 @@ class Task(LightningModule):
         warmup_lr: NonNegative = 1e-6,
         min_lr: NonNegative = 1e-5,
         lr_per: Literal["step", "epoch"] = "step",
-        ema_decay: Share | None = None,
+        ema_decay: Decay | None = None,
         lr_batch: Count | None = None,
         batch_size: Count | None = None,
         warmup_steps: Annotated[int, Ge(0), Le(10**9)] | None = None,
@@ -85,6 +85,8 @@ class Task(LightningModule):
                 f"this task takes a model of {self.accepts}, and {type(model).__name__} gives {given}; leave model=… "
                 "out, and the data set chooses one that fits"
             )
+        if min_lr > lr:
+            raise InputError(f"task.min_lr={min_lr:g} is above task.lr={lr:g}; lower it, or raise task.lr")
         if lr_batch is not None:
             if batch_size is None:
                 raise InputError(f"task.lr_batch={lr_batch} needs task.batch_size, the global one")
@@ -105,6 +107,15 @@ class Task(LightningModule):
 
     def loss(self, batch) -> Tensor:
         raise NotImplementedError
+
+    def check_classes(self, num_classes: int) -> None:
+        """
+        Raises:
+            InputError: the model says that it has another number of classes.
+        """
+        if (made_for := getattr(self.model, "num_classes", num_classes)) != num_classes:
+            said = f"task.num_classes={num_classes}, but the model has {made_for} classes"
+            raise InputError(f"{said}; leave task.num_classes and model.num_classes out, and both are the data's")
 
     def samples_in(self, batch) -> int:
         """What ``throughput`` counts."""
@@ -189,14 +200,20 @@ class Task(LightningModule):
         if isinstance(self.trainer.strategy, ShardedStrategy):
             shard(self)
 
+    def spans(self, epochs: int, steps_per_epoch: int) -> tuple[int, int]:
+        """Length of a run and of its warm-up, in what ``lr_per`` counts."""
+        per_epoch = steps_per_epoch if self.lr_per == "step" else 1
+        warmup = round(self.warmup_epochs * per_epoch) if self.warmup_steps is None else self.warmup_steps
+        return epochs * per_epoch, warmup
+
     def configure_optimizers(self) -> dict:
         optimizer = create_optimizer_v2(self.model, **self.opt)
-        per_epoch = self.trainer.datamodule.steps_per_epoch if self.lr_per == "step" else 1
+        run, warmup = self.spans(self.trainer.max_epochs, self.trainer.datamodule.steps_per_epoch)
         schedule = SCHEDULES[self.schedule](
             optimizer,
-            t_initial=self.trainer.max_epochs * per_epoch,
+            t_initial=run,
             lr_min=self.min_lr,
-            warmup_t=round(self.warmup_epochs * per_epoch) if self.warmup_steps is None else self.warmup_steps,
+            warmup_t=warmup,
             warmup_lr_init=self.warmup_lr,
             t_in_epochs=self.lr_per == "epoch",
         )

@@ -47,6 +47,7 @@ class Classification(Task):
         **kwargs,
     ) -> None:
         super().__init__(model, **kwargs)
+        self.check_classes(num_classes)
         self.label_smoothing = label_smoothing
         how = {"switch_prob": switch_prob, "label_smoothing": label_smoothing, "num_classes": num_classes}
         self.mixup = Mixup(mixup, cutmix, **how) if mixup > 0 or cutmix > 0 else None

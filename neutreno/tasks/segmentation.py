@@ -69,8 +69,7 @@ class Segmentation(Task):
         **kwargs,
     ) -> None:
         super().__init__(model, **kwargs)
-        if (made_for := getattr(model, "num_classes", num_classes)) != num_classes:
-            raise InputError(f"task.num_classes={num_classes}, but the model has {made_for} classes")
+        self.check_classes(num_classes)
         self.inference = self._window("inference", inference)
         further = {name: {**inference, **more} for name, more in (protocols or {}).items() if more is not None}
         self.protocols = {name: self._window(f"protocols.{name}", settings) for name, settings in further.items()}

@@ -106,7 +106,8 @@ class Forked:
             os.chdir(cwd)
             os.dup2(self.out.fileno(), 1)
             os.dup2(self.err.fileno(), 2)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            sys.stdout = open(1, "w", closefd=False)
+            sys.stderr = open(2, "w", closefd=False, errors="backslashreplace")  # as Python opens it
             torch.set_num_threads(1)
             measure_briefly()
             sys.argv = [str(ROOT / script), *arguments]

@@ -391,6 +391,18 @@ BAD_INPUT = {
     "processes do not share the batch": (["trainer.devices=3", "trainer.accelerator=cpu"], ["data.batch_size=32"]),
     "lr_per": (["task.lr_per=minute"], ["task.lr_per=minute"]),
     "devices": (["trainer.accelerator=warp"], ["warp"]),
+    "a rate that would rise": (["task.min_lr=1"], ["task.min_lr=1 is above task.lr=0.002"]),
+    "warm-up beyond the run": (["task.warmup_epochs=100"], ["task.warmup_epochs=100", "longer than the run"]),
+    "warm-up of more steps": (["+task.warmup_steps=1000"], ["task.warmup_steps=1000", "1,000 steps"]),
+    "a share of no training batch": (["trainer.limit_train_batches=0.001"], ["trainer.limit_train_batches=0.001"]),
+    "a share of no validation batch": (["trainer.limit_val_batches=0.1"], ["trainer.limit_val_batches=0.1"]),
+    "size of the model": (["model.img_size=16"], ["model.img_size=16, but data.img_size=8"]),
+    "channels of the model": (["model.in_chans=3"], ["model.in_chans=3, but data.in_chans=1"]),
+    "classes of the model": (["model.num_classes=20"], ["model.num_classes=20, but data.num_classes=10"]),
+    "classes of the task": (["task.num_classes=5"], ["task.num_classes=5, but the model has 10 classes"]),
+    "channels of a Segmenter": (["data=digit_scenes", "model.in_chans=3"], ["model.in_chans=3, but data.in_chans=1"]),
+    "a folder's name too long": ([f"output_dir={'x' * 300}"], ["File name too long", "output_dir=FOLDER"]),
+    "a name that is not UTF-8": (["name=\udcff"], [r"name=\udcff"]),
 }
 
 
@@ -398,6 +410,43 @@ BAD_INPUT = {
 def test_bad_input_gets_one_clear_line_and_leaves_no_folder(arguments, words, tmp_path):
     assert_one_line_error(run_forked("train.py", *arguments, cwd=tmp_path), *words)
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["output_dir=file"], ["output_dir=.", "name=file"], ["output_dir=.", "name=file", "resume=true"]]
+)
+def test_a_file_in_the_place_of_the_run_folder_is_said_and_kept(tmp_path, words):
+    (tmp_path / "file").write_text("mine")
+    assert_one_line_error(run_forked("train.py", *words, cwd=tmp_path), "file", "output_dir=FOLDER")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_trial_that_ends_within_its_recipes_warm_up_says_so(tmp_path):
+    done = run_forked("train.py", *TINY, "trainer.max_epochs=1", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "note: the warm-up of 12 steps is longer than the run of 4" in done.stdout
+
+
+def test_what_libraries_warn_of_does_not_stand_beside_a_refusal(tmp_path):
+    def warn():
+        import logging
+        import warnings
+
+        import neutreno.data.digits as digits
+
+        read = digits.split_digits
+
+        def warning():
+            warnings.warn("first word", stacklevel=1)
+            logging.getLogger("library").warning("second word")
+            return read()
+
+        digits.split_digits = warning
+
+    refused = run_forked("train.py", "model.img_size=16", cwd=tmp_path, setup=warn)
+    assert_one_line_error(refused, "model.img_size=16")
+    done = run_forked("train.py", *TINY, "trainer.max_epochs=1", cwd=tmp_path, setup=warn)
+    assert done.returncode == 0 and done.stderr.splitlines() == ["WARNING: first word", "WARNING: second word"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -474,6 +523,20 @@ def test_a_broken_checkpoint_is_said_in_a_line_on_resume(finished, tmp_path):
     last.write_bytes(last.read_bytes()[:1000])
     arguments = [*TINY, "task.ema_decay=0.9", "name=tiny", "resume=true"]
     assert_one_line_error(run_forked("train.py", *arguments, cwd=tmp_path), "last.ckpt")
+
+
+@pytest.mark.parametrize("absent", ["optimizer_states", "loops", "model.cls_token"])
+def test_a_checkpoint_of_weights_alone_cannot_be_resumed(finished, tmp_path, absent):
+    shutil.copytree(finished[0], tmp_path / "outputs" / "tiny")
+    file, last = (tmp_path / "outputs/tiny" / name for name in ("result.json", "checkpoints/last.ckpt"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "running"}))
+    content = torch.load(last, weights_only=True)
+    (content if absent in content else content["state_dict"]).pop(absent)
+    torch.save(content, last)
+    before = {p: p.read_bytes() for p in (tmp_path / "outputs").rglob("*") if p.is_file()}
+    done = run_forked("train.py", *TINY, "task.ema_decay=0.9", "name=tiny", "resume=true", cwd=tmp_path)
+    assert_one_line_error(done, "last.ckpt", absent)
+    assert {p: p.read_bytes() for p in (tmp_path / "outputs").rglob("*") if p.is_file()} == before
 
 
 def test_two_processes_cannot_write_one_run(tmp_path):

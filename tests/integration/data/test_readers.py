@@ -8,7 +8,8 @@ import torch
 from support import encode, make_image, write_parquet
 
 from neutreno.data.classification import ImageClassification
-from neutreno.data.images import open_split
+from neutreno.data.images import Stream, open_split
+from neutreno.data.loading import CorruptSample
 from neutreno.errors import InputError
 
 SPLITS = {"train": "train", "val": "validation", "test": None}
@@ -151,3 +152,50 @@ def test_train_samples_are_a_fixed_stratified_subset(image_parquet):
     pixels = [{d.splits["train"][i][0].tobytes() for i in range(10)} for d in (first, second)]
     assert pixels[0] == pixels[1] and len(pixels[0]) == 10
     assert not pixels[0] & {first.splits["val"][i][0].tobytes() for i in range(4)}
+
+
+IMAGES = [{"bytes": encode(make_image(0)), "path": None}] * 4
+COLUMNS = {
+    "text labels": ({"label": ["a", "b"] * 2}, "the column label holds string, not integer labels"),
+    "float labels": ({"label": [0.0, 1.7] * 2}, "the column label holds (double|float64), not integer labels"),
+    "whole float labels": ({"label": [0.0, 1.0] * 2}, "not integer labels"),
+    "boolean labels": ({"label": [False, True] * 2}, "not integer labels"),
+    "lists of labels": ({"label": [[0], [1]] * 2}, "not integer labels"),
+    "a label that is null": ({"label": [0, 1, 0, None]}, "the column label has rows without a label"),
+    "null images": ({"image": [None] * 4}, "the column image holds null, not images"),
+    "numbers": ({"image": [1, 2, 3, 4]}, "the column image holds int64, not images"),
+    "records of numbers": ({"image": [{"bytes": 1}] * 4}, r"the column image holds records of bytes \(int64\)"),
+    "other records": ({"image": [{"a": b"x"}] * 4}, "not images"),
+    "lists": ({"image": [[1, 2]] * 4}, "not images"),
+}
+
+
+@pytest.mark.parametrize("columns, words", COLUMNS.values(), ids=COLUMNS.keys())
+def test_columns_of_a_parquet_file_that_are_no_images_or_labels_are_named(tmp_path, columns, words):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"image": IMAGES, "label": [0, 1] * 2, **columns}), tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=words):
+        open_split(tmp_path, "train")
+
+
+def test_a_row_without_an_image_is_a_corrupt_sample(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"image": [*IMAGES[:3], None], "label": [0, 1] * 2}), tmp_path / "train.parquet")
+    images = open_split(tmp_path, "train")
+    assert images[0][1] == 0
+    with pytest.raises(CorruptSample, match="row 3 is empty"):
+        images[3]
+
+
+def test_labels_of_a_stream_are_not_cut_to_whole_numbers():
+    with pytest.raises(InputError, match=r"the stream holds the label 0\.7"):
+        next(iter(Stream(lambda: Labelled([(make_image(0), 0.7)]), lambda x: x, 2)))
+
+
+class Labelled(list):
+    def set_epoch(self, epoch):
+        pass

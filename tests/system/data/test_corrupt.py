@@ -1,6 +1,7 @@
 """Real photographs' formats, and files that cannot be read: skipped, named and counted, up to a share."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -100,3 +101,38 @@ def test_an_evaluation_needs_no_training_images_and_counts_corrupt_ones(photogra
     assert found["metrics"]["val/top1"] * 9 / 100 == pytest.approx(
         round(found["metrics"]["val/top1"] * 9 / 100), abs=1e-3
     )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_split_of_which_nothing_can_be_read_makes_no_run(photographs, tmp_path, split, share):
+    """With a training set of them a run would look for a readable one forever."""
+    other = "train" if split == "val" else "val"
+    for file in (photographs / split).rglob("*_[2-9]*"):
+        file.unlink()
+    for file in (photographs / split).rglob("*.JPEG"):
+        file.write_bytes(b"no")
+    assert len([*(photographs / other).rglob("*.JPEG")]) >= 8
+    done = train(photographs, tmp_path, f"data.max_corrupt={share}", "data.batch_size=2", "data.repeats=1")
+    assert_one_line_error(done, f"none of the {split} split's images can be read", "_0.JPEG")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_names_with_line_breaks_or_that_are_not_utf8_are_a_line_each(photographs, tmp_path):
+    folder = os.fsencode(photographs / "train/n01440764")
+    for name in (b"a\nb.JPEG", b"\xff.JPEG"):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(b"no")
+    done = train(
+        photographs,
+        tmp_path,
+        "data.max_corrupt=0.1",
+        "data.repeats=1",
+        "data.batch_size=13",
+        "task.mixup=0",
+        "task.cutmix=0",
+    )
+    assert done.returncode == 0, done.stderr
+    named = (tmp_path / "outputs/x/corrupt_images.txt").read_text().splitlines()
+    assert result(tmp_path)["corrupt_images"] == len(named) == 2
+    assert any(r"a\nb.JPEG is not" in line for line in named) and any(r"\udcff.JPEG is not" in line for line in named)

@@ -168,7 +168,7 @@ def check_schedule(composed: Composed, trainer: Trainer, task: Task, data: Split
     if task.min_lr > lr:
         notes.append(f"task.lr is {lr:g} for this batch, below task.min_lr={task.min_lr:g}: the learning rate rises")
     data.trainer = trainer  # as Lightning does later: it says how many steps an epoch has
-    run, warmup = task.spans(trainer.max_epochs, data.steps_per_epoch)
+    run, warmup = task.spans(trainer.max_epochs, data)
     if warmup <= run:
         return notes
     said = f"the warm-up of {warmup:,} {task.lr_per}s is longer than the run of {run:,}"

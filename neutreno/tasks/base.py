@@ -200,15 +200,15 @@ class Task(LightningModule):
         if isinstance(self.trainer.strategy, ShardedStrategy):
             shard(self)
 
-    def spans(self, epochs: int, steps_per_epoch: int) -> tuple[int, int]:
+    def spans(self, epochs: int, data: LightningDataModule) -> tuple[int, int]:
         """Length of a run and of its warm-up, in what ``lr_per`` counts."""
-        per_epoch = steps_per_epoch if self.lr_per == "step" else 1
+        per_epoch = data.steps_per_epoch if self.lr_per == "step" else 1
         warmup = round(self.warmup_epochs * per_epoch) if self.warmup_steps is None else self.warmup_steps
         return epochs * per_epoch, warmup
 
     def configure_optimizers(self) -> dict:
         optimizer = create_optimizer_v2(self.model, **self.opt)
-        run, warmup = self.spans(self.trainer.max_epochs, self.trainer.datamodule.steps_per_epoch)
+        run, warmup = self.spans(self.trainer.max_epochs, self.trainer.datamodule)
         schedule = SCHEDULES[self.schedule](
             optimizer,
             t_initial=run,

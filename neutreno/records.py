@@ -128,6 +128,8 @@ def _problems(content: Any) -> Iterator[str]:
         elif isinstance(value, str):
             if len(value) > LONGEST_TEXT:
                 yield f"holds a text of {len(value):,} characters"
+            elif any("\ud800" <= sign <= "\udfff" for sign in value):
+                yield f"holds {ascii(value)[:100]}, which is no Unicode"
         elif isinstance(value, int):
             if abs(value) > LARGEST_NUMBER:
                 yield f"holds a whole number beyond {LARGEST_NUMBER:,}"

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 
 from neutreno.cli import add_trust, add_trust_readers, command, parser_of
-from neutreno.errors import InputError, check_number
+from neutreno.errors import InputError, check_number, one_line
 
 DEFAULTS = {"lams": "0,0.2,0.4,0.6,0.8,1", "steps": 32, "tokens": 64, "dim": 16, "seed": 0}
 
@@ -53,7 +53,7 @@ def trained_runs(arguments: list[str], output: str, trust: Sequence[str], trust_
     for folder in [a for a in arguments if a not in overrides]:
         model, data, settings = open_run(folder, overrides, trust, trust_readers)
         samples = data.probe_samples(settings["probe"]["num_samples"])
-        rows += measure_energies(model, samples, run=Path(folder).resolve().name)
+        rows += measure_energies(model, samples, run=one_line(Path(folder).resolve().name))
     if not rows:
         raise InputError(f"{' '.join(overrides)} goes with a run folder: neutreno theory RUN {overrides[0]}")
     print(layers_table(pd.DataFrame(rows)))

@@ -84,11 +84,12 @@ def check_reading(node: dict[str, Any], key: str, typed: Sequence[str] = (), tru
         for place, leaf in _leaves(value, where):
             if any(f"{place}.".startswith(f"{word}.") for word in typed):
                 continue
-            said = one_line(f"the run's config says {place}={leaf}"[:200])
             if isinstance(leaf, str) and _leads_elsewhere(leaf):
+                said = one_line(f"the run's config says {place}={leaf}"[:200])
                 raise InputError(f"{said}, which is no path on this machine; refused unless {place} is typed")
             if judged and leaf is not None:
                 how = f"type {where}=… again, or trust the run's: trust_readers=true (elsewhere --trust-readers)"
+                said = one_line(f"the run's config says {where}={value}"[:200])
                 raise InputError(f"{said}, which decides what reads the data, and may run code; refused. {how}")
         for place, part in parts_within(value, where).items():
             check_reading(part, place, typed, trust_readers)

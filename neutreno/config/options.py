@@ -41,7 +41,12 @@ IDENTITY, EXECUTION, FREE, START, SUPPLIED = Mark.IDENTITY, Mark.EXECUTION, Mark
 @dataclass(frozen=True)
 class Reads:
     """Stands beside the mark of an option that decides which library reads data, and how: this may run code or reach
-    into a network. What a run folder says of it is taken only where it is the default; see config/trust.py."""
+    into a network. What a run folder says of it is taken only where it is the default; see config/trust.py.
+
+    ``beside``: the option without which (at its default) this one means nothing.
+    """
+
+    beside: str | None = None
 
 
 READS = Reads()
@@ -74,9 +79,9 @@ class Option:
         return next((m for m in getattr(self.annotation, "__metadata__", ()) if isinstance(m, Mark)), IDENTITY)
 
     @property
-    def reads(self) -> bool:
-        """Whether it decides what reads data."""
-        return READS in getattr(self.annotation, "__metadata__", ())
+    def reads(self) -> Reads | None:
+        """Not None where it decides what reads data."""
+        return next((m for m in getattr(self.annotation, "__metadata__", ()) if isinstance(m, Reads)), None)
 
     def problem(self, value: Any, key: str) -> str | None:
         """What is wrong with ``value``, in a line that begins with ``key``; None if nothing is."""

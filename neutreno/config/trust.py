@@ -9,7 +9,7 @@ from typing import Any
 
 from neutreno.config.building import build, locate
 from neutreno.config.gate import part_problems, parts_within
-from neutreno.config.options import START, options_of
+from neutreno.config.options import START, Option, options_of
 from neutreno.errors import InputError, one_line
 
 
@@ -80,7 +80,7 @@ def check_reading(node: dict[str, Any], key: str, typed: Sequence[str] = (), tru
     options = options_of(locate(node["_target_"], f"{key}._target_"))
     for name, value in node.items():
         where, option = f"{key}.{name}", options.get(name)
-        judged = option is not None and option.reads and value != option.default and not trust_readers
+        judged = option is not None and not trust_readers and _decides(option, value, node, options)
         for place, leaf in _leaves(value, where):
             if any(f"{place}.".startswith(f"{word}.") for word in typed):
                 continue
@@ -93,6 +93,14 @@ def check_reading(node: dict[str, Any], key: str, typed: Sequence[str] = (), tru
                 raise InputError(f"{said}, which decides what reads the data, and may run code; refused. {how}")
         for place, part in parts_within(value, where).items():
             check_reading(part, place, typed, trust_readers)
+
+
+def _decides(option: Option, value: Any, node: dict[str, Any], options: dict[str, Option]) -> bool:
+    """Whether an option's value is another than the default's way to read data."""
+    if option.reads is None or value == option.default:
+        return False
+    beside = option.reads.beside
+    return beside is None or node.get(beside, options[beside].default) != options[beside].default
 
 
 def _leads_elsewhere(text: str) -> bool:

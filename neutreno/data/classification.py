@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
-from neutreno.config.options import EXECUTION, FREE, READS, Count, Positive, checked
+from neutreno.config.options import EXECUTION, FREE, READS, Count, Positive, Reads, checked
 from neutreno.data import images
 from neutreno.data.base import ImageData, check_root
 from neutreno.data.fingerprint import digest
@@ -67,7 +67,7 @@ class ImageClassification(ClassificationData):
         reader: Annotated[str | None, FREE, READS] = None,
         splits: Annotated[dict[str, str | None] | None, FREE] = None,
         samples: Annotated[dict[str, Count | None] | None, FREE] = None,
-        reader_args: Annotated[dict[str, Any] | None, FREE, READS] = None,
+        reader_args: Annotated[dict[str, Any] | None, FREE, Reads(beside="reader")] = None,
         download: Annotated[bool, EXECUTION] = False,
         classes: Annotated[Sequence[str] | None, FREE] = None,
         train_samples: Count | None = None,

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from neutreno.config.options import EXECUTION, FREE, READS, Count, Size, checked
+from neutreno.config.options import EXECUTION, FREE, READS, Count, Reads, Size, checked
 from neutreno.data.base import SplitData
 from neutreno.data.loading import Resumable
 from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, open_folder, open_hub, prepare
@@ -213,7 +213,7 @@ class TextFiles(TextData):
         self,
         root: Annotated[str | Path | None, EXECUTION],
         reader: Annotated[str | None, FREE, READS] = None,
-        reader_args: Annotated[dict[str, Any] | None, FREE, READS] = None,
+        reader_args: Annotated[dict[str, Any] | None, FREE, Reads(beside="reader")] = None,
         cache: Annotated[str | Path | None, EXECUTION] = None,
         **kwargs,
     ) -> None:

@@ -61,7 +61,7 @@ READS = {
     "the hub": {"data__reader": "hfds/somebody/something"},
     "a builder that unpickles": {"data__reader": "hfds/pandas", "data__reader_args": {"data_files": "x.pkl"}},
     "torchvision, which unpickles": {"data__reader": "torch/cifar10"},
-    "a class map that is unpickled": {"data__reader_args": {"class_map": "x.pkl"}},
+    "a class map that is unpickled": {"data__reader": "wds/x", "data__reader_args": {"class_map": "x.pkl"}},
 }
 
 
@@ -120,7 +120,7 @@ def test_paths_of_this_machine_are_none(run, path):
 
 def test_options_that_read_data_are_told_by_their_annotations():
     node = {"_target_": f"{ImageClassification.__module__}.ImageClassification", "root": "x"}
-    check_reading({**node, "reader": None, "reader_args": {}, "splits": {"train": "a"}}, "data")
+    check_reading({**node, "reader": None, "reader_args": {"name": "x"}, "splits": {"train": "a"}}, "data")
     with pytest.raises(InputError, match=r"data\.reader=wds/x"):
         build_trusted({**node, "mean": [0.5], "std": [0.5], "reader": "wds/x"}, key="data")
 

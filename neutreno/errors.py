@@ -34,6 +34,11 @@ def check_number(name: str, value: object, least: float = 0, most: float = math.
         raise InputError(f"{name}={value!r} is not a {'whole' if integer else 'finite'} number {limit}")
 
 
+def one_line(text: str) -> str:
+    """``text`` of anybody's as one line of a terminal or file: what is not printable is spelled out."""
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def explain(error: BaseException) -> str | None:
     """What an :class:`InputError` says, None for every other exception."""
     if not isinstance(error, InputError):

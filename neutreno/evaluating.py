@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from neutreno.evaluation.opening import (
     trusted,
 )
 from neutreno.parallel import build_trainer, check_trainer
+from neutreno.records import read_json
 from neutreno.reports.evaluation import first_table, render
 from neutreno.reports.reading import read_run
 from neutreno.runs import RunFolder
@@ -164,7 +164,7 @@ def earlier_findings(subject: Subject, how: dict[str, Any], found: dict[str, Fin
     """
     file = subject.folder / "evaluation.json"
     try:
-        before, when = json.loads(file.read_text()), file.stat().st_mtime
+        before, when = read_json(file), file.stat().st_mtime
         same = before["weights"] == subject.source and all(before["settings"][key] == how[key] for key in how)
         if not same or subject.last is None or subject.last.stat().st_mtime > when:
             return {}

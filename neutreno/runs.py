@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from neutreno.config.composing import Composed
@@ -20,6 +18,7 @@ from neutreno.config.options import EXECUTION
 from neutreno.config.words import key_of
 from neutreno.errors import InputError
 from neutreno.files import UNFINISHED, replacing
+from neutreno.records import read_json, read_yaml, record_problem
 from neutreno.variants import describe, joined, model_words, words
 
 FORMAT = 4  # of result.json; a folder of another one is named and left out
@@ -146,11 +145,12 @@ class RunFolder:
         Raises:
             InputError: there is none, or it is not what a run writes.
         """
-        safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where many runs are read
-        content = _content(self.config_file, lambda text: yaml.load(text, Loader=safe))
+        content = read_yaml(self.config_file)
         sections = ("data", "model", "task", "probe", "trainer", "variants")
         if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in sections):
             raise InputError(f"{self.config_file} is not the config of a run")
+        if type(content.get("seed")) is not int:
+            raise InputError(f"{self.config_file} is not the config of a run: it has no seed")
         return content
 
 
@@ -158,10 +158,10 @@ def read_result(run: str | Path) -> dict[str, Any]:
     """``result.json`` of a run folder.
 
     Raises:
-        InputError: not a run folder.
+        InputError: not a run folder, or not what a run writes.
     """
     path = Path(run) / "result.json"
-    result = _content(path, json.loads)
+    result = read_json(path)
     if not isinstance(result, dict) or "status" not in result:
         raise InputError(f"{path} is not the result of a run")
     if result.get("format") != FORMAT:
@@ -170,21 +170,9 @@ def read_result(run: str | Path) -> dict[str, Any]:
     needed = {"name", "settings", "metrics", "oversmoothing"} if result["status"] == "finished" else set()
     if not needed <= result.keys():
         raise InputError(f"{path} is not the result of a run")
+    if problem := record_problem(result):
+        raise InputError(f"{path} was not written by a run ({problem}); was it edited?")
     return result
-
-
-def _content(file: Path, load: Callable[[str], Any]) -> Any:
-    """What a file of a run folder holds.
-
-    Raises:
-        InputError: it is not there, or broken.
-    """
-    try:
-        return load(file.read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{file.parent} is not a run folder: it holds no {file.name}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{file} is not readable {file.suffix[1:].upper()}") from error
 
 
 def identity(settings: dict[str, Any], is_execution: Callable[[str], bool]) -> dict[str, Any]:

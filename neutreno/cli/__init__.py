@@ -37,3 +37,8 @@ def add_config_dir(parser: argparse.ArgumentParser) -> None:
 def add_trust(parser: argparse.ArgumentParser) -> None:
     said = "a package besides neutreno whose classes the runs may name (repeatable)"
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=said)
+
+
+def add_trust_readers(parser: argparse.ArgumentParser) -> None:
+    said = "read data as the runs say, by their data.reader and data.reader_args, which may run code"
+    parser.add_argument("--trust-readers", action="store_true", help=said)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from neutreno.cli import command, parser_of
-from neutreno.errors import InputError
+from neutreno.errors import InputError, one_line
 
 
 @command
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     runs, problems = read_runs(arguments.runs)
     groups, left_out = group_runs(runs)
     for problem in [*problems, *left_out]:
-        print(f"warning: {problem}; left out", file=sys.stderr)
+        print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
     panels = panels_of(groups, "initial" if arguments.initial else "last", arguments.metric)
     if not panels:
         raise InputError(f"none of the runs is finished and has measured {arguments.metric} of its tokens")

@@ -29,9 +29,11 @@ def load(folder: str, which: str, trust: Sequence[str] = ()):
     if not isinstance(words := checkpoint.get("vocabulary"), str):
         raise InputError(f"{path} holds no vocabulary: it is not that of a language model")
     vocabulary = Vocabulary(words.split("\n"))
-    model = build_trusted({**settings["model"], "weights": None}, trust, vocabulary=vocabulary)
+    model = build_trusted(settings["model"], trust, vocabulary=vocabulary)
     load_strictly(model, state_dict_of(checkpoint), path)
-    return model.eval(), vocabulary, settings["data"]["sequence_length"]
+    window = settings["data"].get("sequence_length")
+    check_number(f"{run.config_file}: data.sequence_length", window, 1, integer=True)
+    return model.eval(), vocabulary, window
 
 
 def prompt_words(prompt: str, vocabulary) -> list[str]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neutreno.cli import add_trust, command, parser_of
+from neutreno.cli import add_trust, add_trust_readers, command, parser_of
 from neutreno.errors import InputError, check_number
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
@@ -143,7 +143,7 @@ def open_run_folder(folder: str, arguments: argparse.Namespace):
     if arguments.data is not None or arguments.random_weights:
         given = "--random-weights" if arguments.data is None else arguments.data
         raise InputError(f"{folder} is a run, with its own weights and data; leave {given} out")
-    model, data, _ = open_run(folder, trust=arguments.trust)
+    model, data, _ = open_run(folder, trust=arguments.trust, trust_readers=arguments.trust_readers)
     samples = data.probe_samples(arguments.samples)
     return model, samples, f"{len(samples[0])} of its validation samples"
 
@@ -172,6 +172,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--output", default="profile", metavar="PREFIX", help="default: %(default)s")
     add_trust(parser)
+    add_trust_readers(parser)
     arguments = parser.parse_args(arguments)
     for name, least in (("samples", 1), ("tokens", 2), ("seed", 0)):
         setattr(arguments, name, number(f"--{name}", getattr(arguments, name), least))

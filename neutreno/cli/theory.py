@@ -13,8 +13,8 @@ the attention A_l, f = V_0, relative to ‖V_l‖². See docs/theory.md.
 import re
 from collections.abc import Sequence
 
-from neutreno.cli import add_trust, command, parser_of
-from neutreno.errors import InputError, check_number
+from neutreno.cli import add_trust, add_trust_readers, command, parser_of
+from neutreno.errors import InputError, check_number, one_line
 
 DEFAULTS = {"lams": "0,0.2,0.4,0.6,0.8,1", "steps": 32, "tokens": 64, "dim": 16, "seed": 0}
 
@@ -37,7 +37,7 @@ def random_tokens(lams: str, steps: int, tokens: int, dim: int, seed: int, outpu
     print("\nfigure: " + ", ".join(map(str, plot_descent(rows, ends, output))))
 
 
-def trained_runs(arguments: list[str], output: str, trust: Sequence[str]) -> None:
+def trained_runs(arguments: list[str], output: str, trust: Sequence[str], trust_readers: bool) -> None:
     from pathlib import Path
 
     import pandas as pd
@@ -51,9 +51,9 @@ def trained_runs(arguments: list[str], output: str, trust: Sequence[str]) -> Non
     overrides = [a for a in arguments if re.match(r"[a-z]+\.\w[\w.]*=", a)]
     rows = []
     for folder in [a for a in arguments if a not in overrides]:
-        model, data, settings = open_run(folder, overrides, trust)
+        model, data, settings = open_run(folder, overrides, trust, trust_readers)
         samples = data.probe_samples(settings["probe"]["num_samples"])
-        rows += measure_energies(model, samples, run=Path(folder).resolve().name)
+        rows += measure_energies(model, samples, run=one_line(Path(folder).resolve().name))
     if not rows:
         raise InputError(f"{' '.join(overrides)} goes with a run folder: neutreno theory RUN {overrides[0]}")
     print(layers_table(pd.DataFrame(rows)))
@@ -69,11 +69,12 @@ def main(arguments: Sequence[str]) -> None:
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"default: {DEFAULTS[name]}")
     parser.add_argument("--output", default="theory", metavar="PREFIX", help="default: %(default)s")
     add_trust(parser)
+    add_trust_readers(parser)
     arguments = parser.parse_args(arguments)
     given = {name: value for name in DEFAULTS if (value := getattr(arguments, name)) is not None}
     if arguments.runs and given:
         raise InputError(f"--{min(given)} is of the descent of random tokens; leave it out beside a run folder")
     if arguments.runs:
-        trained_runs(arguments.runs, arguments.output, arguments.trust)
+        trained_runs(arguments.runs, arguments.output, arguments.trust, arguments.trust_readers)
     else:
         random_tokens(**{**DEFAULTS, **given}, output=arguments.output)

@@ -210,7 +210,7 @@ def part_problems(
             problems.append(f"no key {where}: {target.__qualname__} has no such option{hint}")
         elif option.mark is SUPPLIED:
             problems.append(f"{where} cannot be set: what builds {target.__qualname__} gives it; leave it out")
-        elif parts := _parts_within(value, where):
+        elif parts := parts_within(value, where):
             problems += [problem for place, part in parts.items() for problem in part_problems(part, place)]
         else:
             problems.append(option.problem(value, where))
@@ -236,7 +236,7 @@ def _library_options(target: Any, kind: type, node: dict[str, Any], key: str) ->
     return {name: Option(hints.get(name, inspect.Parameter.empty)) for name in names} | options_of(kind)
 
 
-def _parts_within(value: Any, key: str) -> dict[str, Any]:
+def parts_within(value: Any, key: str) -> dict[str, Any]:
     """What names a class in the value of an option, itself or in a list."""
     inner = {f"{key}[{i}]": v for i, v in enumerate(value)} if isinstance(value, list) else {key: value}
     return {place: part for place, part in inner.items() if isinstance(part, dict) and "_target_" in part}

@@ -56,6 +56,19 @@ class Rule:
         return core_schema.no_info_after_validator_function(judge, handler(source))
 
 
+@dataclass(frozen=True)
+class Reads:
+    """Stands beside the mark of an option that decides which library reads data, and how: this may run code or reach
+    into a network. What a run folder says of it is taken only where it is the default; see config/trust.py.
+
+    ``beside``: the option without which (at its default) this one means nothing.
+    """
+
+    beside: str | None = None
+
+
+READS = Reads()
+
 # Sizes have an upper bound too: what no machine can hold is a slip of the keyboard.
 Count = Annotated[int, Ge(1), Le(10**9)]  # of steps, epochs, samples
 Size = Annotated[int, Ge(1), Le(65_536)]  # width, depth, pixels along a side, samples at once
@@ -89,10 +102,16 @@ class Option:
 
     annotation: Any
     required: bool = False
+    default: Any = None
 
     @property
     def mark(self) -> Mark:
         return next((m for m in getattr(self.annotation, "__metadata__", ()) if isinstance(m, Mark)), IDENTITY)
+
+    @property
+    def reads(self) -> Reads | None:
+        """Not None where it decides what reads data."""
+        return next((m for m in getattr(self.annotation, "__metadata__", ()) if isinstance(m, Reads)), None)
 
     def problem(self, value: Any, key: str) -> str | None:
         """What is wrong with ``value``, in a line that begins with ``key``; None if nothing is."""
@@ -168,7 +187,11 @@ def _declared(function: Callable) -> dict[str, Option]:
     except ValueError as error:
         raise InputError(f"{function.__module__}.{function.__qualname__} does not say what it takes") from error
     return {
-        name: Option(hints.get(name, parameter.empty), parameter.default is parameter.empty)
+        name: Option(
+            hints.get(name, parameter.empty),
+            parameter.default is parameter.empty,
+            None if parameter.default is parameter.empty else parameter.default,
+        )
         for name, parameter in parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and name != "self"
     }

@@ -135,6 +135,7 @@ class EvaluationSettings(Settings):
 
     run: Annotated[str | None, EXECUTION] = None
     trust: Annotated[str | list[str] | None, EXECUTION] = None
+    trust_readers: Annotated[bool, EXECUTION] = False
     evaluators: Annotated[Annotated[list[str], MinLen(1)] | None, EXECUTION] = None
     evaluator: Annotated[Parts, EXECUTION] = field(default_factory=dict)
     other_variants: Annotated[list[str], EXECUTION] = field(default_factory=list)

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from neutreno.config.building import build, locate
-from neutreno.config.gate import part_problems
-from neutreno.errors import InputError
+from neutreno.config.gate import part_problems, parts_within
+from neutreno.config.options import START, Option, options_of
+from neutreno.errors import InputError, one_line
 
 
 def build_trusted(node: Any, trust: Sequence[str] = (), key: str = "the run's config", **supplied: Any) -> Any:
-    """The same for a part of a run folder's config, which is data of anybody's: see :func:`check_trusted`."""
+    """The same for a part of a run folder's config, which is data of anybody's: see :func:`check_trusted` and
+    :func:`check_reading`. It starts from no weights: trained ones follow."""
     check_trusted(node, trust, key)
+    node = without_start(node)
+    check_reading(node, key)
     return build(node, **supplied)
+
+
+def without_start(node: dict[str, Any]) -> dict[str, Any]:
+    """A checked part without the weights that it would start from."""
+    options = options_of(locate(node["_target_"]))
+    return {name: value for name, value in node.items() if name not in options or options[name].mark is not START}
 
 
 def check_trusted(node: Any, trust: Sequence[str] = (), where: str = "the run's config") -> None:
@@ -50,6 +61,65 @@ def _check_plain(node: Any, trust: Sequence[str]) -> None:
         raise InputError(f"the run's config holds {odd}; a run writes none; refused")
     for inner in (*node, *node.values()) if type(node) is dict else node if type(node) is list else ():
         _check_plain(inner, trust)
+
+
+# A scheme of a URL, a chain of them, or a command: fsspec, Hugging Face datasets and WebDataset open these.
+_ELSEWHERE = re.compile(r"^[a-z][a-z0-9+.-]+:|://|::|pipe:", re.IGNORECASE)
+
+
+def check_reading(node: dict[str, Any], key: str, typed: Sequence[str] = (), trust_readers: bool = False) -> None:
+    """Refuse a checked part that chooses by itself what reads data, or names what is no path of this machine.
+
+    Args:
+        typed: keys that were typed anew, with their values here; these are the user's.
+        trust_readers: take the options that decide what reads data (``READS``) as the run has them.
+
+    Raises:
+        InputError: names the key.
+    """
+    options = options_of(locate(node["_target_"], f"{key}._target_"))
+    for name, value in node.items():
+        where, option = f"{key}.{name}", options.get(name)
+        judged = option is not None and not trust_readers and _decides(option, value, node, options)
+        for place, leaf in _leaves(value, where):
+            if any(f"{place}.".startswith(f"{word}.") for word in typed):
+                continue
+            if isinstance(leaf, str) and _leads_elsewhere(leaf):
+                said = one_line(f"the run's config says {place}={leaf}"[:200])
+                raise InputError(f"{said}, which is no path on this machine; refused unless {place} is typed")
+            if judged and leaf is not None:
+                how = f"type {where}=… again, or trust the run's: trust_readers=true (elsewhere --trust-readers)"
+                said = one_line(f"the run's config says {where}={value}"[:200])
+                raise InputError(f"{said}, which decides what reads the data, and may run code; refused. {how}")
+        for place, part in parts_within(value, where).items():
+            check_reading(part, place, typed, trust_readers)
+
+
+def _decides(option: Option, value: Any, node: dict[str, Any], options: dict[str, Option]) -> bool:
+    """Whether an option's value is another than the default's way to read data."""
+    if option.reads is None or value == option.default:
+        return False
+    beside = option.reads.beside
+    return beside is None or node.get(beside, options[beside].default) != options[beside].default
+
+
+def _leads_elsewhere(text: str) -> bool:
+    """Whether a library could take ``text`` for a URL or a command, braces expanded and white space removed."""
+    text = re.sub(r"[\x00-\x20]", "", text)
+    return bool(_ELSEWHERE.search(text)) or ("{" in text and ":" in text)
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The plain values within a value by their keys, and the keys of dictionaries."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield f"{key}.{name}", name
+            yield from _leaves(inner, f"{key}.{name}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner, key)
+    else:
+        yield key, value
 
 
 def check_package(path: Any, trust: Sequence[str]) -> None:

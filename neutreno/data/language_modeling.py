@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from neutreno.config.options import EXECUTION, FREE, Count, Size, checked
+from neutreno.config.options import EXECUTION, FREE, READS, Count, Reads, Size, checked
 from neutreno.data.base import SplitData
 from neutreno.data.loading import Resumable
 from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, open_folder, open_hub, prepare
@@ -212,8 +212,8 @@ class TextFiles(TextData):
     def __init__(
         self,
         root: Annotated[str | Path | None, EXECUTION],
-        reader: Annotated[str | None, FREE] = None,
-        reader_args: Annotated[dict[str, Any] | None, FREE] = None,
+        reader: Annotated[str | None, FREE, READS] = None,
+        reader_args: Annotated[dict[str, Any] | None, FREE, Reads(beside="reader")] = None,
         cache: Annotated[str | Path | None, EXECUTION] = None,
         **kwargs,
     ) -> None:

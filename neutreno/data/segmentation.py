@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from neutreno.config.options import EXECUTION, FREE, Count, NonNegative, Positive, Share, Size, checked
+from neutreno.config.options import EXECUTION, FREE, READS, Count, NonNegative, Positive, Share, Size, checked
 from neutreno.data.base import ImageData, check_root
 from neutreno.data.fingerprint import of_files
 from neutreno.data.images import EncodedImages, decode, load_hub
@@ -109,9 +109,9 @@ class SegmentationFolders(SegmentationData):
     def __init__(
         self,
         root: Annotated[str | Path | None, EXECUTION],
-        reader: Annotated[str | None, FREE] = None,
+        reader: Annotated[str | None, FREE, READS] = None,
         splits: Annotated[dict[str, str | None] | None, FREE] = None,
-        reader_args: Annotated[dict[str, str] | None, FREE] = None,
+        reader_args: Annotated[dict[str, str] | None, FREE] = None,  # names of columns alone
         class_names: Annotated[str | None, FREE] = None,
         resize: Annotated[Sequence[Size] | None, FREE] = (2048, 512),
         scale: Sequence[Annotated[float, Ge(0.01), Le(100)]] = (0.5, 2.0),

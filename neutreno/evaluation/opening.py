@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from neutreno.checkpoints import load_strictly, read_checkpoint, trained_with
+from neutreno.config.building import build
 from neutreno.config.composing import Composed, compose
 from neutreno.config.gate import mark_of
 from neutreno.config.options import EXECUTION, FREE, START, options_of
 from neutreno.config.settings import EvaluationSettings, Probe
 from neutreno.config.settings import Trainer as TrainerSettings
-from neutreno.config.trust import build_trusted, check_package, check_trusted
+from neutreno.config.trust import check_package, check_reading, check_trusted, without_start
 from neutreno.config.words import close, key_of
 from neutreno.errors import InputError
 from neutreno.runs import RunFolder, check_origin, identity_of, read_result
@@ -37,7 +38,8 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
         trust: packages besides this one whose classes the run may name.
 
     Raises:
-        InputError: a key that the run does not have, or one that is not free to change; a class that is not trusted.
+        InputError: a key that the run does not have, or one that is not free to change; a class that is not trusted;
+            a reader of data that is neither typed nor trusted.
     """
     settings, config = run.config(), composed.config
     if run.result_file.exists():
@@ -55,9 +57,11 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
         made_for, now = settings["model"].get(key), settings["data"].get(key)
         if made_for is not None and now != made_for:
             raise InputError(f"data.{key}={now} does not fit the model of {run.path}, which was made for {made_for}")
-    model = {k: v for k, v in settings["model"].items() if mark_of(f"model.{k}", settings) is not START}
+    settings["model"] = without_start(settings["model"])  # a checkpoint follows
+    for part in ("data", "model", "task"):
+        check_reading(settings[part], part, typed, config.trust_readers)
     recorded = {k: settings["trainer"].get(k) for k in OF_TRAINER if f"trainer.{k}" not in typed}
-    return settings | {"model": model, "trainer": _plain(config.trainer) | recorded}  # a checkpoint follows
+    return settings | {"trainer": _plain(config.trainer) | recorded}
 
 
 def _check_values(run: RunFolder, settings: dict[str, Any], trust: Sequence[str]) -> None:
@@ -217,20 +221,22 @@ def read_fitting(
 
 
 def open_run(
-    folder: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()
+    folder: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = (), trust_readers: bool = False
 ) -> tuple[nn.Module, LightningDataModule, dict[str, Any]]:
     """The model of a run folder with its last epoch's weights, its data ready for validation, and its settings.
 
     Args:
         overrides: ``data.KEY=VALUE`` and the like, as for ``evaluate.py``; for instance where the data has moved to.
         trust: packages besides this one whose classes the run may name.
+        trust_readers: read the data as the run says, by its ``data.reader`` and ``data.reader_args``.
 
     Raises:
         InputError: it is no run folder, it has no checkpoint, or an override is not free to change.
     """
     run = RunFolder(folder)
     run.config()  # no run folder: said before all else
-    settings = run_settings(run, compose([f"++{override}" for override in overrides], "evaluate"), trust)
+    words = [*(f"++{override}" for override in overrides), *(["trust_readers=true"] if trust_readers else [])]
+    settings = run_settings(run, compose(words, "evaluate"), trust)
     data, task = build_run(run, settings, trust)
     data.setup("validate")
     load_checkpoint(task, data, run.last_checkpoint)
@@ -241,8 +247,10 @@ def build_run(
     run: RunFolder, settings: dict[str, Any], trust: Sequence[str] = (), config_dirs: Sequence[str] = ()
 ) -> tuple[LightningDataModule, Task]:
     """Data and task (with its model) of a run folder by its settings, as :func:`run_settings` gives them."""
-    data = build_trusted(settings["data"], trust, "data")
-    model = build_trusted(settings["model"], trust, "model", **data.model_arguments())
-    task = build_trusted(settings["task"], trust, "task", model=model)
+    for part in ("data", "model", "task"):  # what was typed since is checked as well
+        check_trusted(settings[part], trust, part)
+    data = build(settings["data"])
+    model = build(settings["model"], **data.model_arguments())
+    task = build(settings["task"], model=model)
     task.variants, task.run = axes_of(settings, config_dirs), {"settings": identity_of(run.config())}
     return data, task

@@ -77,6 +77,6 @@ def step_time(group: Group, baseline: Group | None, trust: Sequence[str] = (), r
         torch.manual_seed(0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         images = torch.randn(data["batch_size"], data["in_chans"], data["img_size"], data["img_size"], device=device)
-        return training_step(build_trusted({**config["model"], "weights": None}, trust), images)
+        return training_step(build_trusted(config["model"], trust, "model"), images)
 
     return ratio(step_of(baseline), step_of(group), repeats).replace(" (quartiles ", " × (").partition(", ")[0] + ")"

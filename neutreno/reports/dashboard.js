@@ -1,5 +1,8 @@
 "use strict";
-const { runs, reload_s } = JSON.parse(document.getElementById("data").textContent);
+// Keys are anyone's: an object without a prototype has those that it was given, not "constructor" or "__proto__".
+const bare = (...parts) => Object.assign(Object.create(null), ...parts);
+const { runs, reload_s } = JSON.parse(document.getElementById("data").textContent,
+  (_, value) => (value !== null && typeof value === "object" && !Array.isArray(value) ? bare(value) : value));
 const $ = (id) => document.getElementById(id);
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]; // Okabe & Ito
 const MANY = 8; // beyond so many lines a legend hides more than it says
@@ -13,6 +16,8 @@ const last = (list) => list[list.length - 1];
 const head = (key) => key.split(".")[0];
 const text = (v) => (typeof v === "number" && !Number.isInteger(v) ? String(Number(v.toPrecision(4)))
   : v === null || v === undefined ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v));
+// Text as Plotly shows it: no tag of its own, no link, no field of a template.
+const inert = (v) => String(v ?? "").replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "%&#123;");
 const mean = (v) => v.reduce((a, b) => a + b, 0) / v.length;
 const sd = (v) => (v.length < 2 ? 0 : Math.sqrt(v.reduce((s, x) => s + (x - mean(v)) ** 2, 0) / (v.length - 1)));
 for (const run of runs) {
@@ -23,7 +28,7 @@ for (const run of runs) {
 
 // What follows from the view, see update(): titles by key of what runs are told apart by, the table's columns, the runs
 // listed in it and those drawn, the keys of its rows over seeds, and the scale of colours, if there is one.
-let titles = {}, columns = [], listed = [], shown = [], rows = [], scale = null;
+let titles = bare(), columns = [], listed = [], shown = [], rows = [], scale = null;
 const ofTask = () => runs.filter((run) => run.task === view.task);
 
 function findColumns() {
@@ -31,10 +36,10 @@ function findColumns() {
   const keys = [...new Set(some.flatMap((run) => Object.keys(run.about).filter((key) => run.about[key] !== null)))];
   const heads = [...new Set(keys.map(head))].filter((name) => name !== "seed").concat("seed");
   keys.sort((a, b) => heads.indexOf(head(a)) - heads.indexOf(head(b)));
-  const labels = Object.assign({}, ...some.map((run) => run.labels));
+  const labels = bare(...some.map((run) => run.labels));
   const short = (key) => labels[key] || last(key.split("."));
   const all = ["name", "status", "final similarity", ...keys.map(short)];
-  titles = Object.fromEntries(keys.map((key) => [key, all.filter((t) => t === short(key)).length > 1 ? key : short(key)]));
+  titles = bare(Object.fromEntries(keys.map((key) => [key, all.filter((t) => t === short(key)).length > 1 ? key : short(key)])));
   const judge = some.find((run) => last(run.validated.split("/")) === last((view.metric ?? "").split("/")));
   const better = judge ? (judge.smaller ? " ↓" : " ↑") : "";
   columns = [
@@ -49,7 +54,7 @@ function findColumns() {
 
 // Labelled settings that are numbers, where they vary: first the one that takes most values.
 function numbers() {
-  const taken = {};
+  const taken = bare();
   for (const run of ofTask()) for (const [key, value] of Object.entries(run.numbers)) (taken[key] ??= new Set()).add(value);
   return Object.keys(taken).filter((key) => taken[key].size > 1).sort((a, b) => taken[b].size - taken[a].size);
 }
@@ -169,7 +174,7 @@ function lines(series, crowded) {
   return series.flatMap(({ group, x, ys, name }) => {
     const y = x.map((_, i) => mean(ys.map((v) => v[i])));
     const spread = x.map((_, i) => sd(ys.map((v) => v[i])));
-    const base = { x, name, legendgroup: name, type: "scatter", mode: "lines" };
+    const base = { x, name: inert(name), legendgroup: name, type: "scatter", mode: "lines" };
     const line = { color: paint(group[0], crowded ? 0.55 : 1), width: crowded ? 1.2 : 2.2, dash: dash(group[0]) };
     const drawn = [{ ...base, y, line, meta: group.map((r) => r.name), hovertemplate: "%{y:.4g} at %{x}<extra>%{fullData.name}</extra>" }];
     if (ys.length > 1) {
@@ -189,7 +194,7 @@ function draw(id, traces, xaxis, yaxis, legend = true, colourbar = false, above 
   if (colourbar && scale !== null) {
     data.push({ x: [null], y: [null], type: "scatter", mode: "markers", showlegend: false, hoverinfo: "skip", meta: "colours",
       marker: { color: [scale.low], cmin: scale.low, cmax: scale.high, colorscale: colourscale(), showscale: true,
-        colorbar: { title: { text: titles[scale.key] }, thickness: 12, outlinewidth: 0 } } });
+        colorbar: { title: { text: inert(titles[scale.key]) }, thickness: 12, outlinewidth: 0 } } });
   }
   const size = innerWidth >= 1800 ? 16 : 13;
   Plotly.react(id, data, {
@@ -214,7 +219,7 @@ function drawLayers() {
   const range = cosine ? [Math.min(0, ...values) - 0.02, 1] : [0, 1.05 * Math.max(0, ...values)];
   const title = cosine ? "cosine similarity" : view.layerMetric.replaceAll("_", " ");
   draw("layers", lines(series, crowded), { title: { text: "layer (0 = embedding)" } },
-    { title: { text: title }, range }, !crowded && innerWidth > 700, true);
+    { title: { text: inert(title) }, range }, !crowded && innerWidth > 700, true);
   $("share").textContent = view.when === 0 ? "at initialisation" : view.when === 100 ? "trained" : `${view.when} % of training`;
 }
 
@@ -226,7 +231,7 @@ function drawTraining() {
     return [{ group: having, x: having[0].curves[view.curve][0].slice(0, length), ys: having.map((run) => run.curves[view.curve][1].slice(0, length)), name: label(group) }];
   });
   const crowded = series.length > MANY;
-  draw("training", lines(series, crowded), { title: { text: "step" } }, { title: { text: view.curve } }, false, true);
+  draw("training", lines(series, crowded), { title: { text: "step" } }, { title: { text: inert(view.curve) } }, false, true);
 }
 
 const judged = () => shown.filter((run) => run.status === "finished" && typeof run.metrics[view.metric] === "number");
@@ -236,7 +241,7 @@ const judged = () => shown.filter((run) => run.status === "finished" && typeof r
 function families(key) {
   const part = (run, axis) => Object.entries(run.about).filter(([k, v]) => head(k) === axis && k !== key && v !== null)
     .map(([k, v]) => (run.labels[k] ? `${run.labels[k]}=` : "") + text(v)).join(" ");
-  const parts = (run) => ({ data: run.about.data, model: run.network, ...Object.fromEntries(run.axes.map((axis) => [axis, part(run, axis)])) });
+  const parts = (run) => bare({ data: run.about.data, model: run.network }, Object.fromEntries(run.axes.map((axis) => [axis, part(run, axis)])));
   const beside = (parts) => JSON.stringify({ ...parts, [head(key)]: null });
   const found = new Map();
   const add = (name, parts, run) => found.set(name, { parts, members: [...(found.get(name)?.members ?? []), run] });
@@ -262,24 +267,24 @@ function drawAgainst() {
   const traces = all.flatMap(({ name, members }, i) => {
     const taken = [...new Set(members.map((run) => run.numbers[key]))].sort((a, b) => a - b);
     const at = taken.map((v) => members.filter((run) => run.numbers[key] === v).map((run) => run.metrics[view.metric]));
-    const dots = { x: members.map((run) => run.numbers[key]), y: members.map((run) => run.metrics[view.metric]), meta: members.map((r) => r.name), text: members.map((r) => r.name),
+    const dots = { x: members.map((run) => run.numbers[key]), y: members.map((run) => run.metrics[view.metric]), meta: members.map((r) => r.name), text: members.map((r) => inert(r.name)),
       type: "scatter", mode: "markers", showlegend: false, marker: { color: COLOURS[i % 6], opacity: 0.45, size: 6 }, hovertemplate: "%{text}: %{y:.4g}<extra></extra>" };
-    const line = { x: taken, y: at.map(mean), name, type: "scatter", mode: "lines+markers", line: { color: COLOURS[i % 6], width: 2.2 }, marker: { size: 9 },
-      error_y: { type: "data", array: at.map(sd), visible: true }, hovertemplate: `mean %{y:.4g}<extra>${titles[key]} = %{x}</extra>` };
+    const line = { x: taken, y: at.map(mean), name: inert(name), type: "scatter", mode: "lines+markers", line: { color: COLOURS[i % 6], width: 2.2 }, marker: { size: 9 },
+      error_y: { type: "data", array: at.map(sd), visible: true }, hovertemplate: `mean %{y:.4g}<extra>${inert(titles[key])} = %{x}</extra>` };
     return [dots, line];
   });
   const equal = ofTask().find((run) => run.about[key] === null && key in run.numbers);
   const title = titles[key] + (equal ? ` (${text(equal.numbers[key])}: ${equal.about[head(key)]})` : "");
-  draw("against", traces, { title: { text: title } }, { title: { text: view.metric } }, all.length > 1 && all.length <= MANY,
+  draw("against", traces, { title: { text: inert(title) } }, { title: { text: inert(view.metric) } }, all.length > 1 && all.length <= MANY,
     false, { orientation: "h", y: 1, yanchor: "bottom" });
 }
 
 function drawScatter() {
   const found = judged().filter((run) => run.final !== null);
   const marker = { color: found.map((run) => paint(run)), size: 10, opacity: 0.85, symbol: found.map((run) => (run.baseline ? "diamond" : "circle")) };
-  draw("scatter", [{ x: found.map((r) => r.final), y: found.map((r) => r.metrics[view.metric]), text: found.map((r) => r.name), meta: found.map((r) => r.name),
+  draw("scatter", [{ x: found.map((r) => r.final), y: found.map((r) => r.metrics[view.metric]), text: found.map((r) => inert(r.name)), meta: found.map((r) => r.name),
     type: "scatter", mode: "markers", marker, hovertemplate: "%{text}<br>%{y:.4g} at %{x:.3f}<extra></extra>" }],
-  { title: { text: "similarity after the last layer" } }, { title: { text: view.metric } }, false, true);
+  { title: { text: "similarity after the last layer" } }, { title: { text: inert(view.metric) } }, false, true);
 }
 
 function drawDiff() {
@@ -290,7 +295,7 @@ function drawDiff() {
   const [a, b] = ["left", "right"].map((id) => runs.find((run) => run.name === $(id).value));
   const found = [];
   if (a && b) {
-    const [x, y] = [a, b].map((run) => ({ ...run.settings, seed: run.about.seed }));
+    const [x, y] = [a, b].map((run) => bare(run.settings, { seed: run.about.seed }));
     for (const key of [...new Set([...Object.keys(x), ...Object.keys(y)])].sort()) {
       if (JSON.stringify(x[key]) === JSON.stringify(y[key])) continue;
       const tr = element("tr", null);
@@ -306,7 +311,7 @@ function drawDiff() {
   $("diff").tBodies[0].replaceChildren(...(found.length ? found : [same]));
 }
 
-function fill(id, options, value, said = {}) {
+function fill(id, options, value, said = bare()) {
   $(id).replaceChildren(...options.map((o) => element("option", said[o] ?? o, { value: o, selected: o === value })));
 }
 

@@ -27,7 +27,7 @@ def write_dashboard(runs: Sequence[Run], path: str | Path, reload_s: float | Non
 
     content = {"runs": [collect(run, Path(path).resolve().parent) for run in runs], "reload_s": reload_s}
     content = json.loads(json.dumps(content), parse_constant=null)
-    data = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    data = json.dumps(content, separators=(",", ":"))  # in ASCII: a name may be no valid Unicode
     page = (TEMPLATES / "dashboard.html").read_text()
     for mark, text in (
         ("/*STYLE*/", (TEMPLATES / "dashboard.css").read_text()),
@@ -49,7 +49,7 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
     result = run.result
     return {
         "name": run.path.name,
-        "link": quote(os.path.relpath(run.path.resolve(), home)) + "/",
+        "link": quote(os.fsencode(os.path.relpath(run.path.resolve(), home))) + "/",
         "status": run.status,
         "task": run.task,
         "label": run.label,

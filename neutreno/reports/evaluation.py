@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tabulate import tabulate
+from neutreno.reports.escaping import in_markdown, markdown_table
 
 
 @dataclass
@@ -36,8 +36,8 @@ def _number(value: float, is_percent: bool, is_loss: bool) -> str:
 
 def render(evaluation: dict[str, Any]) -> str:
     """``evaluation.json`` for people: where the weights are from, and every table that the evaluators left."""
-    page = [f"# {evaluation['name']}", f"Weights: {evaluation['weights']}"]
+    page = [in_markdown(f"# {evaluation['name']}"), in_markdown(f"Weights: {evaluation['weights']}")]
     for table in evaluation["tables"]:
         aligned = ["left"] + ["right"] * (len(table["columns"]) - 1)
-        page.append(tabulate(table["rows"], table["columns"], "pipe", disable_numparse=True, colalign=aligned))
+        page.append(markdown_table(table["rows"], table["columns"], colalign=aligned))
     return "\n\n".join(page) + "\n"

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from neutreno.errors import one_line
 from neutreno.files import replacing
 from neutreno.reports.layers import ALL, LAYERS, part_of, said_of, title_of
 
@@ -38,6 +39,7 @@ LINES = ("-", "--", ":", "-.")  # of token subsets, all of them first, or of row
 
 def plain(text: str, most: int | None = None) -> str:
     """``text`` as it stands, no formula, and cut to ``most`` characters."""
+    text = "\n".join(map(one_line, text.split("\n")))
     return (text if most is None or len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
 
 
@@ -112,7 +114,7 @@ def by_layer(
         for part, label, style in curves:
             curve = part[(part["stack"] == stack) & (part["metric"] == metric)].sort_values("layer")
             band(panel, curve["layer"], curve["mean"], curve["sd"], label=label and plain(label, 60), **style)
-        panel.set(xlabel=f"{part_of(stack)} {LAYERS}".strip(), ylabel=title_of(metric))
+        panel.set(xlabel=plain(f"{part_of(stack)} {LAYERS}".strip(), 60), ylabel=plain(title_of(metric)))
         panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     for panel, metric in zip(axes[0], metrics, strict=True):
         low, high = panel.get_ylim()  # of all that was drawn in the column
@@ -175,7 +177,7 @@ def plot_curves(
         figure, axes = plt.subplots(ncols=len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
         if title:
             figure.suptitle(plain(title), fontsize=PAPER["axes.titlesize"] + 1)
-        axes[0, 0].set_ylabel(SIMILARITY if metric == "cosine" else title_of(metric))
+        axes[0, 0].set_ylabel(SIMILARITY if metric == "cosine" else plain(title_of(metric)))
         said: list[str] = []
         for panel, (heading_, rows) in zip(axes[0], panels, strict=True):
             for label, number, values in rows:
@@ -183,9 +185,9 @@ def plot_curves(
                 sd = values.std(0, ddof=1) if len(values) > 1 else np.nan
                 alpha = 0.15 if scale is None and not many else 0.06
                 layers = np.arange(values.shape[1])
-                band(panel, layers, values.mean(0), sd, alpha, label=plain(label), **style)
+                band(panel, layers, values.mean(0), sd, alpha, label=plain(label, 200), **style)
             layers, (low, high) = max(values.shape[1] for *_, values in rows), panel.get_ylim()
-            panel.set(title=plain(heading_), xlabel=LAYERS, xlim=(0, max(layers - 1, 1)))
+            panel.set(title=plain(heading_, 200), xlabel=LAYERS, xlim=(0, max(layers - 1, 1)))
             panel.set_ylim(min(0.0, low), 1.0 if metric == "cosine" else high)
             panel.xaxis.set_major_locator(MaxNLocator(13 if len(panels) < 3 else 6, integer=True))
             panel.axhline(0, color="black", linewidth=0.6)
@@ -198,5 +200,5 @@ def plot_curves(
             named = {text: line for lines, texts in given for line, text in zip(lines, texts, strict=True)}
             figure.legend(named.values(), named.keys(), loc="outside right center")
         if scale is not None:
-            figure.colorbar(scale, ax=axes[0, -1], label=numbers, ticks=sorted(found))
+            figure.colorbar(scale, ax=axes[0, -1], label=plain(numbers), ticks=sorted(found))
         return save_both(figure, prefix)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,19 +10,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from neutreno.errors import InputError
+from neutreno.errors import InputError, one_line
+from neutreno.records import check_table, is_number, read_json
 from neutreno.runs import RunFolder, read_result, shared, whole
 from neutreno.tablefiles import wrong_figures
 from neutreno.variants import model_words, words
 
+TABLES = ("metrics.csv", "oversmoothing.csv")
+
 
 @dataclass
 class Run:
-    """A run folder: ``result`` is its ``result.json``, ``config`` its ``config.yaml``."""
+    """A run folder: ``result`` is its ``result.json``, ``config`` its ``config.yaml``, and ``evaluation`` what
+    ``evaluation.json`` says."""
 
     path: Path
     result: dict[str, Any]
     config: dict[str, Any]
+    evaluation: dict[str, Any]
 
     @property
     def status(self) -> str:
@@ -52,7 +55,7 @@ class Run:
         found = {key: self.settings.get(key) for key in self.result["labels"] if key.partition(".")[0] in axes}
         at_baseline = [key for key in found if axes[key.partition(".")[0]]["baseline"] and found[key] is None]
         found |= {key: equal.get(key) for key in at_baseline}
-        return {key: value for key, value in found.items() if _is_number(value)}
+        return {key: value for key, value in found.items() if is_number(value)}
 
     @property
     def label(self) -> str:
@@ -77,11 +80,8 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """The run's own metrics and what ``evaluate.py`` found beside them, such as ``val_multi_scale/miou``."""
-        found: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found |= json.loads((self.path / "evaluation.json").read_text())["metrics"]
-        found |= self.result.get("metrics", {})
-        return {name: value for name, value in found.items() if _is_number(value)}
+        found = self.evaluation["metrics"] | self.result.get("metrics", {})
+        return {name: value for name, value in found.items() if is_number(value)}
 
     @property
     def main_metric(self) -> str | None:
@@ -114,11 +114,25 @@ def read_run(folder: str | Path) -> Run:
         InputError: it is none, or its files are not what a run writes.
     """
     result, config = read_result(folder), RunFolder(folder).config()
-    _check(result, Path(folder) / "result.json")
     paper = config.get("paper") or {}
     if problems := wrong_figures(paper, "paper"):
         raise InputError(f"{Path(folder) / 'config.yaml'}: {problems[0]}")
-    return Run(Path(folder), result, config)
+    for name in TABLES:
+        if os.path.lexists(file := Path(folder) / name):
+            check_table(file)
+    return Run(Path(folder), result, config, _evaluation(Path(folder) / "evaluation.json"))
+
+
+def _evaluation(file: Path) -> dict[str, Any]:
+    """What ``evaluate.py`` left beside the run, if anything.
+
+    Raises:
+        InputError: it is not what that writes.
+    """
+    found = read_json(file) if os.path.lexists(file) else {"metrics": {}}
+    if not isinstance(found, dict) or not isinstance(found.get("metrics"), dict):
+        raise InputError(f"{file} was not written by an evaluation; remove it, or evaluate the run again")
+    return found
 
 
 def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
@@ -137,41 +151,7 @@ def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
                 raise InputError(f"{path}: no such folder")
             runs.append(read_run(path))
         except InputError as error:
-            problems.append(str(error))
+            problems.append(one_line(str(error)))
     if not runs:
         raise InputError("no runs to read" + (f": {'; '.join(problems)}" if problems else ""))
     return runs, problems
-
-
-def _check(result: dict[str, Any], path: Path) -> None:
-    """Refuse what was edited by hand into something a run does not write."""
-    measured, digests = result.get("oversmoothing", []), result.get("digests", {})
-    sound = (
-        all(isinstance(result.get(key), dict) for key in ("settings", "axes", "labels", "baseline", "baseline_values"))
-        and {"data", "model", "seed", *result["axes"]} <= result["settings"].keys()
-        and isinstance(result["settings"]["seed"], int)
-        and result["axes"].keys() == result["baseline"].keys()
-        and all(isinstance(axis, dict) and "baseline" in axis for axis in result["axes"].values())
-        and _are_text(result["settings"]["model"], *result["labels"].values())
-        and _are_text(*(result.get(key) for key in ("task", "main_metric", "main_metric_mode")))
-        and all(isinstance(result.get(k), list) and _are_text(*result[k]) for k in ("overrides", "execution"))
-        and isinstance(result.get("metrics", {}), dict)
-        and isinstance(digests, dict)
-        and _are_text(*digests.values())
-        and isinstance(result.get("row"), str | None)
-        and isinstance(measured, list)
-        and all(isinstance(row, dict) and _is_number(row.get("layer")) and "mean" in row for row in measured)
-        and all(row["mean"] is None or _is_number(row["mean"]) for row in measured)
-        and all(_are_text(*map(row.get, ("stack", "subset", "metric"))) for row in measured)
-        and all(_is_number(row.get("step", 0)) for row in measured)
-    )
-    if not sound:
-        raise InputError(f"{path} was not written by a run; was it edited?")
-
-
-def _are_text(*values: Any) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

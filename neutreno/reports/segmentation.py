@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
 from neutreno.files import replacing
+from neutreno.reports.escaping import csv_text
 from neutreno.reports.figures import COLOURS, GREY, STYLE, heading, plain, save
 
 IN_A_COLUMN = 50  # bars
@@ -31,7 +32,7 @@ def write(left: dict[str, Any], folder: Path, prefix: str = "") -> list[Path]:
         table = class_table(left["by_class"], names)
         files = [folder / f"{prefix}class_iou.csv", folder / f"{prefix}class_iou.png"]
         with replacing(files[0]) as file:
-            table.to_csv(file, index=False)
+            file.write(csv_text(table))
         plot_class_iou(table[table.split == "val"], files[1], title)
     if left["shown"]:  # none where the images that were to be shown could not be read
         files.append(folder / f"{prefix}predictions.png")

@@ -13,8 +13,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from neutreno.config.building import locate
-from neutreno.errors import InputError
+from neutreno.errors import InputError, one_line
 from neutreno.reports.comparison import Group, baseline_of, difference, group_runs, number_compared
+from neutreno.reports.escaping import csv_text, in_markdown, markdown_table
 from neutreno.reports.layers import part_of, stacks_of
 from neutreno.reports.reading import Run, read_runs
 from neutreno.reports.rows import Origins, labels_of
@@ -90,14 +91,14 @@ def print_tables(
     shown = [task for task in tasks if asked[task]]  # the metrics of the others are another task's
     for task in shown:
         if len(tasks) > 1 and (style != "csv" or task != shown[0]):
-            print(BETWEEN[style].format(task))
+            print(BETWEEN[style].format(one_line(task)))
         against = fixed.group if fixed in tasks[task] else None
         print(render(table(tasks[task], asked[task], paired, against, columns, trust), style))
     for row in rows if style == "md" else ():
         if row.departs:
-            print(f"\n\\* {row.name.removesuffix(' *')} departs: {', '.join(row.departs)}")
+            print("\n" + in_markdown(f"\\* {row.name.removesuffix(' *')} departs: {', '.join(row.departs)}"))
     for note in notes:
-        print(f"not in the table: {note}", file=sys.stderr if style == "csv" else sys.stdout)
+        print(f"not in the table: {one_line(note)}", file=sys.stdout if style == "md" else sys.stderr)
 
 
 def rows_of(runs: Sequence[Run], origins: Origins) -> tuple[list[Row], list[str]]:
@@ -269,10 +270,11 @@ def render(frame: pd.DataFrame, style: str = "md") -> str:
              for name, number in (cell.numbers if isinstance(cell, Cell) else {"": cell}).items()}
             for line in frame.to_dict("records")
         ]  # fmt: skip
-        return pd.DataFrame(numbers).to_csv(index=False).rstrip("\n")
+        return csv_text(pd.DataFrame(numbers)).rstrip("\n")
     frame = frame.fillna("").map(lambda cell: cell.text if isinstance(cell, Cell) else str(cell))
     if style == "md":
-        return frame.to_markdown(index=False, disable_numparse=True)
+        return markdown_table(frame.values.tolist(), list(frame))
+    frame = frame.map(one_line).rename(columns=one_line)
     latex = tabulate(frame, list(frame), tablefmt="latex_booktabs", showindex=False, disable_numparse=True)
     return latex.replace("λ̃", r"$\tilde\lambda$").replace("±", r"$\pm$").replace("–", "--")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from neutreno.reports.escaping import markdown_table
 from neutreno.reports.figures import GREY, PAPER, STYLE, by_layer, number_scale, plt, save_both
 from neutreno.reports.layers import part_of, wide
 
@@ -53,7 +54,8 @@ def layers_table(rows: pd.DataFrame) -> str:
     """As Markdown, a row per run and block."""
     network = [_network(rows, run, stack) for run, stack in zip(rows.run, rows["stack"], strict=True)]
     index = ["run", "network", "layer"] if any(network) else ["run", "layer"]
-    return wide(rows.assign(network=network), index, ".3f", ".3f").to_markdown(index=False, disable_numparse=True)
+    table = wide(rows.assign(network=network), index, ".3f", ".3f").map(str)
+    return markdown_table(table.values.tolist(), list(table))
 
 
 def plot_layers(rows: pd.DataFrame, prefix: str | Path) -> list[Path]:

@@ -11,7 +11,7 @@ FILES = sorted((ROOT / "neutreno").rglob("*.py"))
 LAYERS = [  # what stands further down may import what stands above, never the other way round
     {"errors"},
     {"config"},
-    {"files", "console", "functional", "sliding_window"},
+    {"files", "records", "console", "functional", "sliding_window"},
     {"variants"},
     {"runs"},
     {"tablefiles"},

@@ -239,6 +239,34 @@ def test_the_number_compared_is_a_choice_and_absent_where_none_varies(browser, t
     assert any(text.startswith("digits timm") or text.startswith("timm") for text in traces(browser, "layers", "1"))
 
 
+def test_names_that_mean_something_to_a_page_are_text_on_it(browser, tmp_path):
+    names = ["constructor", "__proto__", "toString", "<a href='http://x.y/'>z</a>", "%{x}", "=1+1"]
+    for number, name in enumerate(names):
+        run = make_run(tmp_path / f"runs/r{number}", f"attention.lam=0.{number}", f"seed={number}")
+        result = json.loads((run / "result.json").read_text())
+        result["settings"] |= {"attention": name, f"{name}.x": number, name: name}
+        result["labels"] |= {f"{name}.x": name, name: name}
+        result["axes"] |= {name: {"class": name, "arguments": {}, "baseline": False}}
+        result["baseline"] |= {name: "other"}
+        result["metrics"] |= {name: number, f"test/{name}": 2 * number}
+        (run / "result.json").write_text(json.dumps(result))
+        (run / "metrics.csv").write_text(f"step,{','.join(names)},val/loss\n1,1,1,1,1,1,1,1\n2,2,2,2,2,2,2,2\n")
+        rows = (run / "oversmoothing.csv").read_text()
+        (run / "oversmoothing.csv").write_text(rows.replace("effective_rank", name))
+    browser.get_log("browser")  # of other pages
+    open_page(browser, tmp_path / "runs")
+    choose = "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.onchange(); return s.value"
+    for name in names:
+        for menu in ("metric", "curve", "layerMetric"):
+            assert browser.execute_script(choose, menu, name) == name
+            assert len(drawn(browser, "training")) == 6
+    links = "return document.querySelectorAll('.plot a[href], table a[href^=http]').length"
+    assert browser.execute_script(links) == 0
+    type_filter(browser, "constructor")
+    assert "r0" in browser.execute_script("return document.querySelector('#runs tbody').innerText")
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
 def test_two_hundred_runs_build_and_stay_usable(browser, tmp_path):
     first = make_run(tmp_path / "runs/r0", "attention.lam=0.1", value=90.0)
     for i in range(1, 200):

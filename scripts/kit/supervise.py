@@ -39,8 +39,11 @@ def measure(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     deadline = began + 60 * arguments.minutes - (3 if arguments.small else SPARE_S)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends with it
-    for folder in (arguments.out, arguments.work):
-        folder.mkdir(parents=True, exist_ok=True)
+    for option, folder in {"--out": arguments.out, "--work": arguments.work}.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{option} {folder}: {error.strerror}; give another folder") from error
     state = open_state(arguments)
     state["calls"].append({"command": shlex.join(sys.orig_argv), "began": datetime.now(UTC).isoformat("T", "seconds")})
     state["packages"] = prepare(arguments)

@@ -160,6 +160,8 @@ def test_no_part_begins_that_the_minutes_do_not_allow(tmp_path):
 
 def test_wrong_calls_are_said_in_a_line(tmp_path):
     assert_one_line_error(run_forked(SCRIPT, "--out", "found", "--minutes", "0", cwd=tmp_path), "--minutes 0")
+    (tmp_path / "file").touch()
+    assert_one_line_error(run_forked(SCRIPT, "--out", "file", *CPU, cwd=tmp_path), "--out", "File exists")
     (tmp_path / "found").mkdir()
     record = tmp_path / "found/gpu_kit.json"
     for content, words in (("[]", "not a record"), ('{"device": "cuda", "small": false}', "choose another --out")):

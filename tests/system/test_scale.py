@@ -94,7 +94,8 @@ def test_evaluate_reads_what_a_sharded_run_wrote(sharded):
 
 def test_sharding_decays_the_same_parameters(sharded):
     """By name: FSDP1 flattens parameters, so that by their number of dimensions all were biases."""
-    task = Classification(vit("mini", img_size=8, in_chans=1, patch_size=2, depth=2), num_classes=10, ema_decay=0.9)
+    model = vit("mini", img_size=8, in_chans=1, patch_size=2, depth=2, num_classes=10)
+    task = Classification(model, num_classes=10, ema_decay=0.9)
     names = {parameter: name for name, parameter in task.named_parameters()}
     plain = create_optimizer_v2(task.model, **task.opt).param_groups
     groups = checkpoint(sharded)["optimizer_states"][0]["param_groups"]  # numbered in the order of the names

@@ -115,13 +115,22 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
         InputError: there are none.
     """
     if Path(source).exists():
-        return _by_name(state_dict_of(read_checkpoint(checkpoint_file(source))), source)
+        return by_name(read_checkpoint(checkpoint_file(source)), source)
     if not timm.is_model(str(source)):
         raise InputError(f"{source} is neither a run folder, nor a checkpoint file, nor the name of a timm model")
     return pretrained_timm_model(str(source)).state_dict()
 
 
-def _by_name(weights: Any, source: str | Path) -> dict[str, Tensor]:
+def by_name(content: dict[str, Any], source: str | Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint's ``content`` by name.
+
+    Raises:
+        InputError: there are none.
+    """
+    return _named(state_dict_of(content), source)
+
+
+def _named(weights: Any, source: str | Path) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise InputError(f"{source} holds no weights by name")
     return weights
@@ -147,9 +156,10 @@ def load_weights(
     if new_head:
         weights = {k: v for k, v in weights.items() if not k.startswith(heads)} | own
     for name, value in own.items():
-        if name in weights and len(weights[name]) != len(value):
+        if name in weights and (theirs := weights[name].shape[:1]) != value.shape[:1]:
             raise InputError(
-                f"the weights of {source} are for {len(weights[name])} classes, the model has {len(value)}; "
+                f"the weights of {source} are for {', '.join(map(str, theirs)) or 'no'} classes, the model has "
+                f"{len(value)}; "
                 "model.new_head=true keeps the rest and starts a fresh head"
             )
     load_strictly(model, resampled(model, weights), source)
@@ -204,7 +214,7 @@ def check_fit(module: nn.Module, weights: Any, source: str | Path) -> None:
     Raises:
         InputError: parameters are missing, unexpected or of another shape, and which option chooses the module's.
     """
-    own, weights = module.state_dict(), _by_name(weights, source)
+    own, weights = module.state_dict(), _named(weights, source)
     differ = [name for name in own if name in weights and weights[name].shape != own[name].shape]
     problems = {
         "of another shape (file ≠ model)": [f"{k} {tuple(weights[k].shape)} ≠ {tuple(own[k].shape)}" for k in differ],

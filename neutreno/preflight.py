@@ -175,17 +175,18 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
     """
     clock, micro_batch = Clock(), MicroBatch(always=True)
     callbacks = [micro_batch, ExactResume(config.seed), GatherForEvaluation(), clock]
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = build_trainer(config.trainer, callbacks=callbacks, plugins=plugins, **quiet)
     micro_batches = trainer.accumulate_grad_batches
     trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, micro_batches)
+    data.check_limits(trainer)
+    limit, trainer.limit_val_batches = trainer.limit_val_batches, 0
     scratch = tempfile.TemporaryDirectory()  # removed when this function ends
     data.note_corrupt(Path(scratch.name) / "corrupt_images.txt")
     trainer.fit(task, data)
     memory = _memory(trainer.strategy.root_device)
-    batches, limit = data.eval_batches(trainer.world_size), config.trainer.limit_val_batches
-    if limit is not None:
-        batches = min(batches, limit) if isinstance(limit, int) else batches * limit
+    batches = data.eval_batches(trainer.world_size)
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     trainer.limit_val_batches = max(1, min(VALIDATION_BATCHES, int(batches)))
     trainer.validate(task, data, verbose=False)
     if not trainer.is_global_zero:

@@ -67,9 +67,13 @@ class RunFolder:
         self.last_checkpoint = self.path / "checkpoints" / "last.ckpt"
         self.best_checkpoint = self.path / "checkpoints" / "best.ckpt"
 
+    def record(self) -> dict[str, Any]:
+        """``result.json``; empty where the run has not begun."""
+        return read_result(self.path) if self.result_file.exists() else {}
+
     @property
     def status(self) -> str | None:
-        return read_result(self.path).get("status") if self.result_file.exists() else None
+        return self.record().get("status")
 
     def check(self, composed: Composed, resume: bool) -> None:
         """Whether a run of ``composed`` may use this folder.
@@ -95,8 +99,7 @@ class RunFolder:
         before, now = (identity_of(settings, composed.settings) for settings in (self.config(), composed.settings))
         if said := differences(before, now):
             raise InputError(f"{self.path} is a run with other settings: {said}; choose another name=…")
-        record = read_result(self.path) if self.result_file.exists() else {}
-        if (when := record.get("first_checkpoint")) and not self.last_checkpoint.exists():
+        if (when := self.record().get("first_checkpoint")) and not self.last_checkpoint.exists():
             gone = f"{self.last_checkpoint} is gone, which this run had written by {when}"
             raise InputError(f"{gone}; restore it, or start another run with name=…")
 
@@ -107,8 +110,7 @@ class RunFolder:
         Raises:
             InputError: it is other data; names the splits.
         """
-        record = read_result(self.path) if self.result_file.exists() else {}
-        before = record.get("digests")
+        before = self.record().get("digests")
         now = digests() if before is not None else None
         if now is not None and (said := other_splits(before, now)):
             raise InputError(f"{self.path} is a run on other data: {said}; give that data, or choose another name=…")

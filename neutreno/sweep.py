@@ -109,7 +109,7 @@ def _digests(settings: str) -> dict[str, str] | None:
         data.setup()
     except InputError:
         return None
-    return data.record().get("digests", {})
+    return data.digests
 
 
 def launch(

@@ -33,7 +33,7 @@ from neutreno.oversmoothing.probe import OversmoothingProbe
 from neutreno.parallel import GatherForEvaluation, build_trainer, check_trainer
 from neutreno.parallel import describe as describe_devices
 from neutreno.preflight import MicroBatch, preflight
-from neutreno.runs import RunFolder, check_origin, default_name, identity_of, read_result
+from neutreno.runs import RunFolder, check_origin, default_name, identity_of
 from neutreno.tasks.base import Task
 from neutreno.variants import check_trained, describe, recorded_axes
 
@@ -55,10 +55,9 @@ def train(composed: Composed) -> None:
     seed_everything(derive_seed(config.seed))
     data = build(settings["data"])
     data.setup()
-    digests = data.record().get("digests", {})
     if not config.preflight:
         if rank_zero_only.rank == 0:
-            run.check_data(lambda: digests)
+            run.check_data(lambda: data.digests)
         if config.resume and run.status == "finished":
             if rank_zero_only.rank == 0:
                 print(f"{run.path} is finished; nothing to do")
@@ -69,7 +68,7 @@ def train(composed: Composed) -> None:
     data.check_model(model, settings["model"])
     task = build(settings["task"], model=model)
     task.variants = describe(composed)["axes"]
-    task.run = {"settings": identity_of(settings), "digests": digests}
+    task.run = {"settings": identity_of(settings), "digests": data.digests}
     if config.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise InputError(f"grad_checkpointing=true: {type(model).__name__} does not support it; leave it out")
@@ -113,7 +112,7 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
     resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
     if resume_from is not None:
         check_resumed(resume_from, task, data)
-    before = read_result(run.path) if resume_from is not None and run.result_file.exists() else {}
+    before = run.record() if resume_from is not None else {}
     if is_rank_zero:  # only now, when all could be built
         run.create(settings, config.resume)
         console.log_to(run.path / "train.log")
@@ -124,11 +123,11 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
         **results.describe_run(composed, type(task)),
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "devices": describe_devices(trainer, data),
-        "initial_weights": results.initial_weights(composed),
+        # of a resumed run what its beginning recorded, since the files may have changed
+        "initial_weights": before.get("initial_weights") or results.initial_weights(composed),
+        **({"first_checkpoint": before["first_checkpoint"]} if "first_checkpoint" in before else {}),
         **data.record(),
         **results.environment(),
-        # of the beginning; files may have changed since
-        **{key: before[key] for key in ("initial_weights", "first_checkpoint") if key in before},
     }
     record = rank_zero_only(lambda **more: results.write_json(run.result_file, result | more))
     record()

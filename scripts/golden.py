@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel, own_name, own_names
-from neutreno.models.segmenter import segmenter
+from neutreno.models.segmenter import Segmenter
 from neutreno.models.vit import VisionTransformer
 from neutreno.sliding_window import SlidingWindow, probabilities
 
@@ -105,7 +105,7 @@ def _check_vit(path: str | Path, golden: dict[str, np.ndarray], meta: dict) -> I
 def _check_segmenter(path: str | Path, golden: dict[str, np.ndarray], meta: dict) -> Iterator[Comparison]:
     sizes = {"num_classes": "n_cls", "img_size": "crop", "patch_size": "patch", "embed_dim": "d_model"}
     sizes |= {"num_heads": "n_heads", "depth": "n_layers", "decoder_depth": "decoder_layers"}
-    model = segmenter(**{ours: meta[theirs] for ours, theirs in sizes.items()}, attention=_attention(path, meta))
+    model = Segmenter(**{ours: meta[theirs] for ours, theirs in sizes.items()}, attention=_attention(path, meta))
     weights = {k: v for k, v in _weights(golden).items() if not k.startswith("encoder.head.")}  # of no use to it
     model.double().load_state_dict(weights)
     model.eval()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from neutreno.config.building import build, locate
-from neutreno.config.gate import part_problems, parts_within
+from neutreno.config.gate import part_problems, parts_within, refuse
 from neutreno.config.options import START, Option, options_of
 from neutreno.errors import InputError, one_line
 
@@ -41,8 +41,7 @@ def check_trusted(node: Any, trust: Sequence[str] = (), where: str = "the run's 
     if not isinstance(node, dict) or "_target_" not in node:
         raise InputError("the run's config is not one that a run writes: data, model and task must name a _target_")
     _check_plain(node, trust)
-    if problems := part_problems(node, where):
-        raise InputError("\n".join(problems))
+    refuse(part_problems(node, where))
 
 
 def _check_plain(node: Any, trust: Sequence[str]) -> None:

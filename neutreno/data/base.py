@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -119,13 +120,14 @@ class SplitData(LightningDataModule):
         return self.eval_transform()
 
     def setup(self, stage: str | None = None) -> None:
-        if not self.splits:
-            self.trains = stage != "validate"
-            self.splits = self.read()
-        train = self.splits["train"]
-        if self.trains and self.batch_size > (samples := len(train)):
+        if self.splits:
+            return
+        self.trains = stage != "validate"
+        splits = self.read()
+        if self.trains and self.batch_size > (samples := len(splits["train"])):
             raise InputError(f"data.batch_size={self.batch_size} is larger than the training set of {samples}")
-        self.train_transform(), self.eval_transform()  # what is wrong with them is said before a run begins
+        self.splits = splits
+        self.eval_transform(), self.trains and self.train_transform()  # what is wrong with them is said early
 
     def accumulated_batches(self, world: int, micro_batches: int = 1, fits: int | None = None) -> int:
         """Number of micro-batches into which each of ``world`` ranks splits its share of the global batch:
@@ -194,9 +196,14 @@ class SplitData(LightningDataModule):
                 raise InputError(f"{key} is less than one of {batches} batches; raise it, or give a number of batches")
 
     def record(self) -> dict[str, Any]:
-        """What a run's record says of the data beside its settings: the fingerprint of each split that has one."""
+        """What a run's record says of the data beside its settings."""
+        return {"digests": self.digests}
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """The fingerprint of each split that has one."""
         found = {name: fingerprint(split) for name, split in self.splits.items() if split is not None}
-        return {"digests": {name: digest for name, digest in found.items() if digest is not None}}
+        return {name: digest for name, digest in found.items() if digest is not None}
 
     def baselines(self) -> dict[str, float]:
         """Metrics of no model at all, to read a model's by."""
@@ -303,7 +310,7 @@ class ImageData(SplitData):
             del own["img_size"]
         for name, size in own.items():
             given = settings.get(name, size)
-            if given is not None and given not in (size, [size, size]):
+            if given is not None and given != size:
                 said = f"model.{name}={given}, but data.{name}={size}"
                 raise InputError(f"{said}; leave model.{name} out, or set data.{name}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -124,12 +124,14 @@ class ImageClassification(ClassificationData):
             self.on_device = self._first_size(splits["val"]) == (self.img_size, self.img_size)
         return splits
 
-    def record(self) -> dict[str, Any]:
-        return super().record() if not self.streams else {"digests": {"stream": digest(self._shards())}}
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        return {"stream": digest(self._shards())} if self.streams else super().digests
 
     def _shards(self) -> Iterator[str]:
         """Name and size of each file of a stream that lies here; of one that does not, where it is."""
-        folder = Path(self.root or self.reader.partition("/")[2])
+        kind, _, name = self.reader.partition("/")
+        folder = Path(name if kind == "hfids" or self.root is None else self.root)  # of hfids, root is a cache
         files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
         yield from (f"{path.relative_to(folder)} {path.stat().st_size}" for path in files)
         yield from (str((name, self.reader_splits.get(name), self.samples.get(name))) for name in self.splits)
@@ -141,8 +143,10 @@ class ImageClassification(ClassificationData):
             super().check_readable()
 
     def check_limits(self, trainer: Trainer) -> None:
-        if not self.streams:
-            super().check_limits(trainer)
+        limit = trainer.limit_val_batches
+        if self.streams and isinstance(limit, float) and limit != 1.0:
+            raise InputError(f"trainer.limit_val_batches={limit:g}: of a stream give a number of batches, not a share")
+        super().check_limits(trainer)
 
     @staticmethod
     def _first_size(samples: Sequence) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class FolderImages(Images):
 
     def facts(self) -> Iterator[str]:
         yield from super().facts()
-        yield from of_files([Path(path) for path in self._paths], self._folder)
+        yield from of_files(self._paths, self._folder)
 
 
 class EncodedImages(Sequence):
@@ -100,7 +101,10 @@ class EncodedImages(Sequence):
     def facts(self) -> Iterator[str]:
         for index in sampled(len(self)):
             content = self[int(index)]
-            yield str(len(content) if isinstance(content, bytes) else Path(content).name)
+            if isinstance(content, bytes):
+                yield str(len(content))
+            else:
+                yield f"{Path(content).name} {os.path.getsize(content) if os.path.isfile(content) else None}"
 
 
 class TableImages(Images):
@@ -132,7 +136,7 @@ class TorchvisionImages(Images):
 
     def facts(self) -> Iterator[str]:
         yield from super().facts()
-        yield from (of_array(self._dataset[int(index)][0]) for index in sampled(len(self), 100))
+        yield from (of_array(self[int(index)][0]) for index in sampled(len(self), 100))
 
 
 class Subset(Images):

@@ -152,11 +152,15 @@ class TextData(SplitData):
         self.setup("validate")
         return {"vocabulary": self.vocabulary}
 
+    @property
+    def digests(self) -> dict[str, str]:
+        return self.sources
+
     def record(self) -> dict[str, Any]:
         tokens = {split: len(ids) for split, ids in self.splits.items()}
         vocabulary = {"size": len(self.vocabulary), "sha256": self.vocabulary.sha256}
         text = {"sha256": self.sources, "tokens": tokens, "vocabulary": vocabulary}
-        return {"text": text, "digests": self.sources}
+        return {**super().record(), "text": text}
 
     def baselines(self) -> dict[str, float]:
         """Perplexity of the tokens' frequencies in training, without any context."""
@@ -172,7 +176,7 @@ class TextData(SplitData):
         return self.batch_size * self.sequence_length
 
     def eval_batches(self, world: int) -> int:
-        return len(SequenceLoader(self.splits["val"], self.sequence_length, self.eval_batch_size, world))
+        return len(self._sequences("val", world))
 
     def train_dataloader(self) -> TokenStreamLoader:
         length, world = self.sequence_length, self.trainer.world_size
@@ -184,9 +188,12 @@ class TextData(SplitData):
         return TokenStreamLoader(self.splits["train"], self.batch_size, length, self.val_every_n_steps, **share)
 
     def _eval_loader(self, split: str) -> SequenceLoader:
+        return self._sequences(split, **self._share)
+
+    def _sequences(self, split: str, world: int, rank: int = 0) -> SequenceLoader:
         ids, length = self.splits[split], self.sequence_length
-        most = max(1, sequences_in(len(ids), length) // self.trainer.world_size)  # every process gets a batch
-        return SequenceLoader(ids, length, min(self.eval_batch_size, most), **self._share)
+        most = max(1, sequences_in(len(ids), length) // world)  # every process gets a batch
+        return SequenceLoader(ids, length, min(self.eval_batch_size, most), world, rank)
 
     def probe_samples(self, num_samples: int) -> Batch:
         """Sequences (n, N) and the tokens that follow each of theirs, (n, N)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -268,7 +267,7 @@ class FolderPairs(Sequence):
 
     def facts(self) -> Iterator[str]:
         for files in zip(*self.files, strict=True):
-            yield from of_files(list(files), Path(os.path.commonpath([file.parent for file in files])))
+            yield from of_files(files, files[0].parent)
 
 
 class HubPairs(Sequence):

@@ -71,6 +71,8 @@ class Vocabulary:
         """
         if words is None or words == "\n".join(self.words):
             return
+        if not isinstance(words, str):
+            raise InputError(f"{source} holds no vocabulary where one is expected")
         theirs = words.split("\n")
         pairs = enumerate(itertools.zip_longest(theirs, self.words))
         differ, (there, here) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
@@ -141,14 +143,16 @@ class Source(NamedTuple):
 
 def _read_plain(path: Path) -> Iterator[str]:
     """A file in UTF-8, some megabytes at once, also where a text is a single line."""
-    offset, block, rest = 0, b"", b""
+    offset, rest, block, last = 0, b"", b"", False
     with open(path, "rb") as file:
-        while read := file.read(BLOCK) or rest:
-            content = rest + read if read is not rest else rest
-            end = 1 + max(content.rfind(b"\n"), content.rfind(b" ")) if len(read) == BLOCK else len(content)
-            block, rest = content[:end], content[end:]
-            if not block:
+        while not last:
+            read = file.read(BLOCK)
+            last, content = len(read) < BLOCK, rest + read
+            end = len(content) if last else 1 + max(content.rfind(b"\n"), content.rfind(b" "))
+            found, rest = content[:end], content[end:]
+            if not found:
                 continue
+            block = found
             try:
                 text = block.decode()
             except UnicodeDecodeError as error:
@@ -156,7 +160,7 @@ def _read_plain(path: Path) -> Iterator[str]:
                 raise InputError(f"{path} is not UTF-8 at {where}; convert it, e.g. with iconv -t UTF-8") from error
             yield text if offset else text.removeprefix("\ufeff")
             offset += len(block)
-    if not block.endswith(b"\n"):
+    if not block.endswith((b"\n", b"\r")):  # both end a line
         yield "\n"
 
 

@@ -22,7 +22,7 @@ from neutreno.config.settings import Trainer as TrainerSettings
 from neutreno.config.trust import check_package, check_reading, check_trusted, without_start
 from neutreno.config.words import close, key_of
 from neutreno.errors import InputError
-from neutreno.runs import RunFolder, check_origin, identity_of, read_result
+from neutreno.runs import RunFolder, check_origin, identity_of
 from neutreno.tasks.base import Task
 from neutreno.variants import axes_of, check_trained, describe, joined, model_words, recorded_axes, value_at, words
 
@@ -42,8 +42,7 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
             a reader of data that is neither typed nor trusted.
     """
     settings, config = run.config(), composed.config
-    if run.result_file.exists():
-        read_result(run.path)  # of another format, its classes have other names
+    run.record()  # of another format, its classes have other names
     for part in ("data", "model", "task"):
         check_trusted(settings[part], trust, part)
     for axis in settings["variants"]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
-from neutreno.checkpoints import checkpoint_file, load_strictly, read_checkpoint, state_dict_of
+from neutreno.checkpoints import by_name, checkpoint_file, load_strictly, read_checkpoint
 from neutreno.config.options import SUPPLIED, Count, Depth, DropRate, NonNegative, Positive, Size, Weights, checked
 from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
@@ -107,8 +107,8 @@ class LanguageModel(nn.Module):
         content = read_checkpoint(checkpoint_file(source))
         if isinstance(vocabulary, Vocabulary):
             vocabulary.check(content.get("vocabulary"), source)
-        named, size = own_names(state_dict_of(content)), len(self.softmax.weight)
-        if isinstance(word := named.get("softmax.weight"), Tensor) and len(word) != size:
+        named, size = own_names(by_name(content, source)), len(self.softmax.weight)
+        if (word := named.get("softmax.weight")) is not None and len(word) != size:
             theirs = f"a vocabulary of {len(word):,} tokens"
             raise InputError(f"the weights of {source} are for {theirs}, the data has {size:,}")
         load_strictly(self, named, source)
@@ -169,9 +169,6 @@ def own_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     weights = {own_name(name): value for name, value in weights.items() if name not in left_out}
     for name in [name for name in weights if name.endswith(".dec_attn.q_net.weight")]:
         block = name.removesuffix(".dec_attn.q_net.weight")
-        q, kv = weights.pop(name), weights.pop(f"{block}.dec_attn.kv_net.weight")  # keys before values
-        weights[f"{block}.attn.qkv.weight"] = torch.cat([q, kv])
+        if (kv := weights.pop(f"{block}.dec_attn.kv_net.weight", None)) is not None:  # keys before values
+            weights[f"{block}.attn.qkv.weight"] = torch.cat([weights.pop(name), kv])
     return weights
-
-
-lm = LanguageModel

@@ -150,9 +150,6 @@ class Segmenter(nn.Module):
         return {"patch": torch.arange(tokens) < tokens - self.num_classes}
 
 
-segmenter = Segmenter
-
-
 def load_encoder(encoder: VisionTransformer, source: str | Path) -> None:
     """Load a ViT's weights, or those of a Segmenter's encoder, without a head; positions are resized to ``encoder``'s.
 

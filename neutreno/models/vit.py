@@ -236,9 +236,6 @@ def _refuse(attn_mask: Tensor | None = None, is_causal: bool = False) -> None:
         raise InputError("attn_mask and is_causal: the project's attention takes no mask; leave them out")
 
 
-vit = VisionTransformer
-
-
 def of_size(size: str, sizes: dict[str, dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
     """The options that a size stands for, and before them those ``given`` that are not None.
 

@@ -17,7 +17,7 @@ import torch
 import benchmarks
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.evaluation.step_time import ratio, training_step
-from neutreno.models.vit import vit
+from neutreno.models.vit import VisionTransformer
 
 
 class ExplicitNeutreno(NeutrenoAttention):
@@ -34,9 +34,9 @@ ATTENTIONS = {"fused": NeutrenoAttention, "explicit": ExplicitNeutreno}
 def bench_step(repeats: int) -> list[tuple[str, str]]:
     images = torch.randn(8 if benchmarks.DEVICE.type == "cpu" else 128, 3, 224, 224, device=benchmarks.DEVICE)
     reference = training_step(timm.create_model("deit_tiny_patch16_224"), images)
-    softmax = training_step(vit("tiny", attention=SoftmaxAttention), images)
-    neutreno = training_step(vit("tiny", attention=partial(NeutrenoAttention, lam=0.6)), images)
-    explicit = training_step(vit("tiny", attention=partial(ExplicitNeutreno, lam=0.6)), images)
+    softmax = training_step(VisionTransformer("tiny", attention=SoftmaxAttention), images)
+    neutreno = training_step(VisionTransformer("tiny", attention=partial(NeutrenoAttention, lam=0.6)), images)
+    explicit = training_step(VisionTransformer("tiny", attention=partial(ExplicitNeutreno, lam=0.6)), images)
     what = f"training step of DeiT-tiny, 224 px, batch {len(images)}"
     return [
         (f"{what}: our softmax against timm's model", ratio(softmax, reference, repeats)),

@@ -14,7 +14,7 @@ from torch import nn
 
 import benchmarks
 from neutreno.evaluation.step_time import ratio, seconds, training_step
-from neutreno.models.vit import vit
+from neutreno.models.vit import VisionTransformer
 
 
 def bench_probe(repeats: int) -> list[tuple[str, str]]:
@@ -24,10 +24,10 @@ def bench_probe(repeats: int) -> list[tuple[str, str]]:
     rows, metrics = [], OversmoothingProbe(".").metrics
     cases = {
         "the default run (mini, digits; 128 samples; 39 steps of 32)": (
-            vit("mini", img_size=8, patch_size=2, in_chans=1, num_classes=10), (1, 8, 8), 32, 39,
+            VisionTransformer("mini", img_size=8, patch_size=2, in_chans=1, num_classes=10), (1, 8, 8), 32, 39,
         ),
         "DeiT-tiny on CIFAR-10's size (patch 4; 128 samples; 351 steps of 128)": (
-            vit("tiny", img_size=32, patch_size=4, num_classes=10), (3, 32, 32), 128, 351,
+            VisionTransformer("tiny", img_size=32, patch_size=4, num_classes=10), (3, 32, 32), 128, 351,
         ),
     }  # fmt: skip
     for name, (model, shape, batch, steps) in cases.items():
@@ -64,7 +64,7 @@ def bench_loop(repeats: int) -> list[tuple[str, str]]:
     def parts():
         data = Digits(img_size=8, in_chans=1, num_classes=10, batch_size=32)
         data.setup()
-        model = vit("mini", img_size=8, patch_size=2, in_chans=1, num_classes=10)
+        model = VisionTransformer("mini", img_size=8, patch_size=2, in_chans=1, num_classes=10)
         return data, Classification(model, num_classes=10, opt_args={"fused": True})
 
     def lightning() -> float:

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from kit import Cases, Kit, Missing, Row
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.evaluation.step_time import paired, training_step
-from neutreno.models.vit import vit
+from neutreno.models.vit import VisionTransformer
 
 LAM = 0.6
 WIDTHS = {"tiny": (192, 3), "small": (384, 6)}
@@ -57,8 +57,8 @@ def models(kit: Kit, size: str, pixels: int) -> dict[str, nn.Module]:
     more = {"img_size": pixels, **({"depth": 2} if kit.small else {})}
     return {
         "timm": timm.create_model(f"deit_{size}_patch16_224", **more),
-        "softmax": vit(size, attention=SoftmaxAttention, **more),
-        "NeuTRENO": vit(size, attention=partial(NeutrenoAttention, lam=LAM), **more),
+        "softmax": VisionTransformer(size, attention=SoftmaxAttention, **more),
+        "NeuTRENO": VisionTransformer(size, attention=partial(NeutrenoAttention, lam=LAM), **more),
     }
 
 

@@ -17,8 +17,8 @@ def test_loads_a_timm_name_from_timms_own_cache(tmp_path):
     (folder / "refs" / "main").write_text("0123")
     save_file(source.state_dict(), folder / "snapshots" / "0123" / "model.safetensors")
     code = (
-        "import torch; from neutreno.models.vit import vit;"
-        "m = vit('tiny', weights='deit_tiny_patch16_224');"
+        "import torch; from neutreno.models.vit import VisionTransformer;"
+        "m = VisionTransformer('tiny', weights='deit_tiny_patch16_224');"
         "print(float(sum(v.double().abs().sum() for v in m.state_dict().values())))"
     )
     env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}

@@ -14,7 +14,7 @@ from support.rounding import assert_same_run, checkpoint, result
 from support.same_run import dies_after
 from timm.optim import create_optimizer_v2
 
-from neutreno.models.vit import vit
+from neutreno.models.vit import VisionTransformer
 from neutreno.reports.layers import curve
 from neutreno.tasks.classification import Classification
 
@@ -94,7 +94,7 @@ def test_evaluate_reads_what_a_sharded_run_wrote(sharded):
 
 def test_sharding_decays_the_same_parameters(sharded):
     """By name: FSDP1 flattens parameters, so that by their number of dimensions all were biases."""
-    model = vit("mini", img_size=8, in_chans=1, patch_size=2, depth=2, num_classes=10)
+    model = VisionTransformer("mini", img_size=8, in_chans=1, patch_size=2, depth=2, num_classes=10)
     task = Classification(model, num_classes=10, ema_decay=0.9)
     names = {parameter: name for name, parameter in task.named_parameters()}
     plain = create_optimizer_v2(task.model, **task.opt).param_groups

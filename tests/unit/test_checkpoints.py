@@ -11,7 +11,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from neutreno.checkpoints import AtomicCheckpointIO, load_weights, read_checkpoint
 from neutreno.errors import InputError
-from neutreno.models.vit import VisionTransformer, vit
+from neutreno.models.vit import VisionTransformer
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
 
@@ -81,7 +81,7 @@ def test_loads_a_run_folder(tmp_path):
 
 def test_released_names_fit_strictly():
     weights = timm.create_model("deit_tiny_patch16_224").state_dict()
-    vit("tiny").load_state_dict(weights, strict=True)
+    VisionTransformer("tiny").load_state_dict(weights, strict=True)
 
 
 def test_weights_of_another_shape_are_named(tmp_path):
@@ -161,7 +161,7 @@ def test_weights_of_another_resolution_and_patch_size_are_resampled_as_timm_does
     source = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=5)  # 4 x 4 patches
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     for sizes in ({"img_size": 96}, {"img_size": 48, "patch_size": 8}):
-        model = vit("tiny", **sizes, num_classes=5, weights=str(tmp_path / "weights.pth"))
+        model = VisionTransformer("tiny", **sizes, num_classes=5, weights=str(tmp_path / "weights.pth"))
         expected = timm.create_model("vit_tiny_patch16_224", **sizes, num_classes=5)
         expected.load_state_dict(checkpoint_filter_fn(source.state_dict(), expected))
         for name, value in expected.state_dict().items():

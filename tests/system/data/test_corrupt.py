@@ -76,10 +76,10 @@ def test_too_many_corrupt_images_stop_the_run(photographs, tmp_path, workers):
 def test_a_checkpoint_of_other_classes_needs_a_word_of_the_user(tmp_path, classes):
     import torch
 
-    from neutreno.models.vit import vit
+    from neutreno.models.vit import VisionTransformer
 
     small = {"img_size": 8, "patch_size": 2, "in_chans": 1, "depth": 2, "embed_dim": 16, "num_heads": 2}
-    torch.save({"model": vit("mini", num_classes=classes, **small).state_dict()}, tmp_path / "other.pth")
+    torch.save({"model": VisionTransformer("mini", num_classes=classes, **small).state_dict()}, tmp_path / "other.pth")
     arguments = ["model.depth=2", "model.embed_dim=16", "model.num_heads=2", "trainer.max_epochs=1", "name=x"]
     arguments += [f"model.weights={tmp_path}/other.pth", "trainer.limit_train_batches=1"]
     refused = run_forked("train.py", *arguments, cwd=tmp_path)

@@ -10,7 +10,7 @@ from torch.utils import benchmark
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.errors import InputError
 from neutreno.evaluation.cost import Cost, images_per_second, measure_cost, multiply_adds
-from neutreno.models.vit import vit
+from neutreno.models.vit import VisionTransformer
 
 IMAGE = torch.zeros(1, 3, 224, 224)
 
@@ -20,7 +20,7 @@ def test_multiply_adds_of_deit_tiny_are_those_of_its_matrix_products():
     linear = tokens * (3 * dim * dim + dim * dim + 2 * 4 * dim * dim)
     attention = 2 * tokens * tokens * dim
     by_hand = patches * 3 * 16 * 16 * dim + 12 * (linear + attention) + dim * 1000
-    assert multiply_adds(vit("tiny").eval(), IMAGE) == by_hand
+    assert multiply_adds(VisionTransformer("tiny").eval(), IMAGE) == by_hand
     assert by_hand == pytest.approx(1.26e9, rel=0.01)  # what timm publishes
 
 
@@ -34,7 +34,9 @@ def test_fused_attention_is_counted_like_an_explicit_one():
 
 def test_neutreno_costs_no_more_multiply_adds_and_no_more_parameters_than_softmax():
     small = {"img_size": 32, "patch_size": 4, "depth": 2, "num_classes": 10}
-    models = [vit("mini", **small, attention=a) for a in (SoftmaxAttention, partial(NeutrenoAttention, lam=0.6))]
+    models = [
+        VisionTransformer("mini", **small, attention=a) for a in (SoftmaxAttention, partial(NeutrenoAttention, lam=0.6))
+    ]
     costs = [measure_cost(model, (3, 32, 32), batch_size=2, seconds=0) for model in models]
     assert costs[0]["multiply_adds"] == costs[1]["multiply_adds"]
     assert costs[0]["parameters"] == costs[1]["parameters"] == sum(p.numel() for p in models[0].parameters())
@@ -56,7 +58,9 @@ def test_throughput_counts_images_of_the_median_pass(monkeypatch):
 
 
 def test_memory_of_the_cpu_is_named_what_it_is():
-    result = measure_cost(vit("mini", img_size=8, patch_size=4, depth=1), (3, 8, 8), batch_size=1, seconds=0)
+    result = measure_cost(
+        VisionTransformer("mini", img_size=8, patch_size=4, depth=1), (3, 8, 8), batch_size=1, seconds=0
+    )
     assert result["peak_cuda_memory_mib"] is None and result["process_peak_rss_mib"] > 10
     assert result["image_size"] == [3, 8, 8] and result["device"] == "cpu"
 
@@ -64,10 +68,10 @@ def test_memory_of_the_cpu_is_named_what_it_is():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_peak_memory_on_cuda_holds_weights_and_activations():
-    model = vit("tiny").cuda()
+    model = VisionTransformer("tiny").cuda()
     result = measure_cost(model, (3, 224, 224), batch_size=8, seconds=0)
     assert result["peak_cuda_memory_mib"] * 2**20 > 4 * result["parameters"] + 8 * 4 * 3 * 224 * 224
-    assert result["multiply_adds"] == multiply_adds(vit("tiny").eval(), IMAGE)
+    assert result["multiply_adds"] == multiply_adds(VisionTransformer("tiny").eval(), IMAGE)
 
 
 @pytest.mark.parametrize("wrong, words", [({"batch_size": 0}, "batch_size=0"), ({"seconds": -1}, "seconds=-1")])

@@ -14,7 +14,7 @@ from neutreno.attention import NeutrenoAttention
 from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
 from neutreno.models.adaptive_softmax import AdaptiveSoftmax
-from neutreno.models.language_model import LanguageModel, lm, own_names, sinusoidal_positions
+from neutreno.models.language_model import LanguageModel, own_names, sinusoidal_positions
 from neutreno.models.transformer import FeatScaleBlock
 
 GOLDEN = ROOT / "tests/golden/shared_lm_neutreno.npz"
@@ -148,7 +148,7 @@ def test_weights_under_the_released_names_load(released):
     def attention(*args, **kwargs):
         return NeutrenoAttention(*args, lam=0.4, **kwargs)
 
-    model = lm(vocabulary(60), weights=file, **sizes, attention=attention).eval()
+    model = LanguageModel(vocabulary(60), weights=file, **sizes, attention=attention).eval()
     with torch.no_grad():
         nll = model(torch.from_numpy(golden["data"]).T, torch.from_numpy(golden["target"]).T).T
     torch.testing.assert_close(nll.double(), torch.from_numpy(golden["nll"]), rtol=0, atol=1e-4)
@@ -161,17 +161,17 @@ def test_own_names_are_left_alone():
 
 def test_weights_for_a_vocabulary_of_another_size_are_refused(released):
     with pytest.raises(InputError, match="vocabulary of 60 tokens, the data has 61"):
-        lm(vocabulary(61), weights=released[1], embed_dim=32, depth=3, num_heads=4, mlp_ratio=2)
+        LanguageModel(vocabulary(61), weights=released[1], embed_dim=32, depth=3, num_heads=4, mlp_ratio=2)
 
 
 def test_an_unknown_size_is_refused():
     with pytest.raises(InputError, match=r"model.size=huge .* mini, small"):
-        lm(vocabulary(60), size="huge")
+        LanguageModel(vocabulary(60), size="huge")
 
 
 def test_small_is_the_papers_model():
     with torch.device("meta"):
-        model = lm(vocabulary(267_735), cutoffs=[20_000, 40_000, 200_000])
+        model = LanguageModel(vocabulary(267_735), cutoffs=[20_000, 40_000, 200_000])
     assert len(model.blocks) == 16 and model.blocks[0].attn.num_heads == 8 and model.drop.p == 0.1
     block = 4 * 128**2 + (128 * 2048 + 2048) + (2048 * 128 + 128) + 2 * 2 * 128
     assert sum(p.numel() for p in model.parameters()) == 267_735 * (128 + 1) + 3 * (128 + 1) + 16 * block

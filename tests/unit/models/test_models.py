@@ -8,9 +8,9 @@ import neutreno.models  # noqa: F401  (registers them with timm)
 from neutreno.attention import NeutrenoAttention, ReAttention, SoftmaxAttention
 from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel
-from neutreno.models.segmenter import segmenter
+from neutreno.models.segmenter import Segmenter
 from neutreno.models.transformer import FeatScaleBlock, Trunk
-from neutreno.models.vit import VisionTransformer, vit
+from neutreno.models.vit import VisionTransformer
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
 
@@ -165,7 +165,7 @@ def test_activation_checkpointing_changes_no_output_and_no_gradient(kind, attent
         if kind == "vit":
             model = VisionTransformer(**SMALL, attention=attention, drop_path_rate=0.2, proj_drop_rate=0.1)
         elif kind == "segmenter":
-            model = segmenter(**SMALL, attention=attention, drop_path_rate=0.2, decoder_drop_rate=0.1)
+            model = Segmenter(**SMALL, attention=attention, drop_path_rate=0.2, decoder_drop_rate=0.1)
         else:
             model, inputs = LanguageModel(9, 24, 3, 2, 2, attention=attention), torch.randint(9, (3, 6))
         model.train().set_grad_checkpointing(checkpointing)
@@ -235,7 +235,7 @@ def test_patch_must_divide_the_image():
 
 def test_unknown_size_names_the_known_ones():
     with pytest.raises(InputError, match="mini, tiny, small, base"):
-        vit("huge")
+        VisionTransformer("huge")
 
 
 def test_featscale_starts_as_the_plain_block_and_then_follows_its_formula():

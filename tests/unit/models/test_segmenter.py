@@ -10,7 +10,7 @@ from support import ROOT
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.errors import InputError
-from neutreno.models.segmenter import segmenter
+from neutreno.models.segmenter import Segmenter
 from neutreno.models.transformer import FeatScaleBlock
 from neutreno.oversmoothing.recorder import tokens_of
 
@@ -30,7 +30,7 @@ def test_a_released_checkpoint_loads_with_its_unused_head(tmp_path):
     weights = {k.removeprefix("w/"): torch.from_numpy(golden[k]) for k in golden.files if k.startswith("w/")}
     assert "encoder.head.weight" in weights
     torch.save({"model": weights, "n_cls": 9, "epoch": 63}, tmp_path / "checkpoint.pth")
-    model = segmenter(
+    model = Segmenter(
         num_classes=9,
         img_size=meta["crop"],
         patch_size=meta["patch"],
@@ -49,7 +49,7 @@ def test_a_released_checkpoint_loads_with_its_unused_head(tmp_path):
 def test_the_encoder_is_timms_deit_at_its_own_size(tmp_path, distilled):
     reference = timm.create_model("deit_tiny_distilled_patch16_224" if distilled else "deit_tiny_patch16_224").eval()
     file = save(reference, tmp_path / "deit.pth")
-    model = segmenter("tiny", img_size=224, encoder_weights=file, distilled=distilled, norm_eps=1e-6).eval()
+    model = Segmenter("tiny", img_size=224, encoder_weights=file, distilled=distilled, norm_eps=1e-6).eval()
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         expected = reference.forward_features(images)
@@ -59,7 +59,7 @@ def test_the_encoder_is_timms_deit_at_its_own_size(tmp_path, distilled):
 def test_positions_are_resized_bilinearly_to_the_crop(tmp_path):
     """As the released code does: no antialiasing, corners not aligned, class token's position untouched."""
     reference = timm.create_model("deit_tiny_patch16_224")
-    model = segmenter("tiny", img_size=512, encoder_weights=save(reference, tmp_path / "deit.pth"))
+    model = Segmenter("tiny", img_size=512, encoder_weights=save(reference, tmp_path / "deit.pth"))
     grid = reference.pos_embed[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, size=(32, 32), mode="bilinear").flatten(2).mT
     torch.testing.assert_close(model.encoder.pos_embed[:, 1:], expected, rtol=0, atol=1e-6)
@@ -68,7 +68,7 @@ def test_positions_are_resized_bilinearly_to_the_crop(tmp_path):
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 40), (33, 47), (8, 8), (5, 61)])
 def test_an_image_of_any_size_gives_logits_of_its_size(size):
-    model = segmenter(**SMALL).eval()
+    model = Segmenter(**SMALL).eval()
     images = torch.randn(2, 3, *size)
     padded = F.pad(images, (0, -size[1] % 8, 0, -size[0] % 8))
     with torch.no_grad():
@@ -86,7 +86,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_in_encoder_and_decoder_and_trains(variant):
-    model = segmenter(**SMALL, **VARIANTS[variant])
+    model = Segmenter(**SMALL, **VARIANTS[variant])
     for part in (model.encoder, model.decoder):
         assert all(
             type(b.attn) is getattr(VARIANTS[variant]["attention"], "func", SoftmaxAttention) for b in part.blocks
@@ -98,7 +98,7 @@ def test_every_variant_is_in_encoder_and_decoder_and_trains(variant):
 
 
 def test_encoder_and_decoder_keep_first_layer_values_of_their_own():
-    model = segmenter(**SMALL, attention=partial(NeutrenoAttention, lam=0.6)).eval()
+    model = Segmenter(**SMALL, attention=partial(NeutrenoAttention, lam=0.6)).eval()
     seen = {"encoder": [], "decoder": []}
     for name, part in (("encoder", model.encoder), ("decoder", model.decoder)):
         for block in part.blocks:
@@ -110,7 +110,7 @@ def test_encoder_and_decoder_keep_first_layer_values_of_their_own():
 
 
 def test_tokens_of_encoder_and_decoder_are_those_that_the_masks_come_from():
-    model = segmenter(**SMALL).eval()
+    model = Segmenter(**SMALL).eval()
     found = tokens_of(model, torch.randn(2, 3, 32, 32))
     shapes = [(place.stack, place.layer, tuple(tokens.features.shape)) for place, tokens in found]
     assert shapes == [("encoder.blocks", k, (2, 17, 24)) for k in range(4)] + [
@@ -125,7 +125,7 @@ def test_tokens_of_encoder_and_decoder_are_those_that_the_masks_come_from():
 def test_positions_and_embeddings_are_not_decayed():
     from timm.optim import create_optimizer_v2
 
-    model = segmenter(**SMALL)
+    model = Segmenter(**SMALL)
     names = {p: n for n, p in model.named_parameters()}
     groups = create_optimizer_v2(model, opt="adamw", weight_decay=0.05).param_groups
     plain = {names[p] for g in groups if g["weight_decay"] == 0 for p in g["params"]}
@@ -137,26 +137,26 @@ def test_positions_and_embeddings_are_not_decayed():
 
 
 def test_a_segmenters_encoder_starts_another(tmp_path):
-    other = segmenter(**SMALL)
-    model = segmenter(**{**SMALL, "num_classes": 3, "img_size": 64}, encoder_weights=save(other, tmp_path / "seg.pth"))
+    other = Segmenter(**SMALL)
+    model = Segmenter(**{**SMALL, "num_classes": 3, "img_size": 64}, encoder_weights=save(other, tmp_path / "seg.pth"))
     assert torch.equal(model.encoder.blocks[2].mlp.fc1.weight, other.encoder.blocks[2].mlp.fc1.weight)
     assert model.encoder.pos_embed.shape[1] == 65
 
 
 def test_weights_of_other_classes_need_a_word_of_the_user(tmp_path):
-    file = save(segmenter(**SMALL), tmp_path / "seg.pth")
+    file = save(Segmenter(**SMALL), tmp_path / "seg.pth")
     with pytest.raises(InputError, match=r"for 5 classes, the model has 3; model\.new_head=true"):
-        segmenter(**{**SMALL, "num_classes": 3}, weights=file)
-    segmenter(**{**SMALL, "num_classes": 3}, weights=file, new_head=True)
+        Segmenter(**{**SMALL, "num_classes": 3}, weights=file)
+    Segmenter(**{**SMALL, "num_classes": 3}, weights=file, new_head=True)
 
 
 def test_encoder_weights_of_another_width_are_refused(tmp_path):
-    file = save(segmenter(**SMALL), tmp_path / "seg.pth")
+    file = save(Segmenter(**SMALL), tmp_path / "seg.pth")
     with pytest.raises(InputError, match=r"model\.encoder_weights=.*seg\.pth has a width of 24, the model of 32"):
-        segmenter(**{**SMALL, "embed_dim": 32}, encoder_weights=file)
+        Segmenter(**{**SMALL, "embed_dim": 32}, encoder_weights=file)
 
 
 def test_encoder_weights_of_a_distilled_model_name_what_is_left_over(tmp_path):
-    file = save(segmenter(**SMALL, distilled=True), tmp_path / "seg.pth")
+    file = save(Segmenter(**SMALL, distilled=True), tmp_path / "seg.pth")
     with pytest.raises(InputError, match="unexpected: dist_token"):
-        segmenter(**SMALL, encoder_weights=file)
+        Segmenter(**SMALL, encoder_weights=file)

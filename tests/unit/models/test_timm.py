@@ -5,7 +5,7 @@ from torch import nn
 
 from neutreno.errors import InputError
 from neutreno.models.timm import TimmModel, data_settings, timm_model
-from neutreno.models.vit import vit
+from neutreno.models.vit import VisionTransformer
 from neutreno.oversmoothing.measure import measure
 from neutreno.oversmoothing.recorder import tokens_of
 
@@ -21,7 +21,7 @@ def features(model, images):
 def test_hidden_states_of_deit_tiny_are_those_of_our_model_with_the_same_weights(tmp_path):
     torch.save({"model": timm.create_model("deit_tiny_patch16_224").state_dict()}, tmp_path / "deit.pth")
     theirs = timm_model("deit_tiny_patch16_224", weights=str(tmp_path / "deit.pth")).eval()
-    ours = vit("tiny", weights=str(tmp_path / "deit.pth")).eval()
+    ours = VisionTransformer("tiny", weights=str(tmp_path / "deit.pth")).eval()
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         pairs = zip(features(theirs, images), ours.hidden_states(images), strict=True)

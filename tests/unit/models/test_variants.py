@@ -28,7 +28,7 @@ from neutreno.config.composing import CONFIGS
 from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel
 from neutreno.models.transformer import Block, ContraNormBlock, LayerScaleBlock
-from neutreno.models.vit import vit
+from neutreno.models.vit import VisionTransformer
 
 FILES = {group: sorted((CONFIGS / group).glob("*.yaml")) for group in ("attention", "block")}
 ATTENTION, BLOCK = ([file.stem for file in files] for files in FILES.values())
@@ -184,8 +184,10 @@ def test_contranorm_equals_its_formula(normalize):
 @pytest.mark.parametrize("block", ["plain", "featscale"])
 def test_what_starts_at_zero_starts_as_softmax(attention, block):
     torch.manual_seed(0)
-    varied = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5, **built(attention, block)).eval()
-    softmax = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5).eval()
+    varied = VisionTransformer(
+        "mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5, **built(attention, block)
+    ).eval()
+    softmax = VisionTransformer("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5).eval()
     assert not softmax.load_state_dict(varied.state_dict(), strict=False).missing_keys
     images = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(varied(images), softmax(images), rtol=0, atol=1e-5)
@@ -206,7 +208,7 @@ def test_a_learned_value_residual_starts_at_halves():
 def test_every_combination_trains_all_its_parameters(attention, block):
     torch.manual_seed(0)
     overrides = [] if attention == "softmax" else ["attention.lam=0.6"]
-    model = vit(
+    model = VisionTransformer(
         "mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5, **built(attention, block, *overrides)
     )
     model(torch.randn(4, 1, 8, 8)).square().sum().backward()

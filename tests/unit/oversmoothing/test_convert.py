@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from neutreno.attention import NeutrenoAttention
 from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel
-from neutreno.models.vit import vit
+from neutreno.models.vit import VisionTransformer
 from neutreno.oversmoothing.convert import convert
 
 IMAGES = torch.sin(torch.arange(2 * 3 * 32 * 32.0)).view(2, 3, 32, 32)
@@ -114,7 +114,7 @@ def test_hugging_face_models_follow_the_plain_formula(name, lam):
 @pytest.mark.parametrize("kwargs", [{}, {"qkv_bias": False}], ids=["bias", "no bias"])
 def test_a_converted_timm_vit_is_our_neutreno_vit(kwargs):
     theirs = tiny_timm("vit_tiny_patch16_224", img_size=32, num_classes=5, **kwargs)
-    ours = vit("tiny", img_size=32, embed_dim=24, depth=3, num_heads=4, num_classes=5,
+    ours = VisionTransformer("tiny", img_size=32, embed_dim=24, depth=3, num_heads=4, num_classes=5,
                attention=partial(NeutrenoAttention, lam=0.6), **kwargs).eval()  # fmt: skip
     ours.load_state_dict(convert(theirs).state_dict())
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_values_are_found_in_every_layout(kind, config, kwargs):
 MODELS = {
     "timm": (partial(tiny_timm, "vit_tiny_patch16_224", img_size=32), IMAGES),
     "albert": (albert, IDS),
-    "own": (lambda: vit("mini", img_size=32, patch_size=8, depth=3).eval(), IMAGES),
+    "own": (lambda: VisionTransformer("mini", img_size=32, patch_size=8, depth=3).eval(), IMAGES),
     "language model": (lambda: LanguageModel(50, 16, 3, 4, 2, init_std=0.3).eval(), IDS),
     **{name: (build, inputs) for name, (build, _, inputs) in HUGGING_FACE.items()},
 }
@@ -408,7 +408,7 @@ class Own(nn.Module):
         (swin, r"WindowAttention \(layers\.0\.blocks\.0\.attn\) attends within windows"),
         (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 2), "MultiheadAttention in layers.0"),
         (
-            lambda: vit("mini", depth=2, attention=NeutrenoAttention),
+            lambda: VisionTransformer("mini", depth=2, attention=NeutrenoAttention),
             "NeutrenoAttention .* choose its λ̃ where the model",
         ),
         (lambda: timm.create_model("cait_xxs24_224", img_size=32, depth=2), "TalkingHeadAttn .* weighted means"),

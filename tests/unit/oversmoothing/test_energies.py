@@ -10,9 +10,9 @@ import torch
 from neutreno.attention import NeutrenoAttention
 from neutreno.errors import InputError
 from neutreno.models.language_model import LanguageModel
-from neutreno.models.segmenter import segmenter
+from neutreno.models.segmenter import Segmenter
 from neutreno.models.timm import timm_model
-from neutreno.models.vit import vit
+from neutreno.models.vit import VisionTransformer
 from neutreno.oversmoothing.energies import descent, measure_energies
 
 
@@ -53,10 +53,10 @@ def test_energies_of_a_model_are_those_of_its_values_under_its_attention(kind):
     small = {"depth": 3, "embed_dim": 16, "num_heads": 2, "attention": attention}
     inputs = torch.randn(11, 3, 16, 16)
     if kind == "vit":
-        model = vit(size="mini", img_size=16, patch_size=4, **small)
+        model = VisionTransformer(size="mini", img_size=16, patch_size=4, **small)
         trunks = {"blocks": (model.blocks, model.hidden_states(inputs)[0])}
     elif kind == "segmenter":
-        model = segmenter(size="mini", img_size=16, patch_size=4, num_classes=3, **small).eval()
+        model = Segmenter(size="mini", img_size=16, patch_size=4, num_classes=3, **small).eval()
         hidden = model.encoder.hidden_states(inputs)
         classes = model.decoder.cls_emb.expand(11, -1, -1)
         entering = torch.cat([model.decoder.proj_dec(model.encoder.norm(hidden[-1])[:, 1:]), classes], 1)

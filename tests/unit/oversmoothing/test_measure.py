@@ -11,7 +11,7 @@ import torch
 from neutreno.attention import NeutrenoAttention
 from neutreno.errors import InputError
 from neutreno.models.timm import timm_model
-from neutreno.models.vit import vit
+from neutreno.models.vit import VisionTransformer
 from neutreno.oversmoothing.convert import convert
 from neutreno.oversmoothing.energies import measure_energies
 from neutreno.oversmoothing.measure import measure
@@ -218,7 +218,7 @@ def test_metrics_are_named_in_a_list(metrics):
 
 def test_the_metrics_of_a_network_are_those_of_its_tokens_and_weights():
     torch.manual_seed(0)
-    model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5)
+    model = VisionTransformer("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5)
     images = torch.randn(5, 1, 8, 8)
     rows = measure(model, images, ["effective_rank", "attention_entropy"], batch_size=2)
     hidden = model.eval().hidden_states(images)
@@ -268,7 +268,7 @@ def between_classes(tokens):
 
 def test_a_metric_may_need_labels_and_inputs_or_the_whole_probe_set():
     torch.manual_seed(0)
-    model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5)
+    model = VisionTransformer("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5)
     images, labels = torch.randn(7, 1, 8, 8), torch.tensor([0, 1, 1, 0, 1, 0, 0])
     paths = [f"{__name__}.{name}" for name in ("of_labels", "between_classes")]
     rows = measure(model, (images, labels), paths, batch_size=3)
@@ -315,7 +315,7 @@ def test_tokens_of_the_whole_set_are_kept_as_they_were():
 
 
 def test_a_metric_that_gives_no_number_leaves_a_gap():
-    model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5)
+    model = VisionTransformer("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5)
     rows = measure(model, torch.randn(3, 1, 8, 8), [f"{__name__}.nothing"])
     assert {(row["mean"], row["sd"]) for row in rows} == {(None, None)}
     assert all(map(math.isnan, curve(rows, metric="nothing"))) and len(curve(rows, metric="nothing")) == 3
@@ -328,7 +328,7 @@ def nothing(tokens):
 
 def test_attention_is_measured_where_hooks_watch_its_projections():
     torch.manual_seed(0)
-    model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5)
+    model = VisionTransformer("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5)
     images, metrics = torch.randn(3, 1, 8, 8), ["attention_entropy", "J", "G"]
     expected = measure(vit_with_term(model, 0.3), images, metrics)
     found = measure(convert(model, 0.3), images, metrics)
@@ -338,7 +338,7 @@ def test_attention_is_measured_where_hooks_watch_its_projections():
 
 def vit_with_term(model, lam):
     attention = partial(NeutrenoAttention, lam=lam)
-    other = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5, attention=attention)
+    other = VisionTransformer("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5, attention=attention)
     other.load_state_dict(model.state_dict())
     return other
 
@@ -375,7 +375,9 @@ def another(tokens):
 @pytest.mark.parametrize("kind", ["bf16", "autocast", "compiled", "checkpointing"])
 def test_how_a_network_is_run_changes_no_metric(kind):
     torch.manual_seed(0)
-    model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5, attention=NeutrenoAttention)
+    model = VisionTransformer(
+        "mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5, attention=NeutrenoAttention
+    )
     images, metrics = torch.randn(4, 1, 8, 8), ["cosine", "attention_entropy", "J", "G"]
     expected = measure(model, images, metrics)
     if kind == "bf16":
@@ -392,7 +394,9 @@ def test_how_a_network_is_run_changes_no_metric(kind):
 
 def test_probe_profile_and_energies_give_the_same_numbers_of_the_same_network(tmp_path):
     torch.manual_seed(0)
-    model = vit("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5, attention=NeutrenoAttention)
+    model = VisionTransformer(
+        "mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5, attention=NeutrenoAttention
+    )
     samples = torch.randn(6, 1, 8, 8), torch.arange(6)
     metrics = ["cosine", "effective_rank", "J", "G"]
     probe = OversmoothingProbe(tmp_path, num_samples=6, metrics=metrics)

@@ -10,8 +10,8 @@ from torch import nn
 
 from neutreno.attention import NeutrenoAttention
 from neutreno.errors import InputError
-from neutreno.models.segmenter import segmenter
-from neutreno.models.vit import vit
+from neutreno.models.segmenter import Segmenter
+from neutreno.models.vit import VisionTransformer
 from neutreno.oversmoothing.layers import find_layers
 from neutreno.oversmoothing.metrics import effective_rank, mean_cosine_similarity, rank_collapse_residual
 from neutreno.oversmoothing.profile import profile
@@ -184,12 +184,12 @@ def test_torchs_transformer_has_two_stacks():
 
 
 def test_our_own_models_have_the_metrics_of_their_tokens_and_of_patches_alone():
-    model = vit("mini", img_size=16, patch_size=4, depth=3, attention=NeutrenoAttention).eval()
+    model = VisionTransformer("mini", img_size=16, patch_size=4, depth=3, attention=NeutrenoAttention).eval()
     images = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         hidden = model.hidden_states(images)
     assert_measured(profile(model, images), "blocks", hidden)
-    model = segmenter("mini", img_size=16, patch_size=4, num_classes=3).eval()
+    model = Segmenter("mini", img_size=16, patch_size=4, num_classes=3).eval()
     decoded = []
     for block in model.decoder.blocks:
         block.register_forward_hook(

@@ -7,8 +7,8 @@ from sklearn.metrics import confusion_matrix
 
 from neutreno.data.segmentation import IGNORE
 from neutreno.errors import InputError
-from neutreno.models.segmenter import segmenter
-from neutreno.models.vit import vit
+from neutreno.models.segmenter import Segmenter
+from neutreno.models.vit import VisionTransformer
 from neutreno.tasks.segmentation import Segmentation, scores
 
 CLASSES = 4
@@ -55,7 +55,7 @@ def test_scores_equal_scikit_learns_on_random_predictions_with_ignored_pixels(mo
 
 
 def small_task(**kwargs):
-    model = segmenter("mini", img_size=16, patch_size=8, num_classes=CLASSES, depth=1)
+    model = Segmenter("mini", img_size=16, patch_size=8, num_classes=CLASSES, depth=1)
     return Segmentation(model, CLASSES, {"window": 16, "stride": 16}, **kwargs)
 
 
@@ -76,4 +76,4 @@ def test_ignored_pixels_do_not_train():
 
 def test_only_a_segmenter_is_trained_to_segment():
     with pytest.raises(InputError, match="takes a model of masks"):
-        Segmentation(vit("mini", img_size=16, patch_size=8), CLASSES, {"window": 16, "stride": 16})
+        Segmentation(VisionTransformer("mini", img_size=16, patch_size=8), CLASSES, {"window": 16, "stride": 16})

@@ -16,12 +16,6 @@ class InputError(ValueError):
     """
 
 
-def shown(text: object) -> str:
-    """``text`` on one line that any file and terminal takes: what cannot be printed, line breaks and bytes that are not
-    UTF-8 among it, as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
 def check_number(name: str, value: object, least: float = 0, most: float = math.inf, integer: bool = False) -> None:
     """Refuse what is no finite (or whole) number between ``least`` and ``most``.
 
@@ -34,9 +28,10 @@ def check_number(name: str, value: object, least: float = 0, most: float = math.
         raise InputError(f"{name}={value!r} is not a {'whole' if integer else 'finite'} number {limit}")
 
 
-def one_line(text: str) -> str:
-    """``text`` of anybody's as one line of a terminal or file: what is not printable is spelled out."""
-    return "".join(c if c.isprintable() else " " if c in "\n\t" else ascii(c)[1:-1] for c in text)
+def one_line(text: object) -> str:
+    """``text`` of anybody's as one line that any terminal and file takes: what is not printable, bytes that are not
+    UTF-8 among it, is spelled out; a line break is a space."""
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else ascii(c)[1:-1] for c in str(text))
 
 
 def explain(error: BaseException) -> str | None:
@@ -52,19 +47,19 @@ def explain(error: BaseException) -> str | None:
 def report(error: BaseException) -> int:
     """Say ``error`` on stderr, in a line each where it is a user's mistake, and return the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted; resume=true continues the run", file=sys.stderr)
+        print(f"interrupted; {error}" if str(error) else "interrupted", file=sys.stderr)
         return 130
     if isinstance(error, BrokenPipeError):  # who read along, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     said = explain(error)
-    if said is None and re.search(r"Connection (closed|reset) by peer", str(error)):
+    talking = getattr(sys.modules.get("torch.distributed"), "is_initialized", bool)()
+    if said is None and talking and re.search(r"Connection (closed|reset) by peer", str(error)):
         said = "another process of this run ended; see its output"
     if said is None:
         traceback.print_exception(error)
         return 1
     ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
-    talking = getattr(sys.modules.get("torch.distributed"), "is_initialized", bool)()
     if ranks[:1] in ([], ["0"]) or talking:  # before they share out work, all processes would say the same
         for line in said.splitlines():
             print(f"error: {line}", file=sys.stderr)

@@ -26,6 +26,7 @@ from neutreno.evaluation.opening import (
     run_settings,
     trusted,
 )
+from neutreno.files import make_folder
 from neutreno.parallel import build_trainer, check_trainer
 from neutreno.records import read_json
 from neutreno.reports.evaluation import first_table, render
@@ -44,7 +45,7 @@ def evaluate(composed: Composed) -> None:
     console.quiet(rank_zero_only.rank)
     opened = run_opened if composed.config.run is not None else weights_opened
     run, subject, evaluators = opened(composed)
-    subject.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(subject.folder)
     corrupt = subject.folder / "evaluation_corrupt_images.txt"
     rank_zero_only(corrupt.unlink)(missing_ok=True)  # of an earlier evaluation
     subject.data.note_corrupt(corrupt)
@@ -99,7 +100,7 @@ def run_opened(composed: Composed) -> Opened:
         name = config.name or f"{run.path.name}-{checkpoint.stem if checkpoint is not None else 'other'}"
         target = RunFolder(Path(config.output_dir) / "evaluations", name)
     data, task = build_run(run, settings, trusted(config), composed.config_dirs)
-    subject = made_ready(settings, data, task, target.path, config.run, other)
+    subject = made_ready(settings, data, task, target.path, str(checkpoint or run.path), other)
     load_checkpoint(task, data, checkpoint or run.last_checkpoint, other)
     if checkpoint is None:
         subject.last, subject.best = run.last_checkpoint, run.best_checkpoint
@@ -121,14 +122,15 @@ def made_ready(
 def record(subject: Subject, composed: Composed, found: dict[str, Findings]) -> dict[str, Any]:
     """``evaluation.json``"""
     settings, data = subject.settings, subject.data
+    described = data.record()
     metrics = {name: value for one in found.values() for name, value in one.metrics.items()}
     how = {
         "precision": str(subject.trainer.precision),
         "limit_val_batches": settings["trainer"].get("limit_val_batches"),
         "other_variants": list(subject.other_variants),
-        **{key: settings[key] for key in ("data", "model", "task")},
+        **{key: settings[key] for key in ("data", "model", "task", "probe")},
     }
-    earlier = earlier_findings(subject, how, found)
+    earlier = earlier_findings(subject, how, described, found)
     metrics |= {name: value for one in earlier.values() for name, value in one["metrics"].items()}
     corrupt = len(data.corrupt.read())
     further = [("corrupt images left out, see evaluation_corrupt_images.txt", str(corrupt))] if corrupt else []
@@ -147,31 +149,36 @@ def record(subject: Subject, composed: Composed, found: dict[str, Findings]) -> 
         "tables": [{"columns": table.columns, "rows": table.rows} for table in tables],
         "settings": {
             "run": composed.config.run,
-            "probe": settings["probe"],
             **how,
             "evaluators": list(found),
-            "evaluator": {name: composed.settings["evaluator"].get(name, {}) for name in found},
+            "evaluator": {name: one["options"] for name, one in earlier.items()}
+            | {name: composed.settings["evaluator"].get(name, {}) for name in found},
         },
-        **data.record(),
+        **described,
         **results.environment(),
     }
 
 
-def earlier_findings(subject: Subject, how: dict[str, Any], found: dict[str, Findings]) -> dict[str, dict[str, Any]]:
-    """What evaluators that were not run now found earlier of the same weights in the same way: ``metrics``, ``record``.
+def earlier_findings(
+    subject: Subject, how: dict[str, Any], described: dict[str, Any], found: dict[str, Findings]
+) -> dict[str, dict[str, Any]]:
+    """What evaluators that were not run now found earlier of the same weights and data in the same way: ``metrics``,
+    ``record``, and their ``options``.
 
     So that a further evaluation of a run costs nothing that an earlier one has found.
     """
     file = subject.folder / "evaluation.json"
     try:
         before, when = read_json(file), file.stat().st_mtime
-        same = before["weights"] == subject.source and all(before["settings"][key] == how[key] for key in how)
+        same = before["weights"] == subject.source and before.get("digests") == described.get("digests")
+        same = same and all(before["settings"][key] == how[key] for key in how)
         if not same or subject.last is None or subject.last.stat().st_mtime > when:
             return {}
         return {
             name: {
                 "metrics": {metric: before["metrics"][metric] for metric in metrics},
                 "record": before["records"].get(name),
+                "options": before["settings"]["evaluator"].get(name, {}),
             }
             for name, metrics in before["of_evaluator"].items()
             if name not in found

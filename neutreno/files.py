@@ -10,6 +10,21 @@ from typing import IO, Any
 
 from neutreno.errors import InputError
 
+
+def make_folder(path: Path, exist_ok: bool = True) -> None:
+    """
+    Raises:
+        FileExistsError: it is there and ``exist_ok`` is False.
+        InputError: the operating system does not let us.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and path.is_dir():
+            raise
+        raise InputError(f"cannot make {path}: {error.strerror}; choose another output_dir=FOLDER") from error
+
+
 UNFINISHED = ".unfinished"  # a killed write leaves NAME.unfinished, never a broken NAME
 
 
@@ -37,8 +52,7 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         reason = _system_reason(error)
         if reason is None:
             raise
-        said = f"could not write {path}: {reason}"
-        raise InputError(f"{said}; what was there before is intact, resume=true continues") from error
+        raise InputError(f"could not write {path}: {reason}; what was there before is intact") from error
 
 
 def _system_reason(error: BaseException) -> str | None:

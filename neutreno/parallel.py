@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from neutreno.checkpoints import load_strictly, read_checkpoint
 from neutreno.config.building import build
+from neutreno.config.words import close
 from neutreno.errors import InputError
 
 
@@ -134,9 +134,8 @@ def check_trainer(config: DictConfig) -> None:
     known = {"accelerator": accelerators, "strategy": ("auto", *StrategyRegistry.available_strategies())}
     for key, names in known.items():
         if isinstance(value := config.trainer[key], str) and value not in names:
-            near = difflib.get_close_matches(value, names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(names)}"
-            raise InputError(f"trainer.{key}={value} is not known to Lightning; {hint}")
+            hint = close(value, names, "") or f"; available: {', '.join(names)}"
+            raise InputError(f"trainer.{key}={value} is not known to Lightning{hint}")
     if accelerator in ("gpu", "cuda") and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
         raise InputError(
             f"trainer.accelerator={accelerator}, but PyTorch finds no GPU here: run on a machine that has one, or on "
@@ -158,8 +157,9 @@ def build_trainer(settings: Any, **more: Any) -> Trainer:
         InputError: Lightning refuses those settings; says what it says.
     """
     own = {"use_distributed_sampler": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    own["max_steps"] = -1  # epochs bound a run: by steps, Lightning skips one when it resumes at the end of one
     try:
-        return build(settings, **own, **more)  # our samplers split without counting a sample twice
+        return build(settings, **{**own, **more})  # our samplers split without counting a sample twice
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 

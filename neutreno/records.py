@@ -33,8 +33,9 @@ def read_json(file: Path) -> Any:
     Raises:
         InputError: the file is not there, broken, or beyond the bounds.
     """
+    text = _text(file, MOST_BYTES)
     try:
-        content = json.loads(_text(file, MOST_BYTES))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _refused(file, error) from error
     return _checked(file, content)

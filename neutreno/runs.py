@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import hashlib
 import os
 import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from neutreno.config.gate import mark_of
 from neutreno.config.options import EXECUTION
 from neutreno.config.words import key_of
 from neutreno.errors import InputError
-from neutreno.files import UNFINISHED, replacing
+from neutreno.files import UNFINISHED, make_folder, replacing
 from neutreno.records import read_json, read_yaml, record_problem
 from neutreno.variants import describe, joined, model_words, words
 
@@ -92,7 +94,8 @@ class RunFolder:
         if not resume:
             state = "holds a finished run" if self.status == "finished" else "exists already"
             raise InputError(f"{self.path} {state}; resume=true continues it, name=… starts another")
-        if {file.name for file in self.path.iterdir()} <= {".lock"}:  # killed before it began
+        there = {file.name for file in self.path.iterdir() if not file.name.endswith(UNFINISHED)}
+        if there <= {".lock"}:  # killed before it began
             return
         if not self.config_file.exists():
             raise InputError(f"{self.path} holds no config.yaml to resume from; choose another name=…")
@@ -122,13 +125,13 @@ class RunFolder:
             InputError: another process came first.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=resume)
+            make_folder(self.path, exist_ok=resume)
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  (held until the process ends)
         except FileExistsError as error:
             raise InputError(f"{self.path} exists already; resume=true continues it, name=… starts another") from error
         except OSError as error:
-            reason = f"cannot make the run folder {self.path}: {error.strerror}"
-            raise InputError(f"{reason}; choose another output_dir=FOLDER") from error
+            said = f"cannot write in {self.path}: {error.strerror}"
+            raise InputError(f"{said}; choose another output_dir=FOLDER") from error
         try:  # a lock of this process alone: loading workers that outlive a kill for a moment must not keep it
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
@@ -140,6 +143,7 @@ class RunFolder:
             leftover.unlink()
         with replacing(self.config_file) as file:
             file.write(OmegaConf.to_yaml(config))
+        vars(self).pop("_content", None)
 
     def config(self) -> dict[str, Any]:
         """The resolved config, as plain data.
@@ -147,6 +151,10 @@ class RunFolder:
         Raises:
             InputError: there is none, or it is not what a run writes.
         """
+        return copy.deepcopy(self._content)
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
         content = read_yaml(self.config_file)
         sections = ("data", "model", "task", "probe", "trainer", "variants")
         if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in sections):

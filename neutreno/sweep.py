@@ -22,9 +22,10 @@ from tqdm.auto import tqdm
 
 from neutreno.config.building import build
 from neutreno.config.composing import Composed
-from neutreno.config.gate import check
+from neutreno.config.gate import check, part_problems, refuse
+from neutreno.config.words import key_of
 from neutreno.errors import InputError
-from neutreno.files import replacing
+from neutreno.files import make_folder, replacing
 from neutreno.results import now
 from neutreno.runs import RunFolder, default_name
 
@@ -79,7 +80,7 @@ class Job:
 
 def plan(composed: Composed) -> Job:
     """What is to be done for one run of a sweep. Unless ``resume`` is given, a sweep continues what is unfinished."""
-    if not any(word.startswith("resume=") for word in composed.overrides):
+    if not any(key_of(word) == "resume" for word in composed.overrides):
         composed.overrides.append("resume=true")
         composed.config.resume = True
         composed = composed.anew()
@@ -122,7 +123,9 @@ def launch(
     that is killed takes its runs with it, and the same command goes on. At the end ``table`` prints that of the
     finished runs' folders (default: :func:`neutreno.reports.tables.print_tables`).
     """
-    launcher = build(OmegaConf.to_container(config.launcher, resolve=True))
+    settings = OmegaConf.to_container(config.launcher, resolve=True)
+    refuse(part_problems(settings, "launcher"))
+    launcher = build(settings)
     jobs = _once_each(jobs)
     for job in jobs:
         if not job.to_do:
@@ -219,11 +222,7 @@ class Manifest:
         others = (start.with_name(f"{start.name}-{number}") for number in itertools.count(2))
         folders = itertools.chain([start], others)
         self.folder = next(folder for folder in folders if not (folder / "manifest.json").exists())
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            said = f"cannot make {self.folder}: {error.strerror}"
-            raise InputError(f"{said}; choose another output_dir=FOLDER") from error
+        make_folder(self.folder)
         for number, job in enumerate(job for job in jobs if job.to_do):
             job.log = self.folder / f"{number:03d}-{job.name}.log"
         self._jobs, self._about = jobs, {"command": shlex.join(sys.orig_argv), "began": now()}
@@ -271,7 +270,9 @@ class Progress:
 
 def _last_line(job: Job) -> str:
     try:
-        lines = job.log.read_text(errors="replace").split("\n")
+        with open(job.log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

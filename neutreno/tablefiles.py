@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError, model_validator
 
-from neutreno.config.composing import CONFIGS, Composed, compose
+from neutreno.config.composing import CONFIGS, Composed
 from neutreno.config.gate import check, settings_problems
 from neutreno.config.options import in_words
-from neutreno.config.words import check_choices, close, explained, key_of
+from neutreno.config.words import check_choices, close, compose_typed, key_of
 from neutreno.errors import InputError
 from neutreno.runs import RunFolder, default_name
 from neutreno.variants import value_at
@@ -193,10 +192,7 @@ def composed_of(words: Sequence[str], config_dirs: Sequence[str]) -> Composed:
         InputError: all that is wrong with the words.
     """
     check_choices(words, config_dirs)
-    try:
-        composed = compose(words, config_dirs=config_dirs)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explained(error, words, config_dirs=config_dirs) from error
+    composed = compose_typed(words, config_dirs=config_dirs)
     try:
         composed.settings  # noqa: B018
     except OmegaConfBaseException as error:
@@ -243,13 +239,12 @@ def _read(name: str, config_dirs: Sequence[str]) -> Table:
     try:
         given = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
         content = Content.model_validate(given)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
     except (InputError, ValidationError) as error:
         problems = _problems(error) if isinstance(error, ValidationError) else [error]
         raise InputError("\n".join(f"{file}: {problem}" for problem in problems)) from error
-    return Table.model_construct(**{**dict(content), "paper": given.get("paper", {})}, name=name, file=file,
-                                 config_dirs=list(config_dirs))  # fmt: skip
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates that are none, too
+        raise InputError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
+    return Table.model_construct(**content.model_dump(), name=name, file=file, config_dirs=list(config_dirs))
 
 
 class _Loader(yaml.SafeLoader):

@@ -24,6 +24,7 @@ from neutreno.checkpoints import AtomicCheckpointIO, check_fit, read_checkpoint
 from neutreno.config.building import build, locate
 from neutreno.config.composing import Composed
 from neutreno.config.gate import check
+from neutreno.config.trust import without_start
 from neutreno.config.words import key_of
 from neutreno.data.base import SplitData
 from neutreno.data.loading import derive_seed, seed_everything
@@ -63,8 +64,10 @@ def train(composed: Composed) -> None:
                 print(f"{run.path} is finished; nothing to do")
             return
 
+    resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
     data.check_readable()
-    model = build(settings["model"], **data.model_arguments())
+    network = settings["model"] if resume_from is None else without_start(settings["model"])  # a checkpoint follows
+    model = build(network, **data.model_arguments())
     data.check_model(model, settings["model"])
     task = build(settings["task"], model=model)
     task.variants = describe(composed)["axes"]
@@ -78,7 +81,7 @@ def train(composed: Composed) -> None:
     if config.preflight:
         console.begin()
         return preflight(config, task, data, plugins)
-    fit(composed, run, data, task, plugins)
+    fit(composed, run, resume_from, data, task, plugins)
 
 
 def checked(composed: Composed) -> tuple[Composed, list]:
@@ -93,13 +96,12 @@ def checked(composed: Composed) -> tuple[Composed, list]:
     plugins = [build(plugin) for plugin in composed.settings["trainer"]["plugins"]]  # SLURM's says that srun is missing
     check_trainer(config)
     config.name = config.name or default_name(composed)
-    composed = composed.anew()
-    composed.settings  # noqa: B018  (as recorded; the trainer gets one thing otherwise)
-    config.trainer.max_steps = -1  # bounded by steps, Lightning skips an epoch when it resumes at the end of one
-    return composed, plugins
+    return composed.anew(), plugins
 
 
-def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins: list) -> None:
+def fit(
+    composed: Composed, run: RunFolder, resume_from: Path | None, data: SplitData, task: Task, plugins: list
+) -> None:
     """Train, evaluate and record; an error is recorded, too, before it goes on its way."""
     config, settings = composed.config, composed.settings
     probe, timer = OversmoothingProbe(run.path, **settings["probe"]), Timer(verbose=False)
@@ -109,7 +111,6 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
     is_rank_zero = trainer.is_global_zero
     data.check_limits(trainer)
     notes = check_schedule(composed, trainer, task, data)
-    resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
     if resume_from is not None:
         check_resumed(resume_from, task, data)
     before = run.record() if resume_from is not None else {}
@@ -124,7 +125,7 @@ def fit(composed: Composed, run: RunFolder, data: SplitData, task: Task, plugins
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "devices": describe_devices(trainer, data),
         # of a resumed run what its beginning recorded, since the files may have changed
-        "initial_weights": before.get("initial_weights") or results.initial_weights(composed),
+        "initial_weights": before.get("initial_weights") or (results.initial_weights(composed) if is_rank_zero else {}),
         **({"first_checkpoint": before["first_checkpoint"]} if "first_checkpoint" in before else {}),
         **data.record(),
         **results.environment(),
@@ -248,7 +249,7 @@ def record_error(error: BaseException, record: Any) -> None:
     with contextlib.suppress(InputError):  # a full disk must not hide what happened
         record(status="interrupted" if stopped else "failed", reason=explain(error) or repr(error))
     if stopped:  # Lightning makes it a SystemExit
-        raise KeyboardInterrupt from error
+        raise KeyboardInterrupt("resume=true continues the run") from error
 
 
 def outcome(trainer: Trainer, data: SplitData, probe: OversmoothingProbe, timer: Any) -> dict[str, Any]:

@@ -32,9 +32,14 @@ def log_report(loggers: Sequence[Logger], metrics: dict[str, float], rows: list[
     """
     for logger in loggers:
         try:
-            _REPORTS[type(logger).__name__](logger, metrics, rows, figure)
+            _REPORTS.get(type(logger).__name__, _report)(logger, metrics, rows, figure)
         except Exception as error:
             log.warning("%s did not accept the report: %s", type(logger).__name__, " ".join(str(error).split()))
+
+
+def _report(logger: Logger, metrics: dict[str, float], rows: list[dict], figure: Path | None) -> None:
+    """What any of Lightning's loggers takes."""
+    logger.log_metrics(metrics)
 
 
 def _report_to_wandb(logger: Logger, metrics: dict[str, float], rows: list[dict], figure: Path | None) -> None:

@@ -9,6 +9,9 @@ from neutreno.cli import command
 from neutreno.cli.hydra_main import run
 from neutreno.config.composing import Composed
 
+# Hydra's options that are followed by a value, which is no run
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
+
 
 @command
 def main(words: Sequence[str]) -> None:
@@ -23,7 +26,7 @@ def prepare(arguments: list[str]) -> list[str]:
     """
 
     def is_run(i: int, argument: str) -> bool:
-        if i and arguments[i - 1].startswith("-") and "=" not in arguments[i - 1]:  # the value of --cfg and the like
+        if i and arguments[i - 1] in WITH_VALUE:
             return False
         return argument.startswith("run=") or (
             argument[:1] != "-" and ("=" not in argument or os.path.exists(argument))

@@ -14,9 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neutreno.config.composing import CONFIGS, Composed, compose, searchpath
+from neutreno.config.composing import CONFIGS, Composed, searchpath
 from neutreno.config.gate import check_settings
-from neutreno.config.words import NO_GROUPS, check_choices, explained, options_in
+from neutreno.config.words import NO_GROUPS, check_choices, compose_typed, explained, options_in
 from neutreno.errors import InputError
 
 
@@ -36,7 +36,7 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
         return
     of_hydra = any(word.lstrip("+~").startswith("hydra") or "${hydra:" in word for word in words)
     if typed == words and not of_hydra:  # Hydra's own main composes twice
-        composed = _compose(words, name, config_dirs)
+        composed = compose_typed(words, name, config_dirs)
         check_settings(composed, name)  # before anything imports torch
         return job(composed, False)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole
@@ -69,16 +69,9 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
         raise failed[0]
 
 
-def _compose(words: Sequence[str], name: str, config_dirs: Sequence[str]) -> Composed:
-    try:
-        return compose(words, name, config_dirs)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explained(error, words, name, config_dirs) from error
-
-
 def help_text(name: str, words: Sequence[str], config_dirs: Sequence[str]) -> str:
     """Commands, groups with their options, and the config that ``words`` compose; Hydra's own takes twice as long."""
-    composed = _compose(words, name, config_dirs)
+    composed = compose_typed(words, name, config_dirs)
     text = OmegaConf.load(CONFIGS / "hydra" / "help" / f"{name}.yaml")
     folders = {p.name for folder in (*config_dirs, CONFIGS) for p in Path(folder).iterdir() if p.is_dir()}
     groups = [f"{group}: {', '.join(options_in(group, config_dirs))}" for group in sorted(folders - {*NO_GROUPS})]

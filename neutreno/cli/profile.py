@@ -12,6 +12,7 @@ Without data, random pixels or token ids are used. Each line of a text is a samp
 
 import argparse
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def main(arguments: Sequence[str]) -> None:
         setattr(arguments, name, number(f"--{name}", getattr(arguments, name), least))
     lam = None if arguments.lam is None else number("--lam", arguments.lam, 0, float)
     layers = arguments.layers.split(",") if arguments.layers else None
-    if arguments.data is not None and not Path(arguments.data).exists():
+    if arguments.data is not None and not os.path.exists(arguments.data):
         raise InputError(f"{arguments.data}: no such file or folder")
 
     import pandas as pd

@@ -37,12 +37,12 @@ def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[
     Raises:
         InputError: a row or ``overrides`` cannot be used.
     """
-    from neutreno.oversmoothing.metrics import named_metrics
+    from neutreno.oversmoothing.metrics import named_metrics, probed
     from neutreno.reports.tables import check_columns
 
     first = {label: table.check(label, overrides) for label in table.rows}
-    probed = {name for composed in first.values() for name in ["cosine", *composed.settings["probe"]["metrics"]]}
-    measured = {metric.name for metric in named_metrics(sorted(probed))}
+    listed = (probed(composed.settings["probe"]["metrics"]) for composed in first.values())
+    measured = {metric.name for metrics in listed for metric in named_metrics(metrics)}
     try:
         check_columns(table.columns, measured.__contains__)
     except InputError as error:
@@ -50,7 +50,7 @@ def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[
     labels = sorted(table.rows, key=lambda label: (table.level(label), not at_baseline(first[label])))
     jobs: dict[tuple[str, int], Job] = {}
     for label, seed in sorted(((label, s) for s in range(seeds) for label in labels), key=lambda r: table.level(r[0])):
-        jobs[label, seed] = job = plan(table.compose(label, seed, overrides))
+        jobs[label, seed] = job = plan(table.compose(label, seed, overrides) if seed else first[label])
         needed = table.needed(label, overrides).values()
         job.needs = [jobs[row, seed] for row in needed if row in table.rows]
     places: dict[Path, str] = {}

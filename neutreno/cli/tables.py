@@ -11,8 +11,8 @@ Welch's 95 % interval, or the interval of paired differences between runs with t
 listed but never averaged; each task has a separate table.
 """
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from neutreno.cli import add_config_dir, add_trust, command, parser_of
 from neutreno.cli.hydra_main import split_config_dirs
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     table, folders, first, known = None, a.runs, a.runs[0], tables_in(config_dirs)
     if first in known:
         table, folders = read_table(first, config_dirs), a.runs[1:] or ["outputs"]
-    elif "/" not in first and not Path(first).exists():
+    elif "/" not in first and not os.path.exists(first):
         near, there = close(first, known, ""), ", ".join(known)
         raise InputError(f"{first}: no such folder or table{near}; tables: {there}")
     print_tables(folders, table, a.metric, a.format, a.paired, a.baseline, a.column, config_dirs, a.trust)

@@ -56,8 +56,9 @@ def trained_runs(arguments: list[str], output: str, trust: Sequence[str], trust_
         rows += measure_energies(model, samples, run=one_line(Path(folder).resolve().name))
     if not rows:
         raise InputError(f"{' '.join(overrides)} goes with a run folder: neutreno theory RUN {overrides[0]}")
-    print(layers_table(pd.DataFrame(rows)))
-    print("\nfigure: " + ", ".join(map(str, plot_layers(pd.DataFrame(rows), output))))
+    table = pd.DataFrame(rows)
+    print(layers_table(table))
+    print("\nfigure: " + ", ".join(map(str, plot_layers(table, output))))
 
 
 @command

@@ -67,10 +67,11 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
         return
     axes = [axis for axis in settings["variants"] if axis not in own]
     yield from _section_problems(SCHEMAS[schema], {k: v for k, v in settings.items() if k not in axes}, composed)
+    model = OmegaConf.to_yaml(composed.config.model, resolve=False) if axes else ""
     for axis in axes:
         if composed.choices.get(axis) is None or not isinstance(settings.get(axis), dict):
             yield f"variants.{axis}: the model declares this axis, but has no group {axis} in its defaults list"
-        elif f"${{{axis}}}" not in OmegaConf.to_yaml(composed.config.model, resolve=False):
+        elif f"${{{axis}}}" not in model:
             yield f"model.{axis} is what {axis}=… says: set {axis}, or {axis}.KEY, instead"
     for key in sorted(OmegaConf.missing_keys(composed.config)):
         yield f"{key} has no value; give one, {key}=…"

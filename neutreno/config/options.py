@@ -22,7 +22,7 @@ from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from neutreno.errors import InputError, shown
+from neutreno.errors import InputError, one_line
 
 
 class Mark(Enum):
@@ -89,7 +89,7 @@ Decay = Annotated[float, Ge(0), Lt(1)]  # of an average: 1 would never move it
 Folder = Annotated[
     str,
     Rule(lambda text: bool(text.strip()), "is blank; give the name of a folder"),
-    Rule(lambda text: shown(text) == text, "holds a character that cannot be printed; leave it out"),
+    Rule(lambda text: one_line(text) == text, "holds a character that cannot be printed; leave it out"),
 ]
 Weights = Annotated[str | Path | None, START]  # a run folder, a checkpoint file, or a name that a library knows
 
@@ -144,7 +144,7 @@ def _shown(value: Any) -> str:
         try:
             float(value or 0)
         except ValueError:
-            return shown(value[:200]) if value.strip() and value not in ("null", "true", "false") else repr(value)
+            return one_line(value[:200]) if value.strip() and value not in ("null", "true", "false") else repr(value)
         return repr(value)
     return "null" if value is None else str(value)[:200]
 

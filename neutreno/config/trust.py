@@ -14,8 +14,8 @@ from neutreno.errors import InputError, one_line
 
 
 def build_trusted(node: Any, trust: Sequence[str] = (), key: str = "the run's config", **supplied: Any) -> Any:
-    """The same for a part of a run folder's config, which is data of anybody's: see :func:`check_trusted` and
-    :func:`check_reading`. It starts from no weights: trained ones follow."""
+    """Build a part of a run folder's config, after :func:`check_trusted` and :func:`check_reading`. It starts from no
+    weights: trained ones follow."""
     check_trusted(node, trust, key)
     node = without_start(node)
     check_reading(node, key)

@@ -80,6 +80,18 @@ def explained(
     return InputError("\n".join(problems) or first_line(error))
 
 
+def compose_typed(words: Sequence[str], name: str = "train", config_dirs: Sequence[str] = ()) -> Composed:
+    """:func:`~neutreno.config.composing.compose`.
+
+    Raises:
+        InputError: it cannot be composed; says why.
+    """
+    try:
+        return compose(words, name, config_dirs)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explained(error, words, name, config_dirs) from error
+
+
 def _parse(word: str) -> Override:
     return OverridesParser.create().parse_override(word)
 

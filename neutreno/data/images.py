@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 
 from neutreno.data.fingerprint import of_array, of_files, sampled
 from neutreno.data.loading import CorruptSample, derive_seed, seed_cpu
-from neutreno.errors import InputError, shown
+from neutreno.errors import InputError, one_line
 
 STREAMS = ("hfids/", "tfds/", "wds/")  # readers without random access
 SPLIT_SEED = 20230613  # fixes the splits for every run, whatever its seed
@@ -38,11 +38,11 @@ def decode(content: str | Path | bytes, where: str | Path, mode: str | None) -> 
             return image.copy() if mode is None else image.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "is empty" if found == b"" else "is not a readable image"
-        raise CorruptSample(f"{shown(where)} {reason}; replace or remove it") from error
+        raise CorruptSample(f"{one_line(where)} {reason}; replace or remove it") from error
 
 
 class Images(Sequence):
-    """Labelled images, read when they are asked for. A subclass' ``_content(index)`` gives the first two arguments of
+    """Labelled images, read when they are asked for. A subclass' ``content(index)`` gives the first two arguments of
     :func:`decode`."""
 
     def __init__(self, labels: Sequence[int], classes: Iterable[str], mode: str = "RGB") -> None:
@@ -54,7 +54,7 @@ class Images(Sequence):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return decode(*self._content(index), self._mode), int(self.labels[index])
+        return decode(*self.content(index), self._mode), int(self.labels[index])
 
     def facts(self) -> Iterator[str]:
         """What tells these images from others, for :mod:`neutreno.data.fingerprint`."""
@@ -75,7 +75,7 @@ class FolderImages(Images):
         super().__init__(files.targets, files.classes, mode)
         self._paths, self._folder = [path for path, _ in files.samples], folder
 
-    def _content(self, index: int) -> tuple[str, str]:
+    def content(self, index: int) -> tuple[str, str]:
         return self._paths[index], self._paths[index]
 
     def facts(self) -> Iterator[str]:
@@ -115,7 +115,7 @@ class TableImages(Images):
         super().__init__(labels, map(str, getattr(table.features[label], "names", None) or np.unique(labels)), mode)
         self._images, self._where = EncodedImages(table, image), where
 
-    def _content(self, index: int) -> tuple[bytes | str, str]:
+    def content(self, index: int) -> tuple[bytes | str, str]:
         return self._images[index], f"{self._where}, row {index}"
 
     def facts(self) -> Iterator[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
-from neutreno.errors import InputError, shown
+from neutreno.errors import InputError, one_line
 
 
 def derive_seed(*parts: int) -> int:
@@ -59,7 +59,7 @@ class CorruptLog:
         Raises:
             InputError: more than ``limit`` samples are corrupt.
         """
-        what = shown(what)  # a line in UTF-8, whatever a file's name holds
+        what = one_line(what)  # a line in UTF-8, whatever a file's name holds
         if what not in self._noted:
             self._noted.add(what)
             with open(self.path, "a", encoding="utf-8") as file:

@@ -14,13 +14,13 @@ from torch import nn
 
 from neutreno.checkpoints import load_strictly, read_checkpoint, trained_with
 from neutreno.config.building import build
-from neutreno.config.composing import Composed, compose
+from neutreno.config.composing import Composed
 from neutreno.config.gate import mark_of
 from neutreno.config.options import EXECUTION, FREE, START, options_of
-from neutreno.config.settings import EvaluationSettings, Probe
+from neutreno.config.settings import SCHEMAS, EvaluationSettings, Probe
 from neutreno.config.settings import Trainer as TrainerSettings
 from neutreno.config.trust import check_package, check_reading, check_trusted, without_start
-from neutreno.config.words import close, key_of
+from neutreno.config.words import close, compose_typed, key_of
 from neutreno.errors import InputError
 from neutreno.runs import RunFolder, check_origin, identity_of
 from neutreno.tasks.base import Task
@@ -43,14 +43,19 @@ def run_settings(run: RunFolder, composed: Composed, trust: Sequence[str] = ()) 
     """
     settings, config = run.config(), composed.config
     run.record()  # of another format, its classes have other names
-    for part in ("data", "model", "task"):
-        check_trusted(settings[part], trust, part)
-    for axis in settings["variants"]:
-        if axis in settings["model"] and settings["model"][axis] != settings.get(axis):
+    axes = settings["variants"]
+    if odd := sorted(settings.keys() - {*options_of(SCHEMAS["train"]), *axes}):
+        raise InputError(f"{run.config_file} has the key {odd[0]}, which a run does not write; refused")
+    for part in dict.fromkeys(("data", "model", "task", *axes)):  # before anything that they name is imported
+        check_trusted(settings.get(part), trust, part)
+    for axis in axes:
+        if axis in settings["model"] and settings["model"][axis] != settings[axis]:
             raise InputError(f"{run.config_file}: {axis} and model.{axis} differ, which a run writes alike; refused")
     typed = [key_of(word) for word in composed.overrides]
     for key in typed:
         _set_over(run, settings, key, config)
+    for part in ("data", "task"):  # with what was typed
+        check_trusted(settings[part], trust, part)
     _check_values(run, settings, trust)
     for key in ("num_classes", "in_chans"):
         made_for, now = settings["model"].get(key), settings["data"].get(key)
@@ -158,9 +163,9 @@ def run_of(path: str | Path) -> tuple[RunFolder, Path | None]:
     """
     file = Path(os.path.abspath(path))
     run = RunFolder(file.parent.parent)
-    if file.parent.name == "checkpoints" and run.config_file.is_file() and not file.is_dir():
+    if file.parent.name == "checkpoints" and os.path.isfile(run.config_file) and not os.path.isdir(file):
         return run, file
-    if file.is_file():
+    if os.path.isfile(file):
         raise InputError(
             f"{path} is a file outside a run folder, which alone says what was trained; name the model and the "
             f"data beside it: model=… model.weights={path} data=…"
@@ -234,8 +239,8 @@ def open_run(
     """
     run = RunFolder(folder)
     run.config()  # no run folder: said before all else
-    words = [*(f"++{override}" for override in overrides), *(["trust_readers=true"] if trust_readers else [])]
-    settings = run_settings(run, compose(words, "evaluate"), trust)
+    given = [*(f"++{override}" for override in overrides), *(["trust_readers=true"] if trust_readers else [])]
+    settings = run_settings(run, compose_typed(given, "evaluate"), trust)
     data, task = build_run(run, settings, trust)
     data.setup("validate")
     load_checkpoint(task, data, run.last_checkpoint)
@@ -246,8 +251,6 @@ def build_run(
     run: RunFolder, settings: dict[str, Any], trust: Sequence[str] = (), config_dirs: Sequence[str] = ()
 ) -> tuple[LightningDataModule, Task]:
     """Data and task (with its model) of a run folder by its settings, as :func:`run_settings` gives them."""
-    for part in ("data", "model", "task"):  # what was typed since is checked as well
-        check_trusted(settings[part], trust, part)
     data = build(settings["data"])
     model = build(settings["model"], **data.model_arguments())
     task = build(settings["task"], model=model)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 
 from neutreno.files import replacing
@@ -82,7 +82,8 @@ def training_curves(path: Path) -> dict[str, list[list[float]]]:
         if name in ("step", "epoch", "train/lr") or name.startswith("oversmoothing/"):
             continue
         known = table[["step", name]].dropna()
-        known = known.iloc[:: math.ceil(len(known) / MOST_POINTS) or 1]
+        if len(known) > MOST_POINTS:  # the ends are kept
+            known = known.iloc[np.linspace(0, len(known) - 1, MOST_POINTS).astype(int)]
         if len(known):
             curves[name] = [known["step"].tolist(), [float(f"{v:.5g}") for v in known[name]]]
     return curves

@@ -143,11 +143,12 @@ def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     """
     runs, problems, paths = [], [], {}
     for folder in map(Path, folders):
-        inside = [] if (folder / "config.yaml").exists() else sorted(f.parent for f in folder.glob("*/config.yaml"))
+        is_run = os.path.exists(folder / "config.yaml") or not os.path.isdir(folder)
+        inside = [] if is_run else sorted(f.parent for f in folder.glob("*/config.yaml"))
         paths |= {path.resolve(): path for path in inside or [folder]}  # one that is named twice counts once
     for path in paths.values():
         try:
-            if not path.is_dir():
+            if not os.path.isdir(path):
                 raise InputError(f"{path}: no such folder")
             runs.append(read_run(path))
         except InputError as error:

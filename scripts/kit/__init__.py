@@ -43,6 +43,9 @@ PARTS = {
 }
 
 
+DRAWN = ("steps", "attention", "memory", "similarity")
+
+
 @dataclass
 class Kit:
     """What a part knows: where and how large, the seconds it has, and what other parts have found, by part and case."""

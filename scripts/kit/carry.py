@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -92,9 +91,21 @@ def wheel(name: str, version: str, folder: Path) -> Path:
         if done.returncode:
             raise InputError(f"{name} {version}: neither a wheel nor a source that builds: {last_line(done.stderr)}")
     (file,) = folder.glob("*.whl")
-    if not file.name.endswith(("-none-any.whl", "x86_64.whl")) or "-cp311-" in file.name:
+    if not fits_target(file.name):
         raise InputError(f"{file.name} was built for this machine; Python 3.12 on x86-64 needs another")
     return squeezed(file)
+
+
+def fits_target(wheel: str) -> bool:
+    """Whether a wheel of this name can be installed on the target."""
+    from packaging.utils import parse_wheel_filename
+
+    tags = parse_wheel_filename(wheel)[3]
+    return any(
+        (tag.interpreter in ("py3", "py312", "cp312") or tag.abi == "abi3")
+        and (tag.platform == "any" or tag.platform.endswith("x86_64"))
+        for tag in tags
+    )
 
 
 def squeezed(file: Path) -> Path:
@@ -118,18 +129,13 @@ def choose(sized: list[tuple[Path, int]], limit: int) -> tuple[list[Path], list[
 
 
 def images_of(root: Path, split: str) -> Iterator[tuple[str, bytes]]:
-    """Class and encoded image, as they are stored, of class folders or of parquet as Hugging Face writes it."""
-    for file in sorted(root.glob(f"{split}*.parquet")):
-        import pyarrow.parquet as parquet
+    """Class and encoded image, as they are stored, in any layout that ``data.root`` may have."""
+    from neutreno.data.images import open_split
 
-        table = parquet.read_table(file)
-        about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
-        image = "image" if "image" in table.column_names else "img"
-        for label, stored in zip(table["label"].to_pylist(), table[image].to_pylist(), strict=True):
-            yield names[label] if names else str(label), stored["bytes"]
-    for file in sorted((root / split).glob("*/*")):
-        yield file.parent.name, file.read_bytes()
+    images = open_split(root, split)
+    for index, label in enumerate(() if images is None else images.labels):
+        content, _ = images.content(index)
+        yield images.classes[label], content if isinstance(content, bytes) else Path(content).read_bytes()
 
 
 def pack(root: Path, archive: Path, room: int) -> dict[str, int]:

@@ -161,12 +161,12 @@ def busy(kit: Kit) -> Row:
     watch = Watch(kit.on_gpu, *((1, 2, 1) if kit.small else (20, 150, 20)))
     composed, _ = checked(compose([*overrides(kit), "model=deit_neutreno"]))
     settings = composed.settings
-    settings["trainer"] |= {"max_steps": watch.end, "limit_val_batches": 0, "plugins": []}
+    settings["trainer"] |= {"limit_val_batches": 0, "plugins": []}
     data = build(settings["data"])
     task = build(settings["task"], model=build(settings["model"], **data.model_arguments()))
     data.setup()
     data.note_corrupt(Path("corrupt_images.txt"))
-    off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_steps": watch.end}
     build_trainer(settings["trainer"], callbacks=[ExactResume(0), watch], **off).fit(task, data)
     share = {"GPU busy": watch.kernels_s / watch.step_s} if kit.on_gpu else {"note": "GPU busy share needs a GPU"}
     return {"processes": 1, "images/s": data.batch_size / watch.step_s, "ms": 1000 * watch.step_s, **share}

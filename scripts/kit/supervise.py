@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kit import PARTS, ROOT, Kit, Missing, Part, page
+from kit import DRAWN, PARTS, ROOT, Kit, Missing, Part, page
 from neutreno.errors import InputError
 from neutreno.files import replacing
 
@@ -57,7 +57,7 @@ def measure(arguments: argparse.Namespace) -> None:
             continue
         if left < (least := 1 if arguments.small else part.least):
             reason = f"{max(0, left):.0f} s were left, it needs {least:.0f} s to be worth beginning"
-            found = {**before, "reason": reason}
+            found = {**before, "reason": reason if before["status"] == "not begun" else before["reason"]}
         else:
             print(f"{name:10} begins, {left:.0f} s left", flush=True)
             found = run_part(arguments, name, part, before["rows"], min(left, part.most))
@@ -153,14 +153,14 @@ def supervised(arguments: argparse.Namespace, words: list[str], log: Path, limit
     places = ["--out", str(arguments.out), "--work", str(arguments.work), *kind]
     began = time.monotonic()
     process = start([sys.executable, str(ROOT / "scripts/gpu_kit.py"), *words, *places], log, environment)
+    code = None
     try:
-        while (code := process.poll()) is None and time.monotonic() - began < limit:
-            time.sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(limit)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        while process.poll() is None:
-            time.sleep(0.05)
+        process.wait()
     return code, round(time.monotonic() - began, 1)
 
 
@@ -208,7 +208,7 @@ def draw(arguments: argparse.Namespace) -> dict[str, Any]:
     code, _ = supervised(arguments, ["--pictures"], log, 2 * SPARE_S)
     if (similarity := arguments.work / "similarity.png").exists():
         shutil.copy(similarity, arguments.out)
-    files = sorted(file.name for file in arguments.out.glob("*.png"))
+    files = [f"{name}.png" for name in DRAWN if (arguments.out / f"{name}.png").exists()]
     return {"files": files, "reason": "" if code == 0 else verdict(code, {}, log)[1]}
 
 

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import logging
+import math
 import os
 import pkgutil
 import runpy
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -131,15 +133,22 @@ class Forked:
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
-    def wait(self) -> subprocess.CompletedProcess[str]:
-        if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    def wait(self, timeout: float = math.inf) -> int:
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.02)
+        return self.returncode
+
+    def finish(self) -> subprocess.CompletedProcess[str]:
+        self.wait()
         texts = [(file.seek(0), file.read())[1] for file in (self.out, self.err)]
         return subprocess.CompletedProcess(self.args, self.returncode, *texts)
 
 
 def run_forked(script: str, *arguments: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess[str]:
-    return Forked(script, *arguments, cwd=cwd, **kwargs).wait()
+    return Forked(script, *arguments, cwd=cwd, **kwargs).finish()
 
 
 def runs_are_forks() -> None:
@@ -228,7 +237,7 @@ def run_ranks(
 
         return Forked(script, *arguments, cwd=cwd, setup=setup)
 
-    return [run.wait() for run in [start(rank) for rank in range(processes)]]
+    return [run.finish() for run in [start(rank) for rank in range(processes)]]
 
 
 def make_run(

@@ -68,7 +68,7 @@ WORDS = {
     "trainer.precision=16-mix": ["trainer.precision=16-mix"],
     "name=0": ["name=0"],
     "name=' '": ["name=' ' is blank"],
-    "name='a\tb'": [r"name=a\tb holds a character"],
+    "name='a\tb'": ["name=a b holds a character that cannot be printed"],
     "output_dir=": ["output_dir='' is blank"],
     "output_dir=' '": ["output_dir=' ' is blank"],
     "task.ema_decay=1": ["task.ema_decay=1 should be less than 1"],

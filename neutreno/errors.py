@@ -35,13 +35,19 @@ def one_line(text: object) -> str:
 
 
 def explain(error: BaseException) -> str | None:
-    """What an :class:`InputError` says, None for every other exception."""
+    """What an :class:`InputError` says, or the loss of another process means; None for every other exception."""
     if not isinstance(error, InputError):
-        return None
+        lost = _talking() and re.search(r"Connection (closed|reset) by peer", str(error))
+        return "another process of this run ended; see its output" if lost else None
     text = str(error).strip()
     if "Original Traceback" in text:  # a loading worker hands its error over as text that ends with the original line
         return text.splitlines()[-1].removeprefix("neutreno.errors.InputError: ")
     return text
+
+
+def _talking() -> bool:
+    """Whether the processes of a run share out work by now."""
+    return getattr(sys.modules.get("torch.distributed"), "is_initialized", bool)()
 
 
 def report(error: BaseException) -> int:
@@ -53,14 +59,11 @@ def report(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     said = explain(error)
-    talking = getattr(sys.modules.get("torch.distributed"), "is_initialized", bool)()
-    if said is None and talking and re.search(r"Connection (closed|reset) by peer", str(error)):
-        said = "another process of this run ended; see its output"
     if said is None:
         traceback.print_exception(error)
         return 1
     ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
-    if ranks[:1] in ([], ["0"]) or talking:  # before they share out work, all processes would say the same
+    if ranks[:1] in ([], ["0"]) or _talking():  # before they share out work, all processes would say the same
         for line in said.splitlines():
             print(f"error: {line}", file=sys.stderr)
     return 2

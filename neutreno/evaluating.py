@@ -27,11 +27,12 @@ from neutreno.evaluation.opening import (
     trusted,
 )
 from neutreno.files import make_folder
-from neutreno.parallel import build_trainer, check_trainer
+from neutreno.parallel import build_trainer, check_trainer, kill_others
 from neutreno.records import read_json
 from neutreno.reports.evaluation import first_table, render
 from neutreno.reports.reading import read_run
 from neutreno.runs import RunFolder
+from neutreno.stopping import stopping
 from neutreno.tasks.base import Task
 from neutreno.variants import describe
 
@@ -49,7 +50,8 @@ def evaluate(composed: Composed) -> None:
     corrupt = subject.folder / "evaluation_corrupt_images.txt"
     rank_zero_only(corrupt.unlink)(missing_ok=True)  # of an earlier evaluation
     subject.data.note_corrupt(corrupt)
-    found = run_all(evaluators, subject)
+    with stopping(kill_others(subject.trainer)):
+        found = run_all(evaluators, subject)
     if subject.trainer.is_global_zero:
         write(composed, run, subject, found, record(subject, composed, found))
 

@@ -6,13 +6,11 @@ A launcher's ``run`` makes all ``jobs``; it says ``started(job)``, ``ended(job, 
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +18,7 @@ from annotated_types import Ge, Le
 
 from neutreno.config.options import checked
 from neutreno.errors import InputError
+from neutreno.stopping import die_with
 
 if TYPE_CHECKING:
     from neutreno.sweep import Job
@@ -31,13 +30,8 @@ def execute(command: list[str], log: Path, environment: dict[str, str]) -> subpr
     """Start a run whose output goes to ``log`` and which is killed when this process dies."""
     with open(log, "ab") as file:
         return subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=_die_with_parent
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=partial(die_with, os.getpid())
         )
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":  # elsewhere the folder's lock keeps a second process out
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; a resumed run is the same run
 
 
 class Local:

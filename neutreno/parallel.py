@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from neutreno.checkpoints import load_strictly, read_checkpoint
 from neutreno.config.building import build
 from neutreno.config.words import close
 from neutreno.errors import InputError
+from neutreno.stopping import STARTED_BY
 
 
 def units(network: nn.Module) -> list[nn.Module]:
@@ -157,11 +158,22 @@ def build_trainer(settings: Any, **more: Any) -> Trainer:
         InputError: Lightning refuses those settings; says what it says.
     """
     own = {"use_distributed_sampler": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    os.environ[STARTED_BY] = str(os.getpid())  # which the other ranks inherit that Lightning starts here
     own["max_steps"] = -1  # epochs bound a run: by steps, Lightning skips one when it resumes at the end of one
     try:
-        return build(settings, **{**own, **more})  # our samplers split without counting a sample twice
+        trainer = build(settings, **{**own, **more})  # our samplers split without counting a sample twice
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    trainer._signal_connector.register_signal_handlers = lambda: None  # see neutreno/stopping.py
+    return trainer
+
+
+def kill_others(trainer: Trainer) -> Callable[[int], None] | None:
+    """Sends a signal to the processes that ``trainer`` started; None where a run is a single process."""
+    if trainer.world_size == 1:
+        return None
+    launcher = trainer.strategy.launcher
+    return (lambda number: None) if launcher is None else launcher.kill
 
 
 def slurm_environment() -> SLURMEnvironment:

@@ -31,10 +31,11 @@ from neutreno.data.loading import derive_seed, seed_everything
 from neutreno.errors import InputError, explain
 from neutreno.evaluation.metrics import evaluate_run
 from neutreno.oversmoothing.probe import OversmoothingProbe
-from neutreno.parallel import GatherForEvaluation, build_trainer, check_trainer
+from neutreno.parallel import GatherForEvaluation, build_trainer, check_trainer, kill_others
 from neutreno.parallel import describe as describe_devices
 from neutreno.preflight import MicroBatch, preflight
 from neutreno.runs import RunFolder, check_origin, default_name, identity_of
+from neutreno.stopping import stopping
 from neutreno.tasks.base import Task
 from neutreno.variants import check_trained, describe, recorded_axes
 
@@ -145,8 +146,9 @@ def fit(
     for logger in loggers[1:]:
         logger.log_hyperparams(settings)
     try:
-        trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
-        metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint) | data.baselines()
+        with stopping(kill_others(trainer)):
+            trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
+            metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint) | data.baselines()
     except BaseException as error:
         record_error(error, record)
         raise
@@ -186,7 +188,7 @@ def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
     content = read_checkpoint(checkpoint)
     another = f"To start another run from it: model.weights={checkpoint} name=…"
     remedy = f"it is not this run's. {another}"
-    needed = [*RESUMABLE, "pytorch-lightning_version"]
+    needed = [*RESUMABLE, "train_loss", "pytorch-lightning_version"]
     if absent := [key for key in needed if key not in content or (key in RESUMABLE[:2] and not content[key])]:
         said = f"{checkpoint} holds no {absent[0]}, perhaps weights alone, from which a run cannot resume"
         raise InputError(f"{said}; restore it. {another}")
@@ -247,7 +249,8 @@ def record_error(error: BaseException, record: Any) -> None:
     stopped = isinstance(error, KeyboardInterrupt | SystemExit)
     logging.getLogger("train").info("stopped here", exc_info=error)  # to train.log, whole
     with contextlib.suppress(InputError):  # a full disk must not hide what happened
-        record(status="interrupted" if stopped else "failed", reason=explain(error) or repr(error))
+        reason = repr(error.__context__ or error) if stopped else explain(error) or repr(error)
+        record(status="interrupted" if stopped else "failed", reason=reason)
     if stopped:  # Lightning makes it a SystemExit
         raise KeyboardInterrupt("resume=true continues the run") from error
 

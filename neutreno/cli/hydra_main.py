@@ -18,6 +18,7 @@ from neutreno.config.composing import CONFIGS, Composed, searchpath
 from neutreno.config.gate import check_settings
 from neutreno.config.words import NO_GROUPS, check_choices, compose_typed, explained, options_in
 from neutreno.errors import InputError
+from neutreno.stopping import die_with_rank_zero
 
 
 def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) -> None:
@@ -28,6 +29,7 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
     Raises:
         InputError: all that is wrong with the words.
     """
+    die_with_rank_zero()
     words, config_dirs = split_config_dirs(words)
     typed = [word for word in words if not word.startswith("-")]
     check_choices(typed, config_dirs)

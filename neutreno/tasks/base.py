@@ -18,6 +18,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from neutreno.config.building import locate
 from neutreno.config.options import SUPPLIED, Count, Decay, NonNegative, checked
@@ -103,7 +104,6 @@ class Task(LightningModule):
         self.warmup_epochs, self.warmup_steps, self.warmup_lr = warmup_epochs, warmup_steps, warmup_lr
         self.ema = None if ema_decay is None else ModelEmaV3(model, decay=ema_decay).requires_grad_(False)
         self.train_loss = MeanMetric(nan_strategy="disable")
-        self.train_loss.persistent(True)  # a checkpoint in the middle of an epoch keeps the mean so far
 
     def loss(self, batch) -> Tensor:
         raise NotImplementedError
@@ -126,6 +126,16 @@ class Task(LightningModule):
             checkpoint["variants"] = self.variants
         if self.run is not None:
             checkpoint["run"] = self.run
+        sums = torch.stack([self.train_loss.mean_value, self.train_loss.weight])  # of an epoch that is not over yet
+        by_rank = gather_all_tensors(sums) if torch.distributed.is_initialized() else [sums]
+        checkpoint["train_loss"] = torch.stack(by_rank).tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        by_rank, rank = checkpoint["train_loss"], self.trainer.global_rank
+        if len(by_rank) != self.trainer.world_size:
+            by_rank = [[sum(part) for part in zip(*by_rank, strict=True)]]
+        for name, value in zip(("mean_value", "weight"), by_rank[rank] if rank < len(by_rank) else (0, 0), strict=True):
+            getattr(self.train_loss, name).fill_(value)
 
     def check_checkpoint(self, checkpoint: dict, data: LightningDataModule, path: str | Path) -> None:
         """Refuse a checkpoint whose weights would fit, but mean something else with this data."""

@@ -9,7 +9,7 @@ from support import ROOT
 
 FILES = sorted((ROOT / "neutreno").rglob("*.py"))
 LAYERS = [  # what stands further down may import what stands above, never the other way round
-    {"errors"},
+    {"errors", "stopping"},
     {"config"},
     {"files", "records", "console", "functional", "sliding_window"},
     {"variants"},

@@ -1,0 +1,128 @@
+"""Several processes end together, within seconds, and leave what a run can continue from."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import ROOT, TINY, run_ranks
+from support.rounding import checkpoint, result
+from support.same_run import assert_same_run, dies_after
+
+PAIR = ["trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu", "trainer.devices=2", "name=x"]
+WITHIN_S = 20  # of a busy machine; five on an idle one
+
+# Where a loading worker of the process that ended holds its connection, rank 0 waits in C and is killed.
+INTERRUPTED = [("interrupted", "KeyboardInterrupt('SIGTERM')"), ("running", None)]
+LOST = [("failed", "another process of this run ended; see its output"), ("running", None)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def below(pid: int) -> list[int]:
+    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    return [p for child in map(int, children) for p in (child, *below(child))]
+
+
+def is_rank_one(pid: int) -> bool:
+    words, environment = (Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+    return b"train.py" in words and b"LOCAL_RANK=1" in environment
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A run on two processes, started as users do, that is training: the processes of rank 0 and 1, and all of both."""
+    words = [str(ROOT / "train.py"), *TINY, *PAIR, "trainer.max_epochs=3000", "data.num_workers=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "log", "w") as log:
+        run = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stdout=log, stderr=log, env=environment)
+    until = time.monotonic() + 200
+    while not (tmp_path / "outputs/x/checkpoints/last.ckpt").exists():
+        assert run.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    every = [run.pid, *below(run.pid)]
+    yield run, next(filter(is_rank_one, every)), every
+    for pid in filter(alive, every):
+        os.kill(pid, signal.SIGKILL)
+    run.wait()
+
+
+def assert_all_end(run, every):
+    until = time.monotonic() + WITHIN_S
+    while (left := [pid for pid in every if alive(pid)]) and time.monotonic() < until:
+        run.poll()
+        time.sleep(0.05)
+    assert not left
+
+
+@pytest.mark.parametrize(
+    "number, of, outcome",
+    [
+        (signal.SIGTERM, "rank 0", INTERRUPTED),
+        (signal.SIGTERM, "both", INTERRUPTED),
+        (signal.SIGTERM, "rank 1", LOST),
+        (signal.SIGKILL, "rank 0", [("running", None)]),
+        (signal.SIGKILL, "rank 1", LOST),
+    ],
+)
+def test_a_signal_to_one_or_to_all_ends_all(pair, tmp_path, number, of, outcome):
+    run, rank_one, every = pair
+    for pid in {"rank 0": [run.pid], "rank 1": [rank_one], "both": [run.pid, rank_one]}[of]:
+        os.kill(pid, number)
+    assert_all_end(run, every)
+    log, record = (tmp_path / "log").read_text(), result(tmp_path / "outputs/x")
+    assert run.wait() != 0 and "Traceback" not in log, log
+    assert (record["status"], record.get("reason")) in outcome
+    assert checkpoint(tmp_path / "outputs/x")["global_step"] > 0
+    assert not list((tmp_path / "outputs").rglob("*.unfinished"))
+
+
+WAITING = """
+import os, signal, threading
+import neutreno.stopping as stopping
+
+stopping.GRACE_S = 0.3
+lock = threading.Lock()
+lock.acquire()
+with stopping.stopping(lambda number: print("to the others:", signal.Signals(number).name, flush=True)):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    signal.signal(signal.SIGTERM, lambda *_: None)  # what a handler does that no Python lets run
+    lock.acquire()
+"""
+
+
+def test_a_process_that_waits_for_one_that_is_gone_ends_nevertheless():
+    done = subprocess.run([sys.executable, "-c", WAITING], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM and done.stdout == "to the others: SIGKILL\n", done.stderr
+
+
+def test_the_mean_loss_of_an_epoch_is_exact_after_a_resume_within_it(tmp_path):
+    words = [*TINY, *PAIR, "data.batch_size=100", "checkpoint.every_n_steps=3"]
+    for folder, setup in (("whole", lambda: None), ("resumed", dies_after(2))):
+        (tmp_path / folder).mkdir()
+        first, _ = run_ranks(2, *words, cwd=tmp_path / folder, on_rank_zero=setup)
+        assert first.returncode in (0, -signal.SIGKILL), first.stderr
+    resumed, whole = tmp_path / "resumed/outputs/x", tmp_path / "whole/outputs/x"
+    assert checkpoint(resumed)["global_step"] == 6 and json.loads((resumed / "result.json").read_text())
+    for done in run_ranks(2, *words, "resume=true", cwd=tmp_path / "resumed"):
+        assert done.returncode == 0, done.stderr
+    assert_same_run(resumed, whole)
+
+
+def test_a_child_whose_parent_is_gone_before_it_asks_to_end_with_it_ends():
+    done = subprocess.run(
+        [sys.executable, "-c", "from neutreno.stopping import die_with; die_with(1 << 22); print('went on')"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL and not done.stdout

@@ -43,9 +43,10 @@ def evaluate(composed: Composed) -> None:
     Raises:
         InputError: what the user gave cannot be used; then no folder was made.
     """
-    console.quiet(rank_zero_only.rank)
+    console.quiet(rank_zero_only.rank, wait=True)
     opened = run_opened if composed.config.run is not None else weights_opened
     run, subject, evaluators = opened(composed)
+    console.begin()
     make_folder(subject.folder)
     corrupt = subject.folder / "evaluation_corrupt_images.txt"
     rank_zero_only(corrupt.unlink)(missing_ok=True)  # of an earlier evaluation

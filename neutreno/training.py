@@ -227,9 +227,11 @@ def make_trainer(
         FiniteLoss(),
         *callbacks,
         RunProgress(**config.progress),
-        Checkpoint(**every_epoch, filename="best", monitor=task.main_metric, mode=task.main_metric_mode),
         Checkpoint(**every_epoch, filename="last"),
     ]
+    if not task.keeps_best:
+        best = {"monitor": task.main_metric, "mode": task.main_metric_mode}
+        callbacks.append(Checkpoint(**every_epoch, filename="best", **best))
     if every_n_steps := config.checkpoint.every_n_steps:
         callbacks.append(Checkpoint(**checkpoints, filename="last", every_n_train_steps=every_n_steps))
     trainer = build_trainer(

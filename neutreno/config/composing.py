@@ -15,6 +15,14 @@ _INSIDE = Path(__file__).parents[1] / "configs"  # a wheel's; beside the package
 CONFIGS = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / "configs"  # a checkout's
 
 
+def piecewise(at: float, table: dict[float, Any]) -> Any:
+    """``${piecewise:AT,{0: A, 6: B}}`` in a config: the value of the largest key that is not above ``at``."""
+    return table[max(key for key in table if key <= at)]
+
+
+OmegaConf.register_new_resolver("piecewise", piecewise, replace=True)
+
+
 @dataclass
 class Composed:
     """A config, and how it came about.

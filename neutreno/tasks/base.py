@@ -13,10 +13,11 @@ from annotated_types import Ge, Le
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
@@ -25,7 +26,12 @@ from neutreno.config.options import SUPPLIED, Count, Decay, NonNegative, checked
 from neutreno.errors import InputError
 from neutreno.parallel import ShardedStrategy, shard
 
-SCHEDULES = {"cosine": CosineLRScheduler, "poly": partial(PolyLRScheduler, power=0.9)}
+
+def _constant(optimizer: Optimizer, t_initial: int, lr_min: float, **warmup: Any) -> StepLRScheduler:
+    return StepLRScheduler(optimizer, decay_t=t_initial, decay_rate=1.0, **warmup)
+
+
+SCHEDULES = {"cosine": CosineLRScheduler, "poly": partial(PolyLRScheduler, power=0.9), "constant": _constant}
 
 
 class Task(LightningModule):
@@ -41,8 +47,8 @@ class Task(LightningModule):
             are not decayed. ``lr`` is the peak.
         lr_batch, batch_size: if given, ``lr`` is meant for a global batch of ``lr_batch`` samples and grows in
             proportion to the global ``batch_size`` (Goyal et al., 2017; DeiT).
-        schedule, warmup_epochs, warmup_lr, min_lr, lr_per: timm's schedule, ``cosine`` or ``poly`` (of power 0.9), with
-            linear warm-up, moved on per ``step`` or per ``epoch`` (DeiT's way: there epochs 0 and 1 both run at
+        schedule, warmup_epochs, warmup_lr, min_lr, lr_per: timm's schedule, ``cosine``, ``poly`` (of power 0.9)
+            or ``constant``, with linear warm-up, moved on per ``step`` or per ``epoch`` (DeiT's way: there epochs 0 and 1 both run at
             ``warmup_lr``).
         warmup_steps: instead of ``warmup_epochs``, with ``lr_per=step``.
         ema_decay: keep EMA of the weights, updated each step, evaluated in addition to the raw weights; None: off.
@@ -57,6 +63,7 @@ class Task(LightningModule):
 
     writer: str | None = None  # path of a function that writes what left() gives: (left, folder, prefix) -> files
     accepts: str | None = None  # what a model's ``output`` has to be, where it says one; None: anything
+    keeps_best = False  # whether it keeps the best weights itself, among its ``networks``
     protocol = ""  # how a split is evaluated, where there are several ways; stands in its metrics' names
 
     @checked

@@ -28,7 +28,7 @@ from neutreno.config.building import locate
 from neutreno.errors import InputError
 from neutreno.functional import G as fidelity_term
 from neutreno.functional import J as smoothing_functional
-from neutreno.functional import fidelity
+from neutreno.functional import fidelity_weights
 
 NEEDS = ("labels", "inputs", "weights", "values")  # what a metric may ask for beside the features
 
@@ -269,7 +269,7 @@ def G(tokens: LayerTokens) -> Tensor:
     λ(x) = 1 / Δt(x), so it is that of λ̃ = 1 and is told of softmax attention too; E is J + λ̃ G.
     """
     (v, v0), weights = tokens.values(), tokens.weights().double()
-    return _relative(fidelity_term(v.double(), v0.double(), fidelity(weights, 1.0)), v)
+    return _relative(fidelity_term(v.double(), v0.double(), fidelity_weights(weights, 1.0)), v)
 
 
 def _relative(energy: Tensor, v: Tensor) -> Tensor:

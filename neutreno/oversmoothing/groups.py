@@ -25,21 +25,27 @@ def unit_rows(x: Tensor) -> Tensor:
     return torch.where(length > 0, x / length, 0.0)
 
 
-def squared_distance_ratio(x: Tensor, labels: Tensor) -> Tensor:
-    """The group distance ratio as the released code has it: the mean squared distance of unit-length rows between two
-    classes, over that within a class, (); every pair of classes, and every class, counts alike.
+def squared_distances(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared distance of unit-length rows within a class, (), and how much more it is between two, (), in O(N d).
 
-    A class of mean m and mean squared distance s to it has 2 s within, and ‖m − m'‖² + s + s' to another. So the ratio
-    is 1 + (mean ‖m − m'‖²) / (mean 2 s), in O(N d); 1 if classes are not apart at all, ∞ if each is a single point.
-    NaN counts as 1, as in the released code: of collapsed features, or of a single class.
+    Pairs include a node with itself; every class, and every pair of classes, counts alike. A class of mean m and mean
+    squared distance s to it has 2 s within, and ‖m − m'‖² + s + s' to another: the mean of ‖m − m'‖² is the difference.
     """
     unit, (classes, index, counts) = unit_rows(x), labels.unique(return_inverse=True, return_counts=True)
     means = unit.new_zeros(len(classes), unit.shape[1]).index_add(0, index, unit) / counts[:, None]
     squares = (unit - means[index]).square().sum(-1)
     within = 2 * (unit.new_zeros(len(classes)).index_add(0, index, squares) / counts).mean()
-    gaps = 2 * (means - means.mean(0)).square().sum() / (len(classes) - 1)
-    within, gaps = (torch.where(y > _ROUNDING, y, y * 0) for y in (within, gaps))
-    return 1 + (gaps / within).nan_to_num(nan=0.0, posinf=math.inf)
+    return within, 2 * (means - means.mean(0)).square().sum() / (len(classes) - 1)
+
+
+def squared_distance_ratio(x: Tensor, labels: Tensor) -> Tensor:
+    """The group distance ratio as the released code has it: the mean squared distance of unit-length rows between two
+    classes, over that within a class, (): 1 if classes are not apart at all, ∞ if each is a single point.
+
+    NaN counts as 1, as in the released code: of collapsed features, or of a single class.
+    """
+    within, more = (torch.where(y > _ROUNDING, y, y * 0) for y in squared_distances(x, labels))
+    return 1 + (more / within).nan_to_num(nan=0.0, posinf=math.inf)
 
 
 def distance_ratio(x: Tensor, labels: Tensor) -> Tensor:
@@ -48,11 +54,11 @@ def distance_ratio(x: Tensor, labels: Tensor) -> Tensor:
 
     NaN counts as 1, as above.
     """
-    classes, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    classes, counts = labels.unique(return_counts=True)
     x = x.double()
     scale = torch.linalg.vector_norm(x)
     x = x - x.mean(0)
-    members = torch.nn.functional.one_hot(index, len(classes)).double()
+    members = (labels[:, None] == classes).double()
     sums = members.new_zeros(len(classes), len(classes))
     for rows in _blocks(len(x)):
         sums += members[rows].T @ (torch.cdist(x[rows], x) @ members)

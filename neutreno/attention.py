@@ -12,7 +12,7 @@ A is the row-softmax of Q Kᵀ / √D and D = 11ᵀ / N the uniform average; in 
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,54 @@ from torch import Tensor, nn
 
 from neutreno.config.options import SUPPLIED, DropRate, NonNegative, Share, Size, checked
 from neutreno.errors import InputError
+
+Anchor = Literal["v0", "none", "detached", "shuffled"]  # what stands for V_0 in the fidelity term
+
+
+def fidelity(out: Tensor, v: Tensor, v0: Tensor, lam: float, anchor: Anchor = "v0", pull: bool = True) -> Tensor:
+    """NeuTRENO's fidelity term, ``out + λ̃ (V_0 − V_l)``, or one half of it; all tensors of one shape.
+
+    The halves tell what the term does by holding tokens near V_0 from what it does by weakening the average, since
+    ``A V − λ̃ V = (A − λ̃ I) V``.
+
+    Args:
+        anchor: "none" leaves λ̃ V_0 out; for all others ``v0`` is what :func:`anchored` made of the first layer's.
+        pull: False leaves −λ̃ V_l out. One of the halves must be there.
+    """
+    if anchor == "none":
+        return torch.sub(out, v, alpha=lam)
+    return torch.add(out, v0 - v if pull else v0, alpha=lam)
+
+
+def anchored(v: Tensor, anchor: Anchor, training: bool, causal: bool = False) -> Tensor:
+    """What the first layer hands on as V_0 to all others, so that one permutation holds for a whole pass.
+
+    Controls of the fidelity term: "detached" is V_0 without a way for gradients to the first layer, "shuffled" V_0 of
+    other tokens. One permutation serves all samples and heads, so that no sample's output depends on which others are
+    evaluated with it. In training it comes from torch's global generator, in evaluation it is always the same. No token
+    of a causal model may see a later one's value: there it is that of the same position in another sequence of the
+    batch.
+
+    Args:
+        v: the first layer's values, (B, …, N, D).
+
+    Raises:
+        InputError: shuffled values of a causal model, and a batch of one sequence.
+    """
+    if anchor == "detached":
+        return v.detach()
+    if anchor != "shuffled":
+        return v
+    if causal:
+        if len(v) < 2:
+            raise InputError("anchor=shuffled takes the values of another sequence of the batch, and this batch is one")
+        return v.roll(1, 0)
+    return v[..., _permutation(v.shape[-2], training, v.device), :]
+
+
+def _permutation(n: int, training: bool, device: torch.device) -> Tensor:
+    generator = None if training else torch.Generator().manual_seed(0)  # on the CPU: the same on every device
+    return torch.randperm(n, generator=generator).to(device)
 
 
 class SoftmaxAttention(nn.Module):

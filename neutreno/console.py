@@ -20,6 +20,7 @@ _KNOWN = (
     "You're resuming from a checkpoint that ended before the epoch ended",
     "was configured so `ckpt_path=",
     "to accumulate the metric across devices",  # the metrics have done so
+    "Sparse CSR tensor support is in beta state",
     "FSDP2-wrapped module (FSDPBlock) returned a view tensor",  # V_0; nothing works in place on it
 )
 

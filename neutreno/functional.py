@@ -46,7 +46,7 @@ def G(u: Tensor, f: Tensor, lam: Tensor | float) -> Tensor:
 
 def E(u: Tensor, k: Tensor, f: Tensor, lam_tilde: float) -> Tensor:
     """The regularized functional ``E = J + G`` with ``λ(x) = λ̃ / Δt(x)``, which NeuTRENO descends: → (…)."""
-    return J(u, k) + G(u, f, fidelity(k, lam_tilde))
+    return J(u, k) + G(u, f, fidelity_weights(k, lam_tilde))
 
 
 def grad_J(u: Tensor, k: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def grad_G(u: Tensor, f: Tensor, lam: Tensor | float) -> Tensor:
 
 def grad_E(u: Tensor, k: Tensor, f: Tensor, lam_tilde: float) -> Tensor:
     """The sum of both, with ``λ(x) = λ̃ / Δt(x)``: (…, N, d)."""
-    return grad_J(u, k) + grad_G(u, f, fidelity(k, lam_tilde))
+    return grad_J(u, k) + grad_G(u, f, fidelity_weights(k, lam_tilde))
 
 
 def step_size(k: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def step_size(k: Tensor) -> Tensor:
     return 1 / _degrees(k)
 
 
-def fidelity(k: Tensor, lam_tilde: float) -> Tensor:
+def fidelity_weights(k: Tensor, lam_tilde: float) -> Tensor:
     """``λ(x) = λ̃ / Δt(x)``, the weights of G for which the step is NeuTRENO's rule: (…, N, N) → (…, N)."""
     check_number("lam_tilde", lam_tilde)
     return lam_tilde / step_size(k)

@@ -22,7 +22,7 @@ def main() -> int:
             for line in check(path):
                 agreed &= line.ok
                 verdict = "ok  " if line.ok else "FAIL"
-                print(f"{verdict} {path}: {line.quantity:12} {line.difference:.2e} (≤ {line.tolerance:.0e})")
+                print(f"{verdict} {path}: {line.quantity:32} {line.difference:.2e} (≤ {line.tolerance:.0e})")
         except InputError as error:
             agreed = False
             report(error)

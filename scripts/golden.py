@@ -18,12 +18,15 @@ import torch.nn.functional as F
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.errors import InputError
+from neutreno.models.graph import GAT, GCN, SGC, GraphNetwork
+from neutreno.models.graph_norms import BatchNorm, GroupNorm, NoNorm, PairNorm
 from neutreno.models.language_model import LanguageModel, own_name, own_names
 from neutreno.models.segmenter import Segmenter
 from neutreno.models.vit import VisionTransformer
+from neutreno.oversmoothing.groups import information_gain, kernel, squared_distance_ratio, squared_distances
 from neutreno.sliding_window import SlidingWindow, probabilities
 
-EXACT, STORED_IN_FLOAT32 = 1e-6, 1e-4
+EXACT, STORED_IN_FLOAT32, OF_GRAPHS = 1e-6, 1e-4, 1e-9
 
 
 class Comparison(NamedTuple):
@@ -54,6 +57,7 @@ def check(path: str | Path) -> Iterator[Comparison]:
         "w/patch_embed.proj.weight": _check_vit,
         "w/decoder.cls_emb": _check_segmenter,
         "w/word_emb.emb_layers.0.weight": _check_language_model,
+        "edge_index": _check_graph,
     }
     for key, compare in checks.items():
         if key in golden:
@@ -150,3 +154,63 @@ def _check_language_model(path: str | Path, golden: dict[str, np.ndarray], meta:
 
     norms = torch.stack([gradient(str(name)).norm() for name in golden["grad_names"]])
     yield Comparison("grad_norms", _difference(norms, golden["grad_norms"]), EXACT)
+
+
+def own_graph_name(released: str) -> str:
+    """Our name of a parameter or buffer of the released graph networks."""
+    if released == "weight":
+        return "lin.weight"
+    name = released.replace("layers_GCN.", "layers.").replace("layers_bn.", "layers.")
+    return name.replace(".bn.", ".norm.bn.").replace(".group_func.", ".norm.group_func.")
+
+
+def _graph_network(golden: dict[str, np.ndarray], meta: dict) -> GraphNetwork:
+    group = partial(GroupNorm, groups=meta["groups"], skip_weight=meta["skip_weight"])
+    norms = {"none": NoNorm, "batch": BatchNorm, "pair": PairNorm, "group": group}
+    build = {"gcn": GCN, "gat": partial(GAT, attn_drop_rate=0.0), "sgc": SGC}[meta["model"]]
+    model = build(
+        meta["num_features"],
+        meta["num_classes"],
+        torch.from_numpy(golden["edge_index"]),
+        num_nodes=len(golden["x"]),
+        hidden=meta["hidden"],
+        depth=meta["layers"],
+        drop_rate=0.0,
+        norm=norms[meta["norm"]],
+    ).double()
+    weights = {own_graph_name(name): value for name, value in _weights(golden).items()}
+    if meta["model"] == "sgc":  # x @ weight
+        weights["lin.weight"] = weights["lin.weight"].T
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    model.load_state_dict({k: v.view(shapes[k]) if ".att_" in k else v for k, v in weights.items()})
+    return model
+
+
+def _check_graph(path: str | Path, golden: dict[str, np.ndarray], meta: dict) -> Iterator[Comparison]:
+    def compared(quantity: str, ours: torch.Tensor) -> Comparison:
+        return Comparison(quantity, _difference(ours, golden[quantity]), OF_GRAPHS)
+
+    model = _graph_network(golden, meta)
+    x, labels, train = (torch.from_numpy(golden[key]) for key in ("x", "y", "train_mask"))
+    hidden: list[torch.Tensor] = []
+    hooks = [layer.norm.register_forward_hook(lambda _, args, out: hidden.append(out[0])) for layer in model.layers]
+    logits = model(x[None])[0]
+    for hook in hooks:
+        hook.remove()
+    yield compared("logits_train", logits)
+    yield from (compared(f"hidden_train/{i}", out) for i, out in enumerate(hidden))
+    loss = F.cross_entropy(logits[train], labels[train])
+    yield compared("loss", loss)
+    loss.backward()
+    parameters, state = dict(model.named_parameters()), model.state_dict()
+    gradients = [parameters[own_graph_name(str(name))].grad for name in golden["grad_names"]]
+    yield compared("grad_norms", torch.stack([gradient.norm() for gradient in gradients]))
+    yield from (compared(k, state[own_graph_name(k.removeprefix("after/"))]) for k in golden if k.startswith("after/"))
+    model.eval()
+    logits = model(x[None])[0].detach()
+    yield compared("logits_eval", logits)
+    within, more = squared_distances(logits, labels)
+    yield compared("intra", within)
+    yield compared("inter", within + more)
+    yield compared("group_distance_ratio", squared_distance_ratio(logits, labels))
+    yield compared("instance_information_gain", information_gain(logits.argmax(-1), kernel(x)))

@@ -17,18 +17,20 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from neutreno.config.building import locate
 from neutreno.errors import InputError
 from neutreno.functional import G as fidelity_term
 from neutreno.functional import J as smoothing_functional
-from neutreno.functional import fidelity
+from neutreno.functional import fidelity_weights
+from neutreno.oversmoothing import groups
 
 NEEDS = ("labels", "inputs", "weights", "values")  # what a metric may ask for beside the features
 
@@ -116,6 +118,11 @@ def layerwise_metric(
     return register
 
 
+def _check_finite(x: Tensor, title: str) -> None:
+    if not torch.isfinite(x).all():
+        raise InputError(f"{title}: the tokens contain NaN or Inf; did the training diverge?")
+
+
 def _formula(name: str, title: str) -> Callable[[Callable], Callable]:
     """Makes a formula a layer-wise metric, given tokens in float64; of a single token it is 0, with a warning."""
 
@@ -125,8 +132,7 @@ def _formula(name: str, title: str) -> Callable[[Callable], Callable]:
             if not isinstance(x, Tensor) or x.ndim < 2 or 0 in x.shape[-2:]:
                 shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise InputError(f"{title} is measured on tokens of shape (…, N, d) with N, d ≥ 1, not {shape}")
-            if not torch.isfinite(x).all():
-                raise InputError(f"{title}: the tokens contain NaN or Inf; did the training diverge?")
+            _check_finite(x, title)
             if x.shape[-2] < 2:
                 warnings.warn(f"{title} needs at least two tokens; reporting 0", stacklevel=2)
                 return torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
@@ -269,13 +275,67 @@ def G(tokens: LayerTokens) -> Tensor:
     λ(x) = 1 / Δt(x), so it is that of λ̃ = 1 and is told of softmax attention too; E is J + λ̃ G.
     """
     (v, v0), weights = tokens.values(), tokens.weights().double()
-    return _relative(fidelity_term(v.double(), v0.double(), fidelity(weights, 1.0)), v)
+    return _relative(fidelity_term(v.double(), v0.double(), fidelity_weights(weights, 1.0)), v)
 
 
 def _relative(energy: Tensor, v: Tensor) -> Tensor:
     """(B, H) of heads, over ‖V‖²: (B,)."""
     size = v.double().square().sum((-3, -2, -1))
     return torch.where(size > 0, energy.sum(-1) / size, 0.0)
+
+
+@layerwise_metric(needs=["labels"])
+def group_distance_ratio(tokens: LayerTokens) -> Tensor:
+    """:func:`neutreno.oversmoothing.groups.squared_distance_ratio` of the tokens' own labels; −100 is none."""
+    return _by_class(tokens, groups.squared_distance_ratio)
+
+
+@layerwise_metric(needs=["labels"])
+def group_distance_ratio_paper(tokens: LayerTokens) -> Tensor:
+    """:func:`neutreno.oversmoothing.groups.distance_ratio` of the tokens' own labels; −100 is none."""
+    return _by_class(tokens, groups.distance_ratio)
+
+
+def _by_class(tokens: LayerTokens, formula: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    _check_finite(tokens.features[tokens.counting()], "the group distance ratio")
+    shape = tuple(tokens.features.shape[:2])
+    if tuple(tokens.labels.shape) != shape:
+        labels = tuple(tokens.labels.shape)
+        raise InputError(f"the group distance ratio takes a label of every token, {shape}, not labels {labels}")
+    chosen = tokens.counting() & (tokens.labels != -100)
+    samples = zip(tokens.features, tokens.labels, chosen, strict=True)
+    return torch.stack([formula(x[mask], labels[mask]) for x, labels, mask in samples])
+
+
+@layerwise_metric(needs=["inputs"])
+def instance_information_gain(tokens: LayerTokens) -> Tensor:
+    """What the largest feature of a token tells of its input, in bits: I(input; argmax of the features).
+
+    See :func:`neutreno.oversmoothing.groups.information_gain`; of a network's output, the argmax is the class that it
+    predicts.
+    """
+    _check_finite(tokens.features[tokens.counting()], "instance information gain")
+    shape, given = tuple(tokens.features.shape[:2]), tuple(tokens.inputs.shape)
+    if len(given) != 3 or given[:2] != shape:
+        raise InputError(f"instance information gain takes inputs of every token, {shape} × F, not inputs {given}")
+    found = []
+    for i, (x, mask) in enumerate(zip(tokens.features, tokens.counting(), strict=True)):
+        kernels = _kernel(tokens.inputs, i) if mask.all() else groups.kernel(tokens.inputs[i][mask])
+        found.append(groups.information_gain(x[mask].argmax(-1), kernels))
+    return torch.stack(found)
+
+
+_KEPT = WeakTensorKeyDictionary()  # kernels by the inputs that they are of, which all layers of a pass share
+_LARGEST_KEPT = 4096  # nodes: 128 MiB
+
+
+def _kernel(inputs: Tensor, sample: int) -> Iterable[tuple[slice, Tensor]]:
+    if inputs.shape[1] > _LARGEST_KEPT:
+        return groups.kernel(inputs[sample])
+    kept = _KEPT.setdefault(inputs, {})
+    if sample not in kept:
+        kept[sample] = list(groups.kernel(inputs[sample]))
+    return kept[sample]
 
 
 def known_metrics() -> dict[str, Metric]:

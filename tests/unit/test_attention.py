@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from neutreno.attention import NeutrenoAttention, SoftmaxAttention
+from neutreno.attention import NeutrenoAttention, SoftmaxAttention, anchored, fidelity
 from neutreno.errors import InputError
 
 
@@ -72,3 +72,65 @@ def test_lam_must_be_a_finite_number_not_below_zero(lam):
 def test_heads_must_divide_the_width():
     with pytest.raises(InputError, match="num_heads=5 does not divide embed_dim=12"):
         SoftmaxAttention(12, num_heads=5)
+
+
+@pytest.fixture
+def term():
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(3, 2, 7, 4, dtype=torch.float64, generator=draw).requires_grad_() for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    "anchor, pull, rule",
+    [
+        ("v0", True, lambda out, v, v0: out + 0.6 * (v0 - v)),
+        ("none", True, lambda out, v, v0: out - 0.6 * v),
+        ("v0", False, lambda out, v, v0: out + 0.6 * v0),
+        ("detached", True, lambda out, v, v0: out + 0.6 * (v0.detach() - v)),
+        ("detached", False, lambda out, v, v0: out + 0.6 * v0.detach()),
+        ("shuffled", True, lambda out, v, v0: out + 0.6 * (v0.roll(1, 0) - v)),
+        ("shuffled", False, lambda out, v, v0: out + 0.6 * v0.roll(1, 0)),
+    ],
+)
+def test_each_half_of_the_term_is_its_formula_with_its_gradients(term, anchor, pull, rule):
+    found = fidelity(term[0], term[1], anchored(term[2], anchor, True, causal=True), 0.6, anchor, pull)
+    expected = rule(*term)
+    torch.testing.assert_close(found, expected)
+    grads = (torch.autograd.grad(x.square().sum(), term, allow_unused=True) for x in (found, expected))
+    for ours, plain in zip(*grads, strict=True):
+        assert (ours is None) == (plain is None)
+        if plain is not None:
+            torch.testing.assert_close(ours, plain)
+
+
+def test_shuffled_values_are_those_of_other_tokens_alike_for_samples_and_heads(term):
+    v = torch.arange(50.0)[:, None].expand(3, 2, 50, 4)
+    shuffled = anchored(v, "shuffled", training=True)
+    assert torch.equal(shuffled, shuffled[:1, :1].expand_as(v))
+    assert torch.equal(shuffled.sort(-2).values, v) and (shuffled != v).any(-1).float().mean() > 0.8
+
+
+def test_a_permutation_in_training_is_a_function_of_torchs_seed():
+    v = torch.randn(1, 1, 50, 4)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(anchored(v, "shuffled", training=True))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_the_permutation_in_evaluation_is_always_the_same_and_draws_nothing():
+    v, before = torch.randn(1, 1, 50, 4), torch.get_rng_state()
+    first, again = (anchored(v, "shuffled", training=False) for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(before, torch.get_rng_state())
+
+
+def test_other_anchors_hand_the_values_on_and_draw_nothing():
+    v, before = torch.randn(1, 1, 50, 4), torch.get_rng_state()
+    assert anchored(v, "v0", True) is v and anchored(v, "none", True) is v
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_single_sequence_has_no_other_to_take_values_from():
+    with pytest.raises(InputError, match="another sequence of the batch, and this batch is one"):
+        anchored(torch.randn(1, 1, 50, 4), "shuffled", training=False, causal=True)

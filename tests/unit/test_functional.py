@@ -14,7 +14,7 @@ from neutreno.functional import (
     J,
     attention_kernel,
     descend,
-    fidelity,
+    fidelity_weights,
     fixed_point,
     grad_E,
     grad_G,
@@ -112,7 +112,7 @@ def test_a_step_is_one_of_gradient_descent_by_autograd(seed):
     lam = 0.6 / dt.squeeze(-1)
     energy = gradient(lambda u: J(u, k) + G(u, f, lam), u)
     torch.testing.assert_close(descend(u, k, f, 0.6), u - dt * energy)
-    torch.testing.assert_close(fidelity(k, 0.6), lam)
+    torch.testing.assert_close(fidelity_weights(k, 0.6), lam)
 
 
 @seeds
@@ -271,7 +271,7 @@ def test_the_attention_kernel_is_symmetric_and_psd_for_equal_queries_and_keys_an
 def test_half_precisions_are_summed_in_float32_and_a_step_keeps_the_type(half):
     u, f = (x.to(half) for x in draw(0, (2, 300, 8), (2, 300, 8)))
     k = torch.ones(300, 300, dtype=half)  # 90,000 pairs: more than a float16 holds
-    for energy in (J(u, k), E(u, k, f, 0.6), G(u, f, fidelity(k, 0.6))):
+    for energy in (J(u, k), E(u, k, f, 0.6), G(u, f, fidelity_weights(k, 0.6))):
         assert energy.dtype == torch.float32
     torch.testing.assert_close(J(u, k).double(), J(u.double(), k.double()), rtol=1e-5, atol=0)
     assert descend(u, k, f, 0.6).dtype == half

@@ -4,11 +4,24 @@ from golden import check
 from support import ROOT
 
 OF_VIT = {"hidden", "logits", "loss", "grad_norms"}
+OF_GRAPH = {"logits_train", "loss", "grad_norms", "logits_eval", "intra", "inter", "group_distance_ratio"}
+OF_GRAPH |= {"instance_information_gain"}
+
+
+def of_layers(layers, statistics=()):
+    after = {f"after/layers_bn.{i}.bn.{name}" for i in range(layers) for name in statistics}
+    return OF_GRAPH | {f"hidden_train/{i}" for i in range(layers)} | after
+
+
+RUNNING = ("running_mean", "running_var")
 QUANTITIES = {
     "shared_vit_softmax": OF_VIT,
     "shared_vit_neutreno": OF_VIT,
     "shared_lm_neutreno": {"hidden", "nll", "grad_norms"},
     "shared_segmenter_neutreno": {"masks", "single_scale_probs", "multi_scale_probs"},
+    "shared_graph_gcn_group": of_layers(4, RUNNING),
+    "shared_graph_gat_group": of_layers(3, RUNNING),
+    "shared_graph_sgc_pair": of_layers(5),
 }
 FILES = sorted((ROOT / "tests/golden").glob("*.npz"))
 

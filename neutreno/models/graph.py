@@ -1,0 +1,281 @@
+"""Networks that classify the nodes of one graph: features (1, N, F) → logits (1, N, classes).
+
+GCN, GAT and SGC are those of DGN's released code, made to study over-smoothing: no biases in convolutions, a norm after
+every one of them, in GCN and GAT followed by a ReLU, after the last layer too; dropout before the first and the last
+layer only. (Zhou et al., "Towards Deeper Graph Neural Networks with Differentiable Group Normalization", NeurIPS 2020.)
+GCNII and APPNP are deep by design.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neutreno.config.options import SUPPLIED, Count, Depth, DropRate, NonNegative, Share, Size, checked
+from neutreno.errors import InputError
+from neutreno.models.graph_norms import NoNorm
+from neutreno.models.propagation import Graph, InitialResidual, Propagation
+
+Part = Callable[..., nn.Module]
+
+
+class GraphNetwork(nn.Module):
+    """What all networks of this module share: the graph, and which tokens they take.
+
+    Args:
+        num_features: F.
+        num_classes: of nodes.
+        edges: of the graph, (2, E); see :class:`neutreno.models.propagation.Graph`.
+        num_nodes: N; None: as the edges say.
+        hidden: width of the layers between the first and the last.
+        drop_rate: dropout.
+
+    Raises (``model(x)``):
+        InputError: x is not the features of this graph's nodes.
+    """
+
+    output = "nodes"
+
+    @checked
+    def __init__(
+        self,
+        num_features: Annotated[Size, SUPPLIED],
+        num_classes: Annotated[Size, SUPPLIED],
+        edges: Annotated[Tensor, SUPPLIED],
+        num_nodes: Annotated[Count | None, SUPPLIED] = None,
+        hidden: Size = 16,
+        drop_rate: DropRate = 0.6,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.num_classes, self.hidden = num_features, num_classes, hidden
+        self.graph = Graph(edges, num_nodes)
+        self.drop = nn.Dropout(drop_rate)
+        self.layers = nn.ModuleList()
+
+    def token_layers(self) -> dict[str, list[str]]:
+        return {"layers": [f"layers.{i}" for i in range(len(self.layers))]}
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The network itself."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        expected = (1, self.graph.num_nodes, self.num_features)
+        if tuple(x.shape) != expected:
+            raise InputError(f"the network takes the nodes of its one graph, {expected}, not {tuple(x.shape)}")
+        return self.logits(x)
+
+
+class Step(nn.Module):
+    """``norm(U)``, U being the values propagated along the edges: (1, N, d) → (1, N, d).
+
+    ``step(v, graph, v0)`` also returns the layer's values, as the first layer hands them on; without ``v0`` the
+    propagation is plain. See :class:`neutreno.models.propagation.Propagation`.
+    """
+
+    def __init__(self, dim: int, propagation: Part, norm: Part) -> None:
+        super().__init__()
+        self.propagation, self.norm = propagation(), norm(dim)
+
+    def average(self, v: Tensor, graph: Graph) -> Tensor:
+        return graph(v)
+
+    def forward(self, v: Tensor, graph: Graph, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        out = self.average(v, graph)
+        if v0 is None:
+            return self.norm(out), self.propagation.hand_on(v)
+        return self.norm(self.propagation(out, v, v0)), v
+
+
+class Convolution(Step):
+    """Graph convolution with its norm and activation, ``ReLU(norm(U))``, of values V = X W: (1, N, d) → (1, N, d').
+
+    ``residual`` adds X. (Kipf & Welling, "Semi-Supervised Classification with Graph Convolutional Networks", ICLR
+    2017.)
+    """
+
+    def __init__(self, dim_in: int, dim: int, propagation: Part, norm: Part, residual: bool = False) -> None:
+        super().__init__(dim, propagation, norm)
+        self.residual = residual
+        self.lin = nn.Linear(dim_in, dim, bias=False)
+        nn.init.xavier_uniform_(self.lin.weight)
+
+    def forward(self, x: Tensor, graph: Graph, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        out, v = super().forward(self.lin(x), graph, v0)
+        out = F.relu(out)
+        return (x + out if self.residual else out), v
+
+
+class AttentionConvolution(Convolution):
+    """A convolution with attention in Â's place: ``A = softmax(LeakyReLU(a_src·v_j + a_dst·v_i))`` over the edges that
+    enter node i, one head. (Veličković et al., "Graph Attention Networks", ICLR 2018.)"""
+
+    attn_drop = 0.0
+
+    def __init__(self, dim_in: int, dim: int, *args, **kwargs) -> None:
+        super().__init__(dim_in, dim, *args, **kwargs)
+        self.att_src, self.att_dst = (nn.Parameter(torch.empty(dim)) for _ in range(2))
+        for weight in (self.att_src, self.att_dst):
+            nn.init.xavier_uniform_(weight[None])
+
+    def average(self, v: Tensor, graph: Graph) -> Tensor:
+        src, dst = ((v @ weight)[0] for weight in (self.att_src, self.att_dst))
+        scores = src.index_select(0, graph.source) + dst.index_select(0, graph.target)
+        weights = graph.softmax(F.leaky_relu(scores, 0.2))
+        return graph.weighted(F.dropout(weights, self.attn_drop, self.training), v)
+
+
+class InitialResidualConvolution(Step):
+    """GCNII's layer: ``ReLU(norm(((1 − β) I + β W) ((1 − α) Â H + α H_0)))``."""
+
+    def __init__(self, dim: int, alpha: float, beta: float, norm: Part) -> None:
+        super().__init__(dim, partial(InitialResidual, alpha), norm)
+        self.beta = beta
+        self.lin = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, h: Tensor, graph: Graph, h0: Tensor) -> Tensor:
+        u = self.propagation(self.average(h, graph), h, h0)
+        return F.relu(self.norm(torch.lerp(u, self.lin(u), self.beta)))
+
+
+class GCN(GraphNetwork):
+    """A graph convolutional network of ``depth`` layers.
+
+    The values of the first layer are V_0 of the layers 1 … depth − 2; the first and the last have other widths.
+
+    Args:
+        residual: add its input to the output of the layers 1 … depth − 2.
+        propagation, norm: constructors, called as ``propagation()`` and ``norm(dim)`` for every layer.
+
+    Raises:
+        InputError: the propagation is not plain, and the network has no layer in which it would act.
+    """
+
+    convolution = Convolution
+
+    @checked
+    def __init__(
+        self,
+        *args,
+        depth: Depth = 2,
+        residual: bool = False,
+        propagation: Part = Propagation,
+        norm: Part = NoNorm,
+        **kwargs,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        for i in range(depth):
+            dim_in = self.hidden if i else self.num_features
+            dim = self.hidden if i < depth - 1 else self.num_classes
+            inner = residual and 0 < i < depth - 1
+            self.layers.append(self.convolution(dim_in, dim, propagation, norm, residual=inner))
+        check_acts(self.layers, 3, "layers 1 … L − 2")
+
+    def logits(self, x: Tensor) -> Tensor:
+        v0, last = None, len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x, v = layer(self.drop(x) if i in (0, last) else x, self.graph, v0 if i < last else None)
+            v0 = v if i == 0 else v0
+        return x
+
+
+class GAT(GCN):
+    """A graph attention network: a GCN with attention, one head, in Â's place.
+
+    Args:
+        attn_drop_rate: dropout of the attention weights, in all layers.
+    """
+
+    convolution = AttentionConvolution
+
+    @checked
+    def __init__(self, *args, attn_drop_rate: DropRate = 0.6, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        for layer in self.layers:
+            layer.attn_drop = attn_drop_rate
+
+
+class SGC(GraphNetwork):
+    """Simplified graph convolution: dropout, X W, then ``depth`` propagation steps, each with its norm; no ReLU.
+
+    V_0 is X W; step 0, whose values are V_0, is plain. (Wu et al., "Simplifying Graph Convolutional Networks", ICML
+    2019.)
+    """
+
+    @checked
+    def __init__(self, *args, depth: Depth = 5, propagation: Part = Propagation, norm: Part = NoNorm, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.lin = nn.Linear(self.num_features, self.num_classes, bias=False)
+        nn.init.xavier_uniform_(self.lin.weight)
+        self.layers.extend(Step(self.num_classes, propagation, norm) for _ in range(depth))
+        check_acts(self.layers, 2, "steps 1 … L − 1")
+
+    def logits(self, x: Tensor) -> Tensor:
+        x, v0 = self.lin(self.drop(x)), None
+        for i, step in enumerate(self.layers):
+            x, v = step(x, self.graph, v0)
+            v0 = v if i == 0 else v0
+        return x
+
+
+class GCNII(GraphNetwork):
+    """GCNII: ``depth`` layers with initial residual and identity mapping between two linear ones. (Chen et al., "Simple
+    and Deep Graph Convolutional Networks", ICML 2020.)
+
+    Dropout precedes every layer. A norm stands before the ReLU of every layer.
+
+    Args:
+        alpha: α, the share of the initial values. theta: θ; layer l has ``β = log(θ / l + 1)``.
+    """
+
+    @checked
+    def __init__(
+        self, *args, depth: Depth = 64, alpha: Share = 0.1, theta: NonNegative = 0.5, norm: Part = NoNorm, **kwargs
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.lin_in, self.lin_out = nn.Linear(self.num_features, self.hidden), nn.Linear(self.hidden, self.num_classes)
+        betas = (math.log(theta / (i + 1) + 1) for i in range(depth))
+        self.layers.extend(InitialResidualConvolution(self.hidden, alpha, beta, norm) for beta in betas)
+
+    def logits(self, x: Tensor) -> Tensor:
+        h = h0 = F.relu(self.lin_in(self.drop(x)))
+        for layer in self.layers:
+            h = layer(self.drop(h), self.graph, h0)
+        return self.lin_out(self.drop(h))
+
+
+class APPNP(GraphNetwork):
+    """APPNP: an MLP of two layers, whose logits H are then propagated by ``depth`` steps ``Z ← (1 − α) Â Z + α H``.
+    (Gasteiger et al., "Predict then Propagate: Graph Neural Networks meet Personalized PageRank", ICLR 2019.)
+
+    Args:
+        alpha: α, the probability of teleporting. norm: after every step.
+    """
+
+    @checked
+    def __init__(self, *args, depth: Depth = 10, alpha: Share = 0.1, norm: Part = NoNorm, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.lin_in, self.lin_out = nn.Linear(self.num_features, self.hidden), nn.Linear(self.hidden, self.num_classes)
+        self.layers.extend(Step(self.num_classes, partial(InitialResidual, alpha), norm) for _ in range(depth))
+
+    def logits(self, x: Tensor) -> Tensor:
+        z = h = self.lin_out(self.drop(F.relu(self.lin_in(self.drop(x)))))
+        for step in self.layers:
+            z, _ = step(z, self.graph, h)
+        return z
+
+
+def check_acts(layers: nn.ModuleList, least: int, where: str) -> None:
+    """Refuse a propagation that would be plain in every layer.
+
+    Raises:
+        InputError: it would.
+    """
+    if (acts := layers[0].propagation.acts) and len(layers) < least:
+        raise InputError(f"{acts} acts in {where} only; take model.depth ≥ {least}, not {len(layers)}")

@@ -209,6 +209,10 @@ class SplitData(LightningDataModule):
         """Metrics of no model at all, to read a model's by."""
         return {}
 
+    def count(self, split: str) -> int:
+        """How large a split is, in units of ``samples_are``."""
+        return len(self.splits[split])
+
     @property
     def samples_per_step(self) -> int:
         """In units of ``samples_are``."""

@@ -113,7 +113,7 @@ class MicroBatch(Callback):
             return
         loader = data.train_dataloader()
         sample = tree_map(lambda x: x[:1], next(iter(loader)))
-        most = len(data.splits["train"]) // 2 * 2 if self.always else data.batch_size // trainer.world_size
+        most = len(data.splits["train"]) // 2 * 2 or 1 if self.always else data.batch_size // trainer.world_size
         fits, too_much = largest_batch(task, sample, trainer, most)
         fits = int(trainer.strategy.reduce(torch.full((), fits, device=device), reduce_op="min"))
         self.fits = fits, too_much

@@ -140,7 +140,7 @@ def fit(
 
     checkpoints.written = note_checkpoint
     if is_rank_zero:
-        samples = f"{len(data.splits['train']):,} training {data.samples_are}"
+        samples = f"{data.count('train'):,} training {data.samples_are}"
         print(f"{config.name}: {result['parameters']:,} parameters, {samples}")
         print("".join(f"note: {note}\n" for note in notes), end="")
     for logger in loggers[1:]:

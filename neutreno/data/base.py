@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader
 
-from neutreno.config.options import EXECUTION, FREE, Seed, Size, checked
+from neutreno.config.options import EXECUTION, FREE, Count, Seed, Size, checked
 from neutreno.data.fingerprint import fingerprint
 from neutreno.data.loading import (
     AugmentedDataset,
@@ -26,7 +26,7 @@ from neutreno.data.loading import (
     TrainBatchSampler,
     collate_readable,
 )
-from neutreno.errors import InputError
+from neutreno.errors import InputError, check_number
 
 TRIED = 1000  # samples of a split, until one can be read
 
@@ -209,6 +209,10 @@ class SplitData(LightningDataModule):
         """Metrics of no model at all, to read a model's by."""
         return {}
 
+    def count(self, split: str) -> int:
+        """How large a split is, in units of ``samples_are``."""
+        return len(self.splits[split])
+
     @property
     def samples_per_step(self) -> int:
         """In units of ``samples_are``."""
@@ -274,6 +278,37 @@ class SplitData(LightningDataModule):
     def _loading(self) -> dict:
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         return {**workers, "pin_memory": torch.cuda.is_available()}
+
+
+class SteppedData(SplitData):
+    """Splits of which a training set's end says nothing: steps, not passes through it, bound a run.
+
+    Args:
+        val_every_n_steps: optimizer steps between two validations, which count as an epoch.
+        kwargs: of :class:`SplitData`.
+    """
+
+    @checked
+    def __init__(self, val_every_n_steps: Count, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.val_every_n_steps = val_every_n_steps
+
+    @classmethod
+    def bound(cls, trainer: DictConfig, data: DictConfig) -> None:
+        """Steps bound the run; an epoch of Lightning's loop is what lies between two validations."""
+        steps, between = trainer.max_steps, data.val_every_n_steps
+        check_number("trainer.max_steps", steps, 1, integer=True)
+        if trainer.max_epochs is not None:
+            raise InputError(f"trainer.max_epochs={trainer.max_epochs}: steps bound this run; set trainer.max_steps")
+        if steps % between:
+            raise InputError(
+                f"trainer.max_steps={steps} is not a multiple of data.val_every_n_steps={between}; change one of them"
+            )
+        trainer.max_epochs = steps // between
+
+    @property
+    def whole_epoch(self) -> int:
+        return self.val_every_n_steps
 
 
 class ImageData(SplitData):

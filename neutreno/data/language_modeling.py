@@ -11,14 +11,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from neutreno.config.options import EXECUTION, FREE, READS, Count, Reads, Size, checked
-from neutreno.data.base import SplitData
+from neutreno.data.base import SteppedData
 from neutreno.data.loading import Resumable
 from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, open_folder, open_hub, prepare
-from neutreno.errors import InputError, check_number
+from neutreno.errors import InputError
 
 Batch = tuple[Tensor, Tensor]  # ids (B, N) and the tokens that follow them (B, N)
 
@@ -94,15 +93,13 @@ def sequences_in(length: int, sequence_length: int) -> int:
     return -(-(length - 1) // sequence_length)
 
 
-class TextData(SplitData):
+class TextData(SteppedData):
     """Text for a language model, as token ids.
 
     Args:
         sequence_length: tokens that the model sees at once.
-        val_every_n_steps: optimizer steps between two validations. This counts as an epoch here: steps, not passes
-            through the text, bound a run (trainer.max_steps).
         min_count: tokens that are rarer in the training text become ``<unk>``.
-        kwargs: of :class:`neutreno.data.base.SplitData`; ``batch_size`` is the number of streams.
+        kwargs: of :class:`neutreno.data.base.SteppedData`; ``batch_size`` is the number of streams.
 
     Raises:
         InputError: a split is shorter than a sequence.
@@ -114,26 +111,12 @@ class TextData(SplitData):
     def __init__(
         self,
         sequence_length: Annotated[Size, FREE],
-        val_every_n_steps: Count,
         min_count: Annotated[Count, FREE] = 1,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        self.sequence_length, self.val_every_n_steps, self.min_count = sequence_length, val_every_n_steps, min_count
+        self.sequence_length, self.min_count = sequence_length, min_count
         self.vocabulary: Vocabulary | None = None
-
-    @classmethod
-    def bound(cls, trainer: DictConfig, data: DictConfig) -> None:
-        """Steps bound the run; an epoch of Lightning's loop is what lies between two validations."""
-        steps, between = trainer.max_steps, data.val_every_n_steps
-        check_number("trainer.max_steps", steps, 1, integer=True)
-        if trainer.max_epochs is not None:
-            raise InputError(f"trainer.max_epochs={trainer.max_epochs}: steps bound this run; set trainer.max_steps")
-        if steps % between:
-            raise InputError(
-                f"trainer.max_steps={steps} is not a multiple of data.val_every_n_steps={between}; change one of them"
-            )
-        trainer.max_epochs = steps // between
 
     def prepare_text(self) -> PreparedText:
         raise NotImplementedError
@@ -166,10 +149,6 @@ class TextData(SplitData):
         """Perplexity of the tokens' frequencies in training, without any context."""
         nll = {split: self.vocabulary.unigram_nll(self.splits[split][1:]) for split in ("val", "test")}
         return {f"unigram/{split}_ppl": float(np.exp(value)) for split, value in nll.items()}
-
-    @property
-    def whole_epoch(self) -> int:
-        return self.val_every_n_steps
 
     @property
     def samples_per_step(self) -> int:

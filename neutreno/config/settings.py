@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Le, MaxLen, MinLen
 
 from neutreno.config.options import EXECUTION, FREE, Batches, Count, Folder, NonNegative, Seed, Size
 
@@ -100,6 +100,9 @@ class Trainer:
     enable_progress_bar: Annotated[bool | None, EXECUTION] = None
 
 
+UnlessAt = Annotated[dict[str, Any], MinLen(1), MaxLen(1)]  # a label, and the value at which a setting is not shown
+
+
 @dataclass
 class Settings:
     """Every key at the top of ``train.yaml``; the axes of variants that the model declares stand beside them."""
@@ -118,7 +121,7 @@ class Settings:
     seed: Seed = 0
     family: Annotated[str | None, EXECUTION] = None
     variants: Annotated[dict[str, str | list[str | dict[str, dict[str, Any]]]], EXECUTION] = field(default_factory=dict)
-    labels: Annotated[dict[str, str], EXECUTION] = field(default_factory=dict)
+    labels: Annotated[dict[str, str | UnlessAt], EXECUTION] = field(default_factory=dict)
     name: Annotated[Folder | None, EXECUTION] = None
     row: Annotated[str | None, EXECUTION] = None
     output_dir: Annotated[Folder, EXECUTION] = "outputs"

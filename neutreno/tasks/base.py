@@ -48,8 +48,8 @@ class Task(LightningModule):
         lr_batch, batch_size: if given, ``lr`` is meant for a global batch of ``lr_batch`` samples and grows in
             proportion to the global ``batch_size`` (Goyal et al., 2017; DeiT).
         schedule, warmup_epochs, warmup_lr, min_lr, lr_per: timm's schedule, ``cosine``, ``poly`` (of power 0.9)
-            or ``constant``, with linear warm-up, moved on per ``step`` or per ``epoch`` (DeiT's way: there epochs 0 and 1 both run at
-            ``warmup_lr``).
+            or ``constant``, with linear warm-up, moved on per ``step`` or per ``epoch`` (DeiT's way: there epochs 0
+            and 1 both run at ``warmup_lr``).
         warmup_steps: instead of ``warmup_epochs``, with ``lr_per=step``.
         ema_decay: keep EMA of the weights, updated each step, evaluated in addition to the raw weights; None: off.
     """

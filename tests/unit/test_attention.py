@@ -132,5 +132,5 @@ def test_other_anchors_hand_the_values_on_and_draw_nothing():
 
 
 def test_a_single_sequence_has_no_other_to_take_values_from():
-    with pytest.raises(InputError, match="another sequence of the batch, and this batch is one"):
+    with pytest.raises(InputError, match="another sequence of the batch, and this is a batch of one"):
         anchored(torch.randn(1, 1, 50, 4), "shuffled", training=False, causal=True)

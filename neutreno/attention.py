@@ -2,8 +2,8 @@
 
 Every variant is called as ``out, v = attention(x, v0)``. ``x`` and ``out`` are (B, N, C); ``v`` is this layer's values
 and ``v0`` those of the first layer, both (B, H, N, D) with C = H·D. ``v0 is None`` says "this is the first layer"; the
-trunk hands the first layer's ``v`` (or what :func:`anchored` makes of it) to all later ones. There is no layer index and
-no cached state, so compilation, activation checkpointing and data-parallel training need no special care.
+trunk hands the first layer's ``v`` (or what :func:`anchored` makes of it) to all later ones. There is no layer index
+and no cached state, so compilation, activation checkpointing and data-parallel training need no special care.
 
 A new variant is a subclass of :class:`Variant` that overrides ``attend``, the rule in softmax attention's place. Below,
 A is the row-softmax of Q Kᵀ / √D and D = 11ᵀ / N the uniform average; in causal models both run over j ≤ i.

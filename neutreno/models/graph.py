@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from neutreno.config.options import SUPPLIED, Count, Depth, DropRate, NonNegative, Share, Size, checked
 from neutreno.errors import InputError
+from neutreno.models.drop_linear import DropLinear
 from neutreno.models.graph_norms import NoNorm
 from neutreno.models.propagation import Graph, InitialResidual, Propagation
 
@@ -54,8 +55,7 @@ class GraphNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features, self.num_classes, self.hidden = num_features, num_classes, hidden
-        self.graph = Graph(edges, num_nodes)
-        self.drop = nn.Dropout(drop_rate)
+        self.graph, self.drop_rate = Graph(edges, num_nodes), drop_rate
         self.layers = nn.ModuleList()
 
     def token_layers(self) -> dict[str, list[str]]:
@@ -100,10 +100,12 @@ class Convolution(Step):
     2017.)
     """
 
-    def __init__(self, dim_in: int, dim: int, propagation: Part, norm: Part, residual: bool = False) -> None:
+    def __init__(
+        self, dim_in: int, dim: int, propagation: Part, norm: Part, residual: bool = False, **dropped: Any
+    ) -> None:
         super().__init__(dim, propagation, norm)
         self.residual = residual
-        self.lin = nn.Linear(dim_in, dim, bias=False)
+        self.lin = DropLinear(dim_in, dim, bias=False, **dropped)
         nn.init.xavier_uniform_(self.lin.weight)
 
     def forward(self, x: Tensor, graph: Graph, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -173,14 +175,15 @@ class GCN(GraphNetwork):
         for i in range(depth):
             dim_in = self.hidden if i else self.num_features
             dim = self.hidden if i < depth - 1 else self.num_classes
-            inner = residual and 0 < i < depth - 1
-            self.layers.append(self.convolution(dim_in, dim, propagation, norm, residual=inner))
+            inner = 0 < i < depth - 1
+            how = {"residual": residual and inner, "drop_rate": 0.0 if inner else self.drop_rate, "features": i == 0}
+            self.layers.append(self.convolution(dim_in, dim, propagation, norm, **how))
         check_acts(self.layers, 3, "layers 1 … L − 2")
 
     def logits(self, x: Tensor) -> Tensor:
         v0, last = None, len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            x, v = layer(self.drop(x) if i in (0, last) else x, self.graph, v0 if i < last else None)
+            x, v = layer(x, self.graph, v0 if i < last else None)
             v0 = v if i == 0 else v0
         return x
 
@@ -211,13 +214,14 @@ class SGC(GraphNetwork):
     @checked
     def __init__(self, *args, depth: Depth = 5, propagation: Part = Propagation, norm: Part = NoNorm, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.lin = nn.Linear(self.num_features, self.num_classes, bias=False)
+        dropped = {"drop_rate": self.drop_rate, "features": True}
+        self.lin = DropLinear(self.num_features, self.num_classes, bias=False, **dropped)
         nn.init.xavier_uniform_(self.lin.weight)
         self.layers.extend(Step(self.num_classes, propagation, norm) for _ in range(depth))
         check_acts(self.layers, 2, "steps 1 … L − 1")
 
     def logits(self, x: Tensor) -> Tensor:
-        x, v0 = self.lin(self.drop(x)), None
+        x, v0 = self.lin(x), None
         for i, step in enumerate(self.layers):
             x, v = step(x, self.graph, v0)
             v0 = v if i == 0 else v0
@@ -239,15 +243,16 @@ class GCNII(GraphNetwork):
         self, *args, depth: Depth = 64, alpha: Share = 0.1, theta: NonNegative = 0.5, norm: Part = NoNorm, **kwargs
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.lin_in, self.lin_out = nn.Linear(self.num_features, self.hidden), nn.Linear(self.hidden, self.num_classes)
+        self.lin_in = DropLinear(self.num_features, self.hidden, drop_rate=self.drop_rate, features=True)
+        self.lin_out = DropLinear(self.hidden, self.num_classes, drop_rate=self.drop_rate)
         betas = (math.log(theta / (i + 1) + 1) for i in range(depth))
         self.layers.extend(InitialResidualConvolution(self.hidden, alpha, beta, norm) for beta in betas)
 
     def logits(self, x: Tensor) -> Tensor:
-        h = h0 = F.relu(self.lin_in(self.drop(x)))
+        h = h0 = F.relu(self.lin_in(x))
         for layer in self.layers:
-            h = layer(self.drop(h), self.graph, h0)
-        return self.lin_out(self.drop(h))
+            h = layer(F.dropout(h, self.drop_rate, self.training), self.graph, h0)
+        return self.lin_out(h)
 
 
 class APPNP(GraphNetwork):
@@ -261,11 +266,12 @@ class APPNP(GraphNetwork):
     @checked
     def __init__(self, *args, depth: Depth = 10, alpha: Share = 0.1, norm: Part = NoNorm, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.lin_in, self.lin_out = nn.Linear(self.num_features, self.hidden), nn.Linear(self.hidden, self.num_classes)
+        self.lin_in = DropLinear(self.num_features, self.hidden, drop_rate=self.drop_rate, features=True)
+        self.lin_out = DropLinear(self.hidden, self.num_classes, drop_rate=self.drop_rate)
         self.layers.extend(Step(self.num_classes, partial(InitialResidual, alpha), norm) for _ in range(depth))
 
     def logits(self, x: Tensor) -> Tensor:
-        z = h = self.lin_out(self.drop(F.relu(self.lin_in(self.drop(x)))))
+        z = h = self.lin_out(F.relu(self.lin_in(x)))
         for step in self.layers:
             z, _ = step(z, self.graph, h)
         return z

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -30,7 +29,7 @@ class NodeClassification(Task):
     the validation labels (1, N), too.
 
     Args:
-        num_classes: of the nodes.
+        model: with ``num_classes``, which the data tell it.
         kwargs: of :class:`neutreno.tasks.base.Task`.
     """
 
@@ -42,15 +41,12 @@ class NodeClassification(Task):
     accepts = "nodes"
 
     @checked
-    def __init__(
-        self, model: Annotated[nn.Module, SUPPLIED], num_classes: Annotated[int, Ge(2), Le(10**7)], **kwargs
-    ) -> None:
+    def __init__(self, model: Annotated[nn.Module, SUPPLIED], **kwargs) -> None:
         super().__init__(model, **kwargs)
-        self.check_classes(num_classes)
         self.best = copy.deepcopy(model).requires_grad_(False)
         self.register_buffer("best_correct", torch.tensor(-1))
         self.register_buffer("best_step", torch.tensor(0))
-        self.metrics = self.per_network(partial(self._new_metrics, num_classes))
+        self.metrics = self.per_network(partial(self._new_metrics, model.num_classes))
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -117,18 +117,21 @@ def draw_masks(labels: np.ndarray, per_class: Mapping[str, int], seed: int) -> d
     return masks
 
 
-def find_file(root: Path, pattern: str, folders: tuple[str, ...]) -> Path:
+def find_folder(root: Path, pattern: str, folders: tuple[str, ...]) -> Path:
     """The folder of the files ``pattern``: ``root``, or within it at most two of ``folders``, in any spelling.
 
     Raises:
         InputError: there is none.
     """
     level = [root]
-    for _ in range(3):
-        for folder in level:
-            if any(folder.glob(pattern)):
-                return folder
-        level = [p for folder in level for p in sorted(folder.iterdir()) if p.name.lower() in folders and p.is_dir()]
+    try:
+        for _ in range(3):
+            for folder in level:
+                if any(folder.glob(pattern)):
+                    return folder
+            level = [p for f in level for p in sorted(f.iterdir()) if p.name.lower() in folders and p.is_dir()]
+    except OSError as error:
+        raise InputError(f"data.root={root} cannot be read: {error.strerror}") from error
     raise InputError(f"data.root={root} holds no {pattern}, nor does {'/'.join(folders)} in it; {WHERE}")
 
 
@@ -210,7 +213,8 @@ def _array(made: Any) -> np.ndarray:
     if dtype.name != "numpy.dtype" or not re.fullmatch("[fiub][1248]", kind) or order not in ("<", ">", "|"):
         raise InputError(f"holds an array of {one_line(kind)[:20]!r}, not of plain numbers")
     content, dtype = content.encode("latin1"), np.dtype(kind).newbyteorder(order)
-    if math.prod(shape) * dtype.itemsize != len(content) or min(shape, default=0) < 0:
+    natural = all(type(length) is int and length >= 0 for length in shape)
+    if not natural or math.prod(shape) * dtype.itemsize != len(content):
         raise InputError(f"holds an array of shape {one_line(shape)[:100]} with {len(content):,} bytes")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if by_column else "C")
 
@@ -261,7 +265,7 @@ def read_planetoid(root: str | Path | None, name: str) -> Graph:
     Raises:
         InputError: a file is missing or broken, or they do not fit each other.
     """
-    folder = find_file(check_root(root), f"ind.{name}.*", (name, "raw"))
+    folder = find_folder(check_root(root), f"ind.{name}.*", (name, "raw"))
     x, tx, allx, y, ty, ally, neighbours = (read_pickle(folder / f"ind.{name}.{part}") for part in PLANETOID[:-1])
     test = _read_indices(folder / f"ind.{name}.test.index")
     where, matrices = folder / f"ind.{name}.*", (x, tx, allx, y, ty, ally)
@@ -315,7 +319,7 @@ def _pairs(neighbours: Mapping[Any, Any], where: Path) -> np.ndarray:
         raise InputError(f"{where}: the graph is no list of neighbours by node ({one_line(error)[:100]})") from error
 
 
-def read_npz(root: str | Path | None, file: str, folders: tuple[str, ...]) -> Graph:
+def read_npz(root: str | Path | None, file: str) -> Graph:
     """A graph of Shchur et al. (2018), without a split: sparse ``adj_…`` and ``attr_…`` matrices, and ``labels``.
 
     A feature is whether the word occurs, as PyTorch Geometric reads it.
@@ -323,7 +327,7 @@ def read_npz(root: str | Path | None, file: str, folders: tuple[str, ...]) -> Gr
     Raises:
         InputError: the file is missing, broken, or holds pickled objects.
     """
-    path = find_file(check_root(root), file, folders) / file
+    path = find_folder(check_root(root), file, ("cs", "raw")) / file
     try:
         with np.load(path, allow_pickle=False) as found:
             links, words = (

@@ -36,18 +36,18 @@ from neutreno.data.images import SPLIT_SEED
 from neutreno.data.loading import Resumable, derive_seed
 from neutreno.errors import InputError
 
-One = Annotated[int, Rule(lambda n: n == 1, "should be 1: a batch is the whole graph")]
+FileName = Annotated[str, Rule(lambda name: Path(name).name == name, "should be a file name, without its folder")]
+One = Literal[1]  # a batch is the whole graph
 
 
 class WholeGraph(Sequence):
     """A split: one sample, the features of all nodes (N, F) and labels (N,), ``UNLABELLED`` at nodes of other splits.
 
-    Its batch is the same tensors each time, so that they are moved to a device only once. It has no ``sampler`` on
-    purpose: Lightning takes an evaluation loader that has one for PyTorch's.
+    ``batch`` is the same tensors each time, (1, N, F) and (1, N), so that they are moved to a device only once.
     """
 
-    def __init__(self, *parts: Tensor) -> None:
-        self.batch = tuple(part[None] for part in parts)
+    def __init__(self, *batch: Tensor) -> None:
+        self.batch = batch
 
     def __len__(self) -> int:
         return 1
@@ -57,7 +57,8 @@ class WholeGraph(Sequence):
 
 
 class EvaluationLoader(Sequence):
-    """The one batch of a split."""
+    """The one batch of a split. It has no ``sampler`` on purpose: Lightning takes an evaluation loader that has one for
+    PyTorch's."""
 
     def __init__(self, split: WholeGraph) -> None:
         self.split = split
@@ -133,7 +134,7 @@ class GraphData(SteppedData):
             raise InputError(f"{where} has no split of its own; draw one: 'data.per_class={{train:20,val:30}}'")
         check_masks(self.masks, graph, where)
         self.graph = graph
-        x, labels = self._features(), torch.from_numpy(graph.labels)
+        x, labels = self._features()[None], torch.from_numpy(graph.labels)[None]
         train, val, test = (labels.where(torch.from_numpy(self.masks[s]), UNLABELLED) for s in SPLITS)
         self.splits = {"train": WholeGraph(x, train, val), "val": WholeGraph(x, val), "test": WholeGraph(x, test)}
 
@@ -288,7 +289,7 @@ class NpzGraph(GraphFiles):
     """
 
     @checked
-    def __init__(self, file: Annotated[str, Rule(lambda name: Path(name).name == name, "should be a name")], **kwargs):
+    def __init__(self, file: FileName, **kwargs) -> None:
         super().__init__(**kwargs)
         self.file = file
 

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from neutreno.runs import RunFolder, default_name
 from neutreno.variants import value_at
 
 LABEL = re.compile(r"[\w\u0303+.=-]+( [\w\u0303+.=-]+)*")  # U+0303 is the tilde of λ̃
+BY_ROW = ("rows", "paper", "needs")
 OF_RUNS = ("seed", "name", "row", "resume")  # keys that no row sets: a table has many runs of each row
 
 
@@ -101,6 +103,19 @@ class Table(Content):
     name: str
     file: Path
     config_dirs: list[str]
+
+    def only(self, pattern: str) -> Table:
+        """The same with the rows whose labels match, as file names match ``*`` and ``?``, and those that they need.
+
+        Raises:
+            InputError: none does.
+        """
+        chosen = set(fnmatch.filter(self.rows, pattern))
+        if not chosen:
+            raise InputError(f"no row of {self.name} matches {pattern!r}; rows: {', '.join(self.rows)}")
+        chosen |= {row for label in chosen for row in self.needs.get(label, {}).values()}
+        own = {name: {label: x for label, x in getattr(self, name).items() if label in chosen} for name in BY_ROW}
+        return self.model_copy(update=own)
 
     def origin(self, label: str) -> tuple[str, str]:
         """What a run that was started for a row is said to come from, see ``Run.origin`` of reports/reading.py."""

@@ -80,12 +80,13 @@ def main(arguments: Sequence[str]) -> int | None:
     parser = parser_of("reproduce", __doc__)
     parser.add_argument("table", metavar="TABLE", help=f"of {', '.join(tables_in())}, or one of your package")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row, with seeds 0, 1, …; default 3")
+    parser.add_argument("--rows", metavar="PATTERN", default="*", help="only rows that match, such as 'cora *'")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and what is left to do, run nothing")
     add_config_dir(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every run, as after train.py")
     a = parser.parse_intermixed_args(arguments)
     _, config_dirs = split_config_dirs([f"--config-dir={folder}" for folder in a.config_dir])
-    table = read_table(a.table, config_dirs)
+    table = read_table(a.table, config_dirs).only(a.rows)
     if a.seeds < 1:
         raise InputError(f"--seeds {a.seeds}: at least one")
     if fixed := [o for o in a.overrides if key_of(o) in (*OF_RUNS, "experiment")]:

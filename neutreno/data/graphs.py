@@ -152,8 +152,9 @@ class GraphData(SteppedData):
     def model_arguments(self) -> dict[str, Any]:
         """Sizes, and the edges (2, E): both directions of each, without self-loops and duplicates."""
         self.setup("validate")
-        edges = torch.from_numpy(self.graph.edges)
-        return {"num_features": self.graph.features.shape[1], "num_classes": self.graph.num_classes, "edges": edges}
+        nodes, features = self.graph.features.shape
+        sizes = {"num_nodes": nodes, "num_features": features, "num_classes": self.graph.num_classes}
+        return {**sizes, "edges": torch.from_numpy(self.graph.edges)}
 
     def check_model(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
         """

@@ -8,11 +8,9 @@ import pytest
 import torch
 from support import TINY, assert_one_line_error, run_forked
 
-NEUTRENO = {
-    "class": "neutreno.attention.NeutrenoAttention",
-    "arguments": {"lam": 0.6, "anchor": "v0", "pull": True},
-    "baseline": False,
-}
+ARGUMENTS = {"lam": 0.6, "anchor": "v0", "pull": True}
+NEUTRENO = {"class": "neutreno.attention.NeutrenoAttention", "arguments": ARGUMENTS, "baseline": False}
+BUILT = "NeutrenoAttention(lam=0.6, anchor=v0, pull=True)"
 SMALL = [*TINY, "trainer.max_epochs=1", "probe.every_n_epochs=3"]
 
 
@@ -55,10 +53,7 @@ def test_every_checkpoint_of_a_run_holds_its_axes(trained, name):
 def test_a_run_with_the_checkpoint_of_another_variant_is_not_evaluated(runs, name):
     shutil.copy(checkpoint(runs / "softmax", name), checkpoint(runs / "neutreno", name))
     done = evaluate(runs.parent, "outputs/neutreno")
-    words = [
-        "attention neutreno.attention.SoftmaxAttention()",
-        f"{BUILT} is composed",
-    ]
+    words = ["attention neutreno.attention.SoftmaxAttention()", f"{BUILT} is composed"]
     assert_one_line_error(done, f"{name}.ckpt", *words, "other_variants=[attention]")
     assert not (runs / "neutreno/evaluation.json").exists()
     assert_one_line_error(evaluate(runs.parent, "outputs/neutreno", "name=x"), f"{name}.ckpt")

@@ -48,7 +48,7 @@ def anchored(v: Tensor, anchor: Anchor, training: bool, causal: bool = False) ->
     other tokens. One permutation serves all samples and heads, so that no sample's output depends on which others are
     evaluated with it. In training it comes from torch's global generator, in evaluation it is always the same. No token
     of a causal model may see a later one's value: there it is that of the same position in another sequence of the
-    batch.
+    micro-batch, so how a batch is split across ranks and micro-batches decides which.
 
     Args:
         v: the first layer's values, (B, …, N, D).

@@ -2,7 +2,7 @@
 
 Every variant is called as ``out, v = attention(x, v0)``. ``x`` and ``out`` are (B, N, C); ``v`` is this layer's values
 and ``v0`` those of the first layer, both (B, H, N, D) with C = H·D. ``v0 is None`` says "this is the first layer"; the
-trunk hands the first layer's ``v`` (or what :func:`anchored` makes of it) to all later ones. There is no layer index
+trunk hands the first layer's ``v``, or what :func:`anchored` makes of it, to all later ones. There is no layer index
 and no cached state, so compilation, activation checkpointing and data-parallel training need no special care.
 
 A new variant is a subclass of :class:`Variant` that overrides ``attend``, the rule in softmax attention's place. Below,
@@ -23,6 +23,7 @@ from neutreno.config.options import SUPPLIED, DropRate, NonNegative, Share, Size
 from neutreno.errors import InputError
 
 Anchor = Literal["v0", "none", "detached", "shuffled"]  # what stands for V_0 in the fidelity term
+_OF_OTHERS = "anchor=shuffled takes the values of another sequence of the batch"
 
 
 def fidelity(out: Tensor, v: Tensor, v0: Tensor, lam: float, anchor: Anchor = "v0", pull: bool = True) -> Tensor:
@@ -47,7 +48,7 @@ def anchored(v: Tensor, anchor: Anchor, training: bool, causal: bool = False) ->
     other tokens. One permutation serves all samples and heads, so that no sample's output depends on which others are
     evaluated with it. In training it comes from torch's global generator, in evaluation it is always the same. No token
     of a causal model may see a later one's value: there it is that of the same position in another sequence of the
-    batch.
+    micro-batch, so how a batch is split across ranks and micro-batches decides which.
 
     Args:
         v: the first layer's values, (B, …, N, D).
@@ -61,9 +62,7 @@ def anchored(v: Tensor, anchor: Anchor, training: bool, causal: bool = False) ->
         return v
     if causal:
         if len(v) < 2:
-            raise InputError(
-                "anchor=shuffled takes the values of another sequence of the batch, and this is a batch of one"
-            )
+            raise InputError(f"{_OF_OTHERS}, and this is a batch of one")
         return v.roll(1, 0)
     return v[..., _permutation(v.shape[-2], training, v.device), :]
 
@@ -172,7 +171,7 @@ class NeutrenoAttention(SoftmaxAttention):
             raise InputError("anchor=none with pull=false is softmax attention by another name; take attention=softmax")
         self.lam, self.anchor, self.pull = float(lam), anchor, pull
         if self.lam and self.causal and anchor == "shuffled":
-            self.needs_others = "anchor=shuffled takes the values of another sequence of the batch"
+            self.needs_others = _OF_OTHERS
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
         """U without the fidelity term."""

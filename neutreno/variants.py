@@ -3,7 +3,7 @@
 A model declares ``variants: {axis: baseline}``. An axis is a config group of that name, and a key of the config that
 holds the part built. Where something else equals the baseline, the declaration is a list, ``[softmax, {neutreno: {lam:
 0}}]``. ``labels`` are the settings that stand in names, tables and figures, each with what it is called there; one that
-is declared as ``{label: VALUE}`` goes without saying at that value.
+is declared as ``[label, VALUE]`` goes without saying at that value.
 Nothing here knows the name of an axis.
 """
 
@@ -31,8 +31,8 @@ def describe(composed: Composed) -> dict[str, Any]:
         ``labels``; and ``baseline_values``: which value of a label the baseline is equal to (``{"attention.lam": 0}``).
     """
     config, choices = composed.settings, composed.choices
-    unless = {key: label for key, label in config["labels"].items() if isinstance(label, dict)}
-    labels, axes = config["labels"] | {key: next(iter(label)) for key, label in unless.items()}, {}
+    unless = {key: label for key, label in config["labels"].items() if isinstance(label, list)}
+    labels, axes = config["labels"] | {key: label for key, (label, _) in unless.items()}, {}
     settings: dict[str, Any] = {"data": choices["data"], "model": config["family"] or choices["model"]}
     settings |= {key: value_at(config, key) for key in labels if key.startswith("model.")}
     for axis, declared in config["variants"].items():
@@ -40,7 +40,7 @@ def describe(composed: Composed) -> dict[str, Any]:
         axes[axis] = _axis(axis, config.get(axis), [name], declared)
         settings |= {axis: name, **{k: value_at(config, k) for k in labels if k.startswith(f"{axis}.")}}
     settings |= {key: value_at(config, key) for key in labels if key not in settings}
-    settings |= {key: None for key, label in unless.items() if settings[key] in label.values()}
+    settings |= {key: None for key, (_, value) in unless.items() if settings[key] == value}
     settings["seed"] = config["seed"]
     equals = {axis: _equals(declared) for axis, declared in config["variants"].items()}
     values = {f"{axis}.{k}": v for axis, pairs in equals.items() for _, wanted in pairs for k, v in wanted.items()}

@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Le, MaxLen, MinLen
+from annotated_types import Ge, Le, MinLen
 
-from neutreno.config.options import EXECUTION, FREE, Batches, Count, Folder, NonNegative, Seed, Size
+from neutreno.config.options import EXECUTION, FREE, Batches, Count, Folder, NonNegative, Rule, Seed, Size
 
 
 class Part:
@@ -100,7 +100,10 @@ class Trainer:
     enable_progress_bar: Annotated[bool | None, EXECUTION] = None
 
 
-UnlessAt = Annotated[dict[str, Any], MinLen(1), MaxLen(1)]  # a label, and the value at which a setting is not shown
+UnlessAt = Annotated[  # a label, and the value of the setting that goes without saying
+    list[str | bool | int | float | None],
+    Rule(lambda pair: len(pair) == 2 and isinstance(pair[0], str), "should be [label, VALUE]"),
+]
 
 
 @dataclass

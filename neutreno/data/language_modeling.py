@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from neutreno.config.options import EXECUTION, FREE, READS, Count, Reads, Size, checked
 from neutreno.data.base import SteppedData
@@ -149,13 +149,6 @@ class TextData(SteppedData):
         self.setup("validate")
         return {"vocabulary": self.vocabulary}
 
-    def check_batches(self, model: nn.Module) -> None:
-        super().check_batches(model)
-        rests = [split for split in ("val", "test") if (len(self.splits[split]) - 1) % self.sequence_length]
-        if self.needs_others and rests:
-            said = f"the last sequence of the {' and the '.join(rests)} text is shorter, so it is left out"
-            rank_zero_warn(f"{self.needs_others}; {said}")
-
     @property
     def digests(self) -> dict[str, str]:
         return self.sources
@@ -186,6 +179,8 @@ class TextData(SteppedData):
         return TokenStreamLoader(self.splits["train"], self.batch_size, length, self.val_every_n_steps, **share)
 
     def _eval_loader(self, split: str) -> SequenceLoader:
+        if self.needs_others and (len(self.splits[split]) - 1) % self.sequence_length:
+            rank_zero_warn(f"{self.needs_others}; the {split} text's last sequence, which is shorter, is left out")
         return self._sequences(split, **self._share)
 
     def _sequences(self, split: str, world: int, rank: int = 0) -> SequenceLoader:

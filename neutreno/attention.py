@@ -2,8 +2,8 @@
 
 Every variant is called as ``out, v = attention(x, v0)``. ``x`` and ``out`` are (B, N, C); ``v`` is this layer's values
 and ``v0`` those of the first layer, both (B, H, N, D) with C = H·D. ``v0 is None`` says "this is the first layer"; the
-trunk hands the first layer's ``v`` to all later ones. There is no layer index and no cached state, so compilation,
-activation checkpointing and data-parallel training need no special care.
+trunk hands the first layer's ``v``, or what :func:`anchored` makes of it, to all later ones. There is no layer index
+and no cached state, so compilation, activation checkpointing and data-parallel training need no special care.
 
 A new variant is a subclass of :class:`Variant` that overrides ``attend``, the rule in softmax attention's place. Below,
 A is the row-softmax of Q Kᵀ / √D and D = 11ᵀ / N the uniform average; in causal models both run over j ≤ i.
@@ -23,6 +23,7 @@ from neutreno.config.options import SUPPLIED, DropRate, NonNegative, Share, Size
 from neutreno.errors import InputError
 
 Anchor = Literal["v0", "none", "detached", "shuffled"]  # what stands for V_0 in the fidelity term
+_OF_OTHERS = "anchor=shuffled takes the values of another sequence of the batch"
 
 
 def fidelity(out: Tensor, v: Tensor, v0: Tensor, lam: float, anchor: Anchor = "v0", pull: bool = True) -> Tensor:
@@ -47,7 +48,7 @@ def anchored(v: Tensor, anchor: Anchor, training: bool, causal: bool = False) ->
     other tokens. One permutation serves all samples and heads, so that no sample's output depends on which others are
     evaluated with it. In training it comes from torch's global generator, in evaluation it is always the same. No token
     of a causal model may see a later one's value: there it is that of the same position in another sequence of the
-    batch.
+    micro-batch, so how a batch is split across ranks and micro-batches decides which.
 
     Args:
         v: the first layer's values, (B, …, N, D).
@@ -61,7 +62,7 @@ def anchored(v: Tensor, anchor: Anchor, training: bool, causal: bool = False) ->
         return v
     if causal:
         if len(v) < 2:
-            raise InputError("anchor=shuffled takes the values of another sequence of the batch, and this batch is one")
+            raise InputError(f"{_OF_OTHERS}, and this is a batch of one")
         return v.roll(1, 0)
     return v[..., _permutation(v.shape[-2], training, v.device), :]
 
@@ -69,6 +70,11 @@ def anchored(v: Tensor, anchor: Anchor, training: bool, causal: bool = False) ->
 def _permutation(n: int, training: bool, device: torch.device) -> Tensor:
     generator = None if training else torch.Generator().manual_seed(0)  # on the CPU: the same on every device
     return torch.randperm(n, generator=generator).to(device)
+
+
+def needs_others(model: nn.Module) -> str:
+    """What a part of the model takes from other samples of a batch, in words; empty where it takes nothing."""
+    return next(filter(None, (getattr(module, "needs_others", "") for module in model.modules())), "")
 
 
 class SoftmaxAttention(nn.Module):
@@ -91,6 +97,7 @@ class SoftmaxAttention(nn.Module):
     """
 
     sees_all = ""  # how a rule looks at all tokens, which no causal model may
+    needs_others = ""  # what a rule takes from other samples of a batch, which then is never of one
 
     @checked
     def __init__(
@@ -150,15 +157,21 @@ class NeutrenoAttention(SoftmaxAttention):
 
     Args:
         lam: λ̃ ≥ 0. The paper uses 0.6 for images and 0.4 for text.
+        anchor: what stands for V_0: "none", "detached" and "shuffled" are controls; see :func:`anchored`.
+        pull: False leaves −λ̃ V_l out.
 
     Raises:
-        InputError: λ̃ is not a finite number ≥ 0.
+        InputError: λ̃ is not a finite number ≥ 0, or nothing is left of the term.
     """
 
     @checked
-    def __init__(self, *args, lam: NonNegative = 0.6, **kwargs) -> None:
+    def __init__(self, *args, lam: NonNegative = 0.6, anchor: Anchor = "v0", pull: bool = True, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.lam = float(lam)
+        if anchor == "none" and not pull:
+            raise InputError("anchor=none with pull=false is softmax attention by another name; take attention=softmax")
+        self.lam, self.anchor, self.pull = float(lam), anchor, pull
+        if self.lam and self.causal and anchor == "shuffled":
+            self.needs_others = _OF_OTHERS
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, v0: Tensor | None) -> Tensor:
         """U without the fidelity term."""
@@ -168,10 +181,17 @@ class NeutrenoAttention(SoftmaxAttention):
         out = self.attend(q, k, v, v0)
         if v0 is None or self.lam == 0:
             return out
-        return torch.add(out, v0 - v, alpha=self.lam)
+        return fidelity(out, v, v0, self.lam, self.anchor, self.pull)
+
+    def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        out, v = super().forward(x, v0)
+        if v0 is None and self.lam:
+            v = anchored(v, self.anchor, self.training, self.causal)
+        return out, v
 
     def extra_repr(self) -> str:
-        return f"lam={self.lam}"
+        controls = "" if self.anchor == "v0" and self.pull else f", anchor={self.anchor}, pull={self.pull}"
+        return f"lam={self.lam}{controls}"
 
 
 class Variant(NeutrenoAttention):

@@ -73,6 +73,7 @@ def weights_opened(composed: Composed) -> Opened:
     target = RunFolder(Path(config.output_dir) / "evaluations", config.name or evaluation_name(composed))
     data = build(settings["data"])
     model = build(settings["model"], **data.model_arguments())
+    data.check_batches(model)
     check_weights(settings, axes, other)
     task = build(settings["task"], model=model)
     task.variants = axes

@@ -69,6 +69,7 @@ def train(composed: Composed) -> None:
     network = settings["model"] if resume_from is None else without_start(settings["model"])  # a checkpoint follows
     model = build(network, **data.model_arguments())
     data.check_model(model, settings["model"])
+    data.check_batches(model)
     task = build(settings["task"], model=model)
     task.variants = describe(composed)["axes"]
     task.run = {"settings": identity_of(settings), "digests": data.digests}

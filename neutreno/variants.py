@@ -2,7 +2,8 @@
 
 A model declares ``variants: {axis: baseline}``. An axis is a config group of that name, and a key of the config that
 holds the part built. Where something else equals the baseline, the declaration is a list, ``[softmax, {neutreno: {lam:
-0}}]``. ``labels`` are the settings that stand in names, tables and figures, each with what it is called there.
+0}}]``. ``labels`` are the settings that stand in names, tables and figures, each with what it is called there; one that
+is declared as ``[label, VALUE]`` goes without saying at that value.
 Nothing here knows the name of an axis.
 """
 
@@ -14,7 +15,9 @@ from typing import Any
 
 import yaml
 
+from neutreno.config.building import locate
 from neutreno.config.composing import CONFIGS, Composed
+from neutreno.config.options import options_of
 from neutreno.errors import InputError
 
 
@@ -23,11 +26,13 @@ def describe(composed: Composed) -> dict[str, Any]:
 
     Returns:
         ``settings``: flat, ``{"data": …, "model": family, "model.size": …, "attention": …, "attention.lam": …, …}``;
+        a labelled one that goes without saying is None there;
         ``axes``: by name, the ``class`` built, its ``arguments``, and whether it is at its ``baseline``;
         ``labels``; and ``baseline_values``: which value of a label the baseline is equal to (``{"attention.lam": 0}``).
     """
     config, choices = composed.settings, composed.choices
-    labels, axes = config["labels"], {}
+    unless = {key: label for key, label in config["labels"].items() if isinstance(label, list)}
+    labels, axes = config["labels"] | {key: label for key, (label, _) in unless.items()}, {}
     settings: dict[str, Any] = {"data": choices["data"], "model": config["family"] or choices["model"]}
     settings |= {key: value_at(config, key) for key in labels if key.startswith("model.")}
     for axis, declared in config["variants"].items():
@@ -35,6 +40,7 @@ def describe(composed: Composed) -> dict[str, Any]:
         axes[axis] = _axis(axis, config.get(axis), [name], declared)
         settings |= {axis: name, **{k: value_at(config, k) for k in labels if k.startswith(f"{axis}.")}}
     settings |= {key: value_at(config, key) for key in labels if key not in settings}
+    settings |= {key: None for key, (_, value) in unless.items() if settings[key] == value}
     settings["seed"] = config["seed"]
     equals = {axis: _equals(declared) for axis, declared in config["variants"].items()}
     values = {f"{axis}.{k}": v for axis, pairs in equals.items() for _, wanted in pairs for k, v in wanted.items()}
@@ -108,13 +114,23 @@ def check_trained(
     differ = {}
     for axis in {**now, **trained}:
         before, after = trained.get(axis, AT_BASELINE), now.get(axis, AT_BASELINE)
-        same = (before["class"], before["arguments"]) == (after["class"], after["arguments"])
+        same = before["class"] == after["class"] and _same_arguments(before, after)
         if not same and not (before["baseline"] and after["baseline"]) and axis not in other:
             differ[axis] = before, after
     if differ:
         was, here = (" and ".join(f"{axis} {_built(both[i])}" for axis, both in differ.items()) for i in (0, 1))
         said = remedy.replace("{axes}", ",".join(differ))
         raise InputError(f"the weights of {source} were trained with {was}, but {here} is composed; {said}")
+
+
+def _same_arguments(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether two parts of one class are built alike; an option that one does not name, as older weights do not name
+    newer options, is at its default there."""
+    given = [before["arguments"], after["arguments"]]
+    if given[0] == given[1]:
+        return True
+    defaults = {name: option.default for name, option in options_of(locate(after["class"])).items()}
+    return defaults | given[0] == defaults | given[1]
 
 
 def _built(part: dict[str, Any]) -> str:

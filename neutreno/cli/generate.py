@@ -17,6 +17,7 @@ from neutreno.errors import InputError, check_number
 
 def load(folder: str, which: str, trust: Sequence[str] = ()):
     """(model, vocabulary, sequence length) of a run."""
+    from neutreno.attention import needs_others
     from neutreno.checkpoints import load_strictly, read_checkpoint, state_dict_of
     from neutreno.config.trust import build_trusted
     from neutreno.data.text import Vocabulary
@@ -30,6 +31,8 @@ def load(folder: str, which: str, trust: Sequence[str] = ()):
         raise InputError(f"{path} holds no vocabulary: it is not that of a language model")
     vocabulary = Vocabulary(words.split("\n"))
     model = build_trusted(settings["model"], trust, vocabulary=vocabulary)
+    if others := needs_others(model):
+        raise InputError(f"{folder} cannot continue a text, which is one sequence: {others}")
     load_strictly(model, state_dict_of(checkpoint), path)
     window = settings["data"].get("sequence_length")
     check_number(f"{run.config_file}: data.sequence_length", window, 1, integer=True)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le, MinLen
 
-from neutreno.config.options import EXECUTION, FREE, Batches, Count, Folder, NonNegative, Seed, Size
+from neutreno.config.options import EXECUTION, FREE, Batches, Count, Folder, NonNegative, Rule, Seed, Size
 
 
 class Part:
@@ -100,6 +100,12 @@ class Trainer:
     enable_progress_bar: Annotated[bool | None, EXECUTION] = None
 
 
+UnlessAt = Annotated[  # a label, and the value of the setting that goes without saying
+    list[str | bool | int | float | None],
+    Rule(lambda pair: len(pair) == 2 and isinstance(pair[0], str), "should be [label, VALUE]"),
+]
+
+
 @dataclass
 class Settings:
     """Every key at the top of ``train.yaml``; the axes of variants that the model declares stand beside them."""
@@ -118,7 +124,7 @@ class Settings:
     seed: Seed = 0
     family: Annotated[str | None, EXECUTION] = None
     variants: Annotated[dict[str, str | list[str | dict[str, dict[str, Any]]]], EXECUTION] = field(default_factory=dict)
-    labels: Annotated[dict[str, str], EXECUTION] = field(default_factory=dict)
+    labels: Annotated[dict[str, str | UnlessAt], EXECUTION] = field(default_factory=dict)
     name: Annotated[Folder | None, EXECUTION] = None
     row: Annotated[str | None, EXECUTION] = None
     output_dir: Annotated[Folder, EXECUTION] = "outputs"

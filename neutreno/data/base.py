@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader
 
+from neutreno.attention import needs_others
 from neutreno.config.options import EXECUTION, FREE, Seed, Size, checked
 from neutreno.data.fingerprint import fingerprint
 from neutreno.data.loading import (
@@ -83,6 +84,7 @@ class SplitData(LightningDataModule):
         self.splits: dict[str, Sequence | None] = {}
         self.corrupt: CorruptLog | None = None
         self.trains = True
+        self.needs_others = ""  # what the model takes from other samples of a batch; see check_batches
 
     @classmethod
     def bound(cls, trainer: DictConfig, data: DictConfig) -> None:
@@ -135,8 +137,16 @@ class SplitData(LightningDataModule):
         where that is "auto").
 
         Raises:
-            InputError: the batch cannot be split so, or ``micro_batches`` leaves larger ones.
+            InputError: the batch cannot be split so, ``micro_batches`` leaves larger ones, or what is left is too few.
         """
+        found = self._micro_batches(world, micro_batches, fits)
+        if self.batch_size // (world * found) < self.least_at_once:
+            parts = f"{world} processes x {found} accumulated micro-batches"
+            alone = f"data.batch_size={self.batch_size} in {parts} is one of the {self.samples_are} at a time"
+            raise InputError(f"{alone}, but {self.needs_others}; raise it, or data.micro_batch_size")
+        return found
+
+    def _micro_batches(self, world: int, micro_batches: int, fits: int | None) -> int:
         micro_batch_size = fits if self.micro_batch_size == "auto" else self.micro_batch_size
         share, rest = divmod(self.batch_size, world * micro_batches)
         if rest:
@@ -163,6 +173,21 @@ class SplitData(LightningDataModule):
 
     def check_model(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
         """Refuse a model whose ``settings`` were made for other data."""
+
+    def check_batches(self, model: nn.Module) -> None:
+        """Meet what the model asks of a batch; of those to train on :meth:`accumulated_batches` judges.
+
+        Raises:
+            InputError: it takes something from other samples, and is evaluated on one at a time.
+        """
+        self.needs_others = needs_others(model)
+        if self.eval_batch_size < self.least_at_once:
+            raise InputError(f"data.eval_batch_size={self.eval_batch_size}, but {self.needs_others}; raise it")
+
+    @property
+    def least_at_once(self) -> int:
+        """Samples that the model must be given together."""
+        return 2 if self.needs_others else 1
 
     def check_readable(self) -> None:
         """Refuse a split of which nothing can be read: then there is no run to begin. It reads a sample of each.

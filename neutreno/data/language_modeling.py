@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -66,13 +67,26 @@ class SequenceLoader(Sequence):
 
     The last one may be shorter and is a separate batch, because positions count from a sequence's end. Every process
     takes every ``world``-th batch.
+
+    Args:
+        least: sequences that a batch must have. If more than one, fewer whole ones at the end join the batch before
+            them, and a shorter last sequence is left out.
     """
 
-    def __init__(self, ids: np.ndarray, sequence_length: int, batch_size: int, world: int = 1, rank: int = 0) -> None:
+    def __init__(
+        self,
+        ids: np.ndarray,
+        sequence_length: int,
+        batch_size: int,
+        world: int = 1,
+        rank: int = 0,
+        least: int = 1,
+    ) -> None:
         self.ids, self.sequence_length = ids, sequence_length
         whole = (len(ids) - 1) // sequence_length
-        starts = [np.arange(i, min(i + batch_size, whole)) * sequence_length for i in range(0, whole, batch_size)]
-        if whole * sequence_length < len(ids) - 1:
+        ends = [*range(batch_size, whole - least + 1, batch_size), whole]
+        starts = [part for part in np.split(np.arange(whole) * sequence_length, ends[:-1]) if len(part) >= least]
+        if whole * sequence_length < len(ids) - 1 and least == 1:
             starts.append(np.array([whole * sequence_length]))
         self.starts = starts[rank::world]
 
@@ -179,21 +193,29 @@ class TextData(SplitData):
         return len(self._sequences("val", world))
 
     def train_dataloader(self) -> TokenStreamLoader:
-        length, world = self.sequence_length, self.trainer.world_size
+        length = self.sequence_length
         for split in ("val", "test"):  # before the long work
-            if (tokens := len(self.splits[split])) - 1 <= length * (world - 1):
-                few = f"has fewer sequences of {length} than there are processes ({world}); use fewer"
-                raise InputError(f"the {split} text of {tokens:,} tokens {few}")
+            self._sequences(split, self.trainer.world_size)
         share = {"micro_batches": self.trainer.accumulate_grad_batches, **self._share}
         return TokenStreamLoader(self.splits["train"], self.batch_size, length, self.val_every_n_steps, **share)
 
     def _eval_loader(self, split: str) -> SequenceLoader:
+        if self.needs_others and (len(self.splits[split]) - 1) % self.sequence_length:
+            rank_zero_warn(f"{self.needs_others}; the {split} text's last sequence, which is shorter, is left out")
         return self._sequences(split, **self._share)
 
     def _sequences(self, split: str, world: int, rank: int = 0) -> SequenceLoader:
-        ids, length = self.splits[split], self.sequence_length
-        most = max(1, sequences_in(len(ids), length) // world)  # every process gets a batch
-        return SequenceLoader(ids, length, min(self.eval_batch_size, most), world, rank)
+        """
+        Raises:
+            InputError: a process would have no batch.
+        """
+        ids, length, least = self.splits[split], self.sequence_length, self.least_at_once
+        most = max(least, sequences_in(len(ids), length) // world)
+        cut = ids, length, min(self.eval_batch_size, most), world
+        if not len(SequenceLoader(*cut, rank=world - 1, least=least)):
+            few = f"has fewer sequences of {length} than the {least * world} that {world} processes need"
+            raise InputError(f"the {split} text of {len(ids):,} tokens {few}; use fewer, or shorter sequences")
+        return SequenceLoader(*cut, rank=rank, least=least)
 
     def probe_samples(self, num_samples: int) -> Batch:
         """Sequences (n, N) and the tokens that follow each of theirs, (n, N)."""

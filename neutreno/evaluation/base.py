@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,15 @@ class Findings:
 
 
 class NothingToMeasure(InputError):
-    """An evaluator has nothing to measure here: left out where it was not asked for, else refused."""
+    """An evaluator has nothing to measure here: left out where it was not asked for, else refused.
+
+    Args:
+        unexpected: say so where it is left out, too; others of its kind are measured.
+    """
+
+    def __init__(self, said: str, unexpected: bool = False) -> None:
+        super().__init__(said)
+        self.unexpected = unexpected
 
 
 class Evaluator:
@@ -132,9 +141,11 @@ def applying(evaluators: dict[str, Evaluator], asked: set[str], subject: Subject
     for name, evaluator in evaluators.items():
         try:
             evaluator.check(subject)
-        except NothingToMeasure:
+        except NothingToMeasure as nothing:
             if name in asked:
                 raise
+            if nothing.unexpected:
+                warnings.warn(f"left out: {nothing}", stacklevel=2)
         else:
             found[name] = evaluator
     return found

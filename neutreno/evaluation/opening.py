@@ -253,6 +253,7 @@ def build_run(
     """Data and task (with its model) of a run folder by its settings, as :func:`run_settings` gives them."""
     data = build(settings["data"])
     model = build(settings["model"], **data.model_arguments())
+    data.check_batches(model)
     task = build(settings["task"], model=model)
     task.variants, task.run = axes_of(settings, config_dirs), {"settings": identity_of(run.config())}
     return data, task

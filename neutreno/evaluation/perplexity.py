@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from neutreno.attention import needs_others
 from neutreno.config.options import Count, checked
 from neutreno.errors import InputError, check_number
 from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
@@ -97,6 +98,9 @@ class Perplexity(Evaluator):
     def check(self, subject: Subject) -> None:
         if not hasattr(subject.data, "sequence_length"):
             raise NothingToMeasure("evaluator.perplexity is for language models, whose data is text; leave it out")
+        if others := needs_others(subject.task.model):
+            said = f"evaluator.perplexity reads windows one at a time, where a text ends, but {others}; leave it out"
+            raise NothingToMeasure(said, unexpected=True)
         strides_and_limits(self.strides(subject.data.sequence_length), subject.data.sequence_length)
 
     def run(self, subject: Subject) -> Findings:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from neutreno.attention import SoftmaxAttention
+from neutreno.attention import SoftmaxAttention, fidelity
 from neutreno.errors import InputError, check_number
 from neutreno.oversmoothing.layers import Layer, find_layers, first_tensor, self_attentions
 from neutreno.oversmoothing.recorder import untouched
@@ -187,7 +187,7 @@ class _Fidelity:
             return u
         if v0.shape != v.shape:
             raise self._fail(f"V_0 has the shape {tuple(v0.shape)}, V_l {tuple(v.shape)}")
-        return torch.add(u, self.spread(v0.to(v.device) - v), alpha=self.lam)
+        return fidelity(u, self.spread(v), self.spread(v0.to(v.device)), self.lam)
 
     def add_before(self, output: nn.Module, args: tuple) -> tuple:
         return (self._added(args[0]), *args[1:])

@@ -182,9 +182,15 @@ def _each(batches: Any, batch_size: int) -> Iterable[Any]:
         if labels is None:
             batches = first
         elif isinstance(labels, Tensor) and len(labels) == len(first):
-            return list(zip(first.split(batch_size), labels.split(batch_size), strict=True))
+            return list(zip(_parts(first, batch_size), _parts(labels, batch_size), strict=True))
     if isinstance(batches, Tensor):
-        return batches.split(batch_size)
+        return _parts(batches, batch_size)
     if isinstance(batches, str) or not isinstance(batches, Iterable):
         raise InputError(f"batches is a {type(batches).__name__}; give a tensor, a dictionary, or an iterable of them")
     return batches
+
+
+def _parts(samples: Tensor, size: int) -> Sequence[Tensor]:
+    """Parts of ``size`` samples; a last one of a single sample joins the part before it, for models that need two."""
+    whole, rest = divmod(len(samples), size)
+    return samples.split([*[size] * (whole - 1), size + 1] if rest == 1 and whole else size)

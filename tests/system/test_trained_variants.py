@@ -8,7 +8,9 @@ import pytest
 import torch
 from support import TINY, assert_one_line_error, run_forked
 
-NEUTRENO = {"class": "neutreno.attention.NeutrenoAttention", "arguments": {"lam": 0.6}, "baseline": False}
+ARGUMENTS = {"lam": 0.6, "anchor": "v0", "pull": True}
+NEUTRENO = {"class": "neutreno.attention.NeutrenoAttention", "arguments": ARGUMENTS, "baseline": False}
+BUILT = "NeutrenoAttention(lam=0.6, anchor=v0, pull=True)"
 SMALL = [*TINY, "trainer.max_epochs=1", "probe.every_n_epochs=3"]
 
 
@@ -51,7 +53,7 @@ def test_every_checkpoint_of_a_run_holds_its_axes(trained, name):
 def test_a_run_with_the_checkpoint_of_another_variant_is_not_evaluated(runs, name):
     shutil.copy(checkpoint(runs / "softmax", name), checkpoint(runs / "neutreno", name))
     done = evaluate(runs.parent, "outputs/neutreno")
-    words = ["attention neutreno.attention.SoftmaxAttention()", "NeutrenoAttention(lam=0.6) is composed"]
+    words = ["attention neutreno.attention.SoftmaxAttention()", f"{BUILT} is composed"]
     assert_one_line_error(done, f"{name}.ckpt", *words, "other_variants=[attention]")
     assert not (runs / "neutreno/evaluation.json").exists()
     assert_one_line_error(evaluate(runs.parent, "outputs/neutreno", "name=x"), f"{name}.ckpt")
@@ -73,7 +75,7 @@ def test_a_run_whose_config_was_edited_is_not_evaluated(runs):
 def test_weights_of_another_variant_are_evaluated_only_where_that_is_said(trained, tmp_path, source):
     source = f"model.weights={trained.parent / source}"
     done = evaluate(tmp_path, source, *WEIGHTS)
-    assert_one_line_error(done, "SoftmaxAttention", "NeutrenoAttention(lam=0.6)", "other_variants=[attention]")
+    assert_one_line_error(done, "SoftmaxAttention", BUILT, "other_variants=[attention]")
     assert not (tmp_path / "outputs").exists()
     assert evaluate(tmp_path, source, *WEIGHTS, "attention.lam=0").returncode == 0
     done = evaluate(tmp_path, source, *WEIGHTS, "other_variants=[attention]")
@@ -102,7 +104,7 @@ def test_a_run_does_not_resume_from_the_checkpoint_of_another_variant(runs):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "interrupted"}))
     before = {p: p.read_bytes() for p in (runs / "neutreno").rglob("*") if p.is_file()}
     done = run_forked("train.py", *SMALL, "name=neutreno", "resume=true", cwd=runs.parent)
-    assert_one_line_error(done, "last.ckpt", "SoftmaxAttention", "NeutrenoAttention(lam=0.6)", "model.weights=")
+    assert_one_line_error(done, "last.ckpt", "SoftmaxAttention", BUILT, "model.weights=")
     assert {p: p.read_bytes() for p in (runs / "neutreno").rglob("*") if p.is_file()} == before
 
 

@@ -4,8 +4,11 @@ from functools import partial
 import pytest
 import torch
 
-from neutreno.attention import NeutrenoAttention, SoftmaxAttention, anchored, fidelity
+from neutreno.attention import NeutrenoAttention, SoftmaxAttention, Variant, anchored, fidelity
 from neutreno.errors import InputError
+
+ARMS = [(anchor, pull) for anchor in ("v0", "none", "detached", "shuffled") for pull in (True, False)]
+ARMS.remove(("none", False))
 
 
 def plain_attention(layer, x, v0, lam):
@@ -132,5 +135,73 @@ def test_other_anchors_hand_the_values_on_and_draw_nothing():
 
 
 def test_a_single_sequence_has_no_other_to_take_values_from():
-    with pytest.raises(InputError, match="another sequence of the batch, and this batch is one"):
+    with pytest.raises(InputError, match="another sequence of the batch, and this is a batch of one"):
         anchored(torch.randn(1, 1, 50, 4), "shuffled", training=False, causal=True)
+
+
+def chained(layers, x, y):
+    """What two layers that follow on one another give for tokens x and y."""
+    first, v0 = layers[0](x)
+    second, _ = layers[1](y, v0)
+    return torch.cat([first, second])
+
+
+def plainly_chained(layers, x, y, anchor, pull, permutation, causal):
+    """The same with the formula of each arm written out."""
+    outs, v0 = [], None
+    for layer, tokens in zip(layers, (x, y), strict=True):
+        q, k, v = (part.unflatten(-1, (3, 4)).transpose(1, 2) for part in layer.qkv(tokens).chunk(3, dim=-1))
+        scores = q @ k.mT / 2
+        if causal:
+            scores = scores.masked_fill(torch.ones(7, 7).triu(1) == 1, -math.inf)
+        u = scores.softmax(-1) @ v
+        if v0 is not None:
+            other = {
+                "none": torch.zeros_like(v0),
+                "detached": v0.detach(),
+                "shuffled": torch.stack([v0[1], v0[0]]) if causal else v0[:, :, permutation],
+            }.get(anchor, v0)
+            u = u + 0.6 * other - (0.6 * v if pull else 0)
+        outs.append(layer.proj(u.transpose(1, 2).flatten(2)))
+        v0 = v
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("anchor, pull", ARMS)
+def test_two_layers_of_each_arm_equal_its_formula_with_its_gradients(anchor, pull, causal, training):
+    torch.manual_seed(0)
+    kwargs = {"num_heads": 3, "anchor": anchor, "pull": pull, "causal": causal}
+    layers = [NeutrenoAttention(12, **kwargs).double().train(training) for _ in range(2)]
+    x, y = torch.randn(2, 2, 7, 12, dtype=torch.float64)
+    torch.manual_seed(1)
+    found = chained(layers, x, y)
+    torch.manual_seed(1)
+    permutation = torch.randperm(7, generator=None if training else torch.Generator().manual_seed(0))
+    expected = plainly_chained(layers, x, y, anchor, pull, permutation, causal)
+    torch.testing.assert_close(found, expected)
+    weights = [layer.qkv.weight for layer in layers]
+    ours, plain = (torch.autograd.grad(out.square().sum(), weights) for out in (found, expected))
+    torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("attention", [NeutrenoAttention, Variant])
+@pytest.mark.parametrize("anchor, pull", ARMS)
+def test_every_arm_of_lam_zero_is_softmax_bit_for_bit_and_draws_nothing(tokens, attention, anchor, pull):
+    x = tokens[0]
+    layers = [attention(12, num_heads=3, lam=0, anchor=anchor, pull=pull).double() for _ in range(2)]
+    softmax = [SoftmaxAttention(12, num_heads=3).double() for _ in range(2)]
+    for plain, layer in zip(softmax, layers, strict=True):
+        plain.load_state_dict(layer.state_dict())
+    before = torch.get_rng_state()
+    assert torch.equal(chained(layers, x, x + 1), chained(softmax, x, x + 1))
+    assert torch.equal(layers[0](x)[1], softmax[0](x)[1]) and torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("attention", [NeutrenoAttention, Variant])
+def test_a_term_of_no_half_is_refused_as_softmax_by_another_name(attention):
+    with pytest.raises(InputError, match=r"anchor=none with pull=false is softmax .*; take attention=softmax"):
+        attention(12, num_heads=3, lam=0.6, anchor="none", pull=False)
+    with pytest.raises(InputError, match=r"^anchor=v1"):
+        attention(12, num_heads=3, lam=0.6, anchor="v1")

@@ -26,6 +26,8 @@ def test_the_axes_of_a_run_folder_are_those_that_were_composed(words):
         (SOFTMAX, NEUTRENO, False),
         (NEUTRENO, SWITCHED_OFF, False),
         (NEUTRENO, {**NEUTRENO, "arguments": {"lam": 0.4}}, False),
+        (NEUTRENO, {**NEUTRENO, "arguments": {"lam": 0.6, "anchor": "v0", "pull": True}}, True),  # newer options
+        (NEUTRENO, {**NEUTRENO, "arguments": {"lam": 0.6, "anchor": "none", "pull": True}}, False),
         (None, NEUTRENO, False),  # an axis that the other model did not have
         (None, SOFTMAX, True),
     ],

@@ -157,6 +157,12 @@ def test_names_hold_what_a_run_is_and_not_how_it_is_executed():
     assert default_name(compose(["model=deit", "block=featscale"])) == "digits-deit_mini-featscale-seed0"
     both = compose(["block=featscale", "attention.lam=0.2"])
     assert default_name(both) == "digits-deit_mini-neutreno-lam0.2-featscale-seed0"
+    at_default = compose(["attention.anchor=v0", "attention.pull=true"])
+    assert default_name(at_default) == "digits-deit_mini-neutreno-lam0.6-seed0"
+    half = compose(["attention.anchor=shuffled", "attention.pull=false"])
+    assert default_name(half) == "digits-deit_mini-neutreno-lam0.6-anchorshuffled-pullFalse-seed0"
+    of_another = compose(["model=deit", "attention=gfsa", "attention.lam=0.4", "+attention.anchor=none"])
+    assert default_name(of_another) == "digits-deit_mini-gfsa-lam0.4-anchornone-seed0"
     timm = compose(["model=timm", "model.name=resnet18.a1_in1k", "data=cifar10"])
     assert default_name(timm) == "cifar10-timm_resnet18.a1_in1k-seed0"
 

@@ -198,6 +198,36 @@ def test_two_processes_and_accumulation_end_as_one(tmp_path):
     assert result(two)["metrics"] == pytest.approx(result(one)["metrics"], rel=1e-11)
 
 
+SHUFFLED = [*BUSY, "attention.anchor=shuffled"]
+
+
+@pytest.fixture(scope="module")
+def shuffled(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("shuffled"), *SHUFFLED)
+
+
+def test_shuffled_values_are_those_of_an_uninterrupted_run_after_a_kill(shuffled, tmp_path):
+    died = run_forked("train.py", *TEXT, *SHUFFLED, cwd=tmp_path, setup=dies_after(write=4))
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    resumed = train(tmp_path, *SHUFFLED, "resume=true")
+    assert_equal(load(resumed)["state_dict"], load(shuffled)["state_dict"])
+    assert metrics(resumed) == metrics(shuffled)
+
+
+def test_what_reads_single_sequences_leaves_out_or_refuses_a_model_that_needs_others(shuffled, uninterrupted):
+    ppl = [result(run)["metrics"]["test/ppl"] for run in (shuffled, uninterrupted)]
+    assert ppl[0] != ppl[1]
+    done = run_forked("evaluate.py", str(shuffled), cwd=shuffled)
+    assert done.returncode == 0, done.stderr
+    assert "left out: evaluator.perplexity reads windows one at a time" in done.stderr
+    assert list(json.loads((shuffled / "evaluation.json").read_text())["of_evaluator"]) == ["metrics", "per_layer"]
+    done = run_forked("evaluate.py", str(shuffled), "evaluators=[perplexity]", cwd=shuffled)
+    assert_one_line_error(done, "evaluator.perplexity", "another sequence of the batch", "leave it out")
+    assert_one_line_error(generate(shuffled), "cannot continue a text", "another sequence of the batch")
+    done = run_forked("evaluate.py", str(shuffled), "data.eval_batch_size=1", cwd=shuffled)
+    assert_one_line_error(done, "data.eval_batch_size=1", "another sequence of the batch")
+
+
 def small_text(tmp_path, **texts):
     long = {"train": " ".join(f"w{i % 9} a\n" for i in range(200)), "valid": "a b w1 c\n" * 20, "test": "a w2\n" * 40}
     write(tmp_path / "text", {**TEXTS, **long, **texts})
@@ -235,6 +265,10 @@ def test_own_text_trains_and_another_vocabulary_is_refused(tmp_path):
         (["task.warmup_steps=-1"], ["task.warmup_steps"]),
         (["task.lr_per=epoch"], ["task.warmup_steps=2 needs task.lr_per=step"]),
         (["block=featscale"], ["block=featscale", "future"]),
+        (["attention.anchor=none", "attention.pull=false"], ["by another name", "attention=softmax"]),
+        (["attention.anchor=v1"], ["attention.anchor=v1", "'shuffled'"]),
+        (["attention.anchor=shuffled", "data.batch_size=1"], ["data.batch_size=1", "another sequence of the batch"]),
+        (["attention.anchor=shuffled", "data.micro_batch_size=1"], ["micro-batches is one", "data.micro_batch_size"]),
         (["model.size=huge"], ["model.size=huge"]),
         (["model=deit"], ["not made for this data set", "model=… out"]),
         (["data=digits", "model=lm"], ["not made for this data set"]),

@@ -153,7 +153,9 @@ def test_features_only_gives_the_hidden_states(attention):
 
 
 @pytest.mark.parametrize(
-    "attention", [SoftmaxAttention, partial(NeutrenoAttention, lam=0.6)], ids=["softmax", "neutreno"]
+    "attention",
+    [SoftmaxAttention, NeutrenoAttention, *(partial(NeutrenoAttention, anchor=a) for a in ("detached", "shuffled"))],
+    ids=["softmax", "neutreno", "detached", "shuffled"],
 )
 @pytest.mark.parametrize("kind", ["vit", "segmenter", "language model"])
 def test_activation_checkpointing_changes_no_output_and_no_gradient(kind, attention):

@@ -278,3 +278,20 @@ def test_fused_attention_is_kept_where_the_formula_allows(attention, monkeypatch
     else:
         assert isinstance(layer, NeutrenoAttention)
         layer(x, v0)
+
+
+@pytest.mark.parametrize("arm", ["anchor=none", "anchor=detached", "anchor=shuffled", "pull=false"])
+@pytest.mark.parametrize("attention", [a for a in ATTENTION if a not in SEES_ALL and a != "softmax"])
+def test_no_half_of_the_term_leaks_the_future_of_a_tokens_own_sequence_or_of_another(attention, arm):
+    torch.manual_seed(0)
+    added = f"attention.{arm}" if attention == "neutreno" else f"+attention.{arm}"
+    sizes = {"embed_dim": 12, "depth": 3, "num_heads": 3, "mlp_ratio": 2, "init_std": 0.3}
+    model = LanguageModel(11, **sizes, **built(attention, "plain", "attention.lam=0.4", added)).double().eval()
+    ids = torch.randint(0, 11, (3, 14))
+    changed = ids.clone()
+    changed[0, 9:] = (ids[0, 9:] + 1) % 11
+    with torch.no_grad():
+        before, after = model(ids), model(changed)
+    torch.testing.assert_close(before[:, :9], after[:, :9], rtol=0, atol=1e-12)
+    felt = (before[:, 9:] - after[:, 9:]).abs().amax((1, 2)) > 1e-9
+    assert felt.tolist() == [True, arm == "anchor=shuffled", False]

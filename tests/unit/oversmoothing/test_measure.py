@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from neutreno.attention import NeutrenoAttention
+from neutreno.attention import NeutrenoAttention, anchored
 from neutreno.errors import InputError
 from neutreno.models.timm import timm_model
 from neutreno.models.vit import VisionTransformer
@@ -31,6 +31,7 @@ from neutreno.oversmoothing.metrics import (
 )
 from neutreno.oversmoothing.probe import OversmoothingProbe
 from neutreno.oversmoothing.profile import profile
+from neutreno.oversmoothing.recorder import tokens_of
 from neutreno.reports.layers import curve
 
 
@@ -417,3 +418,27 @@ def test_probe_profile_and_energies_give_the_same_numbers_of_the_same_network(tm
     assert rows(written.to_dict("records")) == probed
     assert logged["oversmoothing/J/layer_02"] == probed["blocks", "J", "all", 2][0]
     assert logged["oversmoothing/cosine_patch/layer_00"] == probed["blocks", "cosine", "patch", 0][0]
+
+
+def test_the_recorder_says_which_values_a_layer_was_given_as_v0():
+    """Of shuffled values those of the same permutation in every layer."""
+    torch.manual_seed(0)
+    attention = partial(NeutrenoAttention, anchor="shuffled")
+    model = VisionTransformer("mini", img_size=8, patch_size=2, in_chans=1, depth=3, num_classes=5, attention=attention)
+    seen = tokens_of(model, torch.randn(2, 1, 8, 8))
+    (first, own), *others = [tokens.values() for _, tokens in seen if tokens.values is not None]
+    assert torch.equal(first, own)
+    for v, v0 in others:
+        assert torch.equal(v0, anchored(first, "shuffled", training=False)) and not torch.equal(v0, first)
+        assert v.shape == v0.shape
+
+
+@pytest.mark.parametrize(
+    "samples, size, expected", [(9, 4, [4, 5]), (10, 4, [4, 4, 2]), (1, 4, [1]), (3, 1, [1, 1, 1])]
+)
+def test_a_single_last_sample_joins_the_batch_before_it(samples, size, expected):
+    seen = []
+    model = VisionTransformer("mini", img_size=8, patch_size=2, in_chans=1, depth=2, num_classes=5)
+    model.forward_features = lambda x: seen.append(len(x)) or VisionTransformer.forward_features(model, x)
+    measure(model, torch.randn(samples, 1, 8, 8), ["cosine"], batch_size=size)
+    assert seen == expected

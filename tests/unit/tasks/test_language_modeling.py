@@ -1,6 +1,8 @@
 """The language model's task as users call it: streams, schedule, perplexity, resume, several processes, generation."""
 
 import math
+import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 import neutreno.evaluation.cost  # noqa: F401  (where nvcc is but no GPU, its first import says so on stderr)
+from neutreno.attention import NeutrenoAttention
 from neutreno.data.language_modeling import PythonDocs, SequenceLoader, TokenStreamLoader
 from neutreno.errors import InputError
 from neutreno.evaluation.perplexity import Perplexity, score, strides_and_limits
@@ -156,3 +159,63 @@ def test_every_process_gets_a_batch_to_evaluate(sequences, world):
         data.trainer = SimpleNamespace(world_size=world, global_rank=rank)
         lengths.append(len(data.val_dataloader()))
     assert min(lengths) > 0
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("whole", [4, 5, 6, 7])
+def test_no_batch_to_evaluate_is_of_one_sequence_where_two_are_needed(whole, world):
+    ids = np.arange(whole * 8 + 5, dtype=np.int32)
+    loaders = [SequenceLoader(ids, 8, 2, world, rank, least=2) for rank in range(world)]
+    batches = [batch for loader in loaders for batch in loader]
+    assert all(len(x) in (2, 3) and x.shape[1] == 8 for x, _ in batches)
+    assert sorted(torch.cat([y.flatten() for _, y in batches]).tolist()) == list(range(1, whole * 8 + 1))
+
+
+@pytest.fixture
+def of_others():
+    return LanguageModel(9, 12, 2, 3, 2, attention=partial(NeutrenoAttention, anchor="shuffled"))
+
+
+def test_a_single_sequence_at_a_time_is_refused_where_a_model_needs_another(of_others):
+    data = PythonDocs(sequence_length=8, val_every_n_steps=1, batch_size=4, micro_batch_size=1)
+    data.splits = dict.fromkeys(("train", "val", "test"), np.arange(22, dtype=np.int32))
+    data.check_batches(of_others)
+    with pytest.raises(InputError, match=r"data\.batch_size=4 in 1 processes x 4 .* is one .*anchor=shuffled takes"):
+        data.accumulated_batches(1)
+    data.micro_batch_size = 2
+    assert data.accumulated_batches(1) == 2
+    with pytest.raises(InputError, match=r"data\.batch_size=4 in 4 processes x 1"):
+        data.accumulated_batches(4)
+    data.eval_batch_size = 1
+    with pytest.raises(InputError, match=r"data\.eval_batch_size=1, but anchor=shuffled takes"):
+        data.check_batches(of_others)
+
+
+def test_a_text_of_one_sequence_is_refused_where_a_model_needs_another(of_others):
+    data = PythonDocs(sequence_length=8, val_every_n_steps=1, batch_size=4)
+    data.splits = dict.fromkeys(("train", "val", "test"), np.arange(17, dtype=np.int32))
+    data.check_batches(of_others)
+    assert data.eval_batches(1) == 1
+    data.splits["val"] = np.arange(16, dtype=np.int32)
+    with pytest.raises(InputError, match="the val text of 16 tokens has fewer sequences of 8 than the 2 that"):
+        data.eval_batches(1)
+
+
+def test_a_model_asks_nothing_of_a_batch_by_default():
+    data = PythonDocs(sequence_length=8, val_every_n_steps=1, batch_size=4, eval_batch_size=1)
+    data.check_batches(LanguageModel(9, 12, 2, 3, 2, attention=NeutrenoAttention))
+    assert data.accumulated_batches(4) == 1
+
+
+@pytest.mark.parametrize("tokens, said", [(17, False), (18, True)])
+def test_a_last_shorter_sequence_is_left_out_aloud(of_others, tokens, said):
+    data = PythonDocs(sequence_length=8, val_every_n_steps=1, batch_size=4)
+    data.splits, data.trainer = {"val": np.arange(tokens)}, SimpleNamespace(world_size=1, global_rank=0)
+    data.check_batches(of_others)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (batch,) = data.val_dataloader()
+    assert batch[0].shape == (2, 8)
+    assert ["the val text's last sequence, which is shorter, is left out" in str(w.message) for w in caught] == [
+        True
+    ] * said

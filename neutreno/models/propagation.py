@@ -113,7 +113,7 @@ class NeutrenoPropagation(Propagation):
         self.acts = "propagation=neutreno" if lam else ""
 
     def hand_on(self, v: Tensor) -> Tensor:
-        return anchored(v, self.anchor, self.training)
+        return anchored(v, self.anchor, self.training) if self.lam else v
 
     def forward(self, out: Tensor, v: Tensor, v0: Tensor) -> Tensor:
         return fidelity(out, v, v0, self.lam, self.anchor, self.pull) if self.lam else out

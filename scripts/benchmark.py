@@ -8,10 +8,11 @@ A ratio above 1 says that the first of the two is faster.
 """
 
 import argparse
+from functools import partial
 
 import benchmarks
 import torch
-from benchmarks import attention, runs, text
+from benchmarks import attention, graph, runs, text
 
 from neutreno.results import environment
 
@@ -23,7 +24,10 @@ PARTS = {
     "loading": runs.bench_loading,
     "lm": text.bench_lm,
     "prepare": text.bench_prepare,
+    "graph": graph.bench_graph,
 }
+PASSES = {kind: partial(attention.attention_pass, built) for kind, built in attention.ATTENTIONS.items()}
+PASSES |= {kind: partial(graph.norm_pass, built) for kind, built in graph.NORMS.items()}
 
 
 def main() -> None:
@@ -45,7 +49,7 @@ def main() -> None:
     torch.manual_seed(0)
     if arguments.peak:
         kind, tokens = arguments.peak
-        print(attention.measure_peak(attention.ATTENTIONS[kind], int(tokens)))
+        print(attention.measure_peak(PASSES[kind], int(tokens)))
         return
     where = environment()
     hardware = where["hardware"].get("gpu", [where["hardware"]["cpu"]])[0]

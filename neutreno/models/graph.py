@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from neutreno.config.options import SUPPLIED, Count, Depth, DropRate, NonNegative, Share, Size, checked
 from neutreno.errors import InputError
-from neutreno.models.drop_linear import DropLinear
 from neutreno.models.graph_norms import NoNorm
 from neutreno.models.propagation import Graph, InitialResidual, Propagation
+from neutreno.models.sparse import FeatureLinear
 
 Part = Callable[..., nn.Module]
 
@@ -55,8 +55,13 @@ class GraphNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features, self.num_classes, self.hidden = num_features, num_classes, hidden
-        self.graph, self.drop_rate = Graph(edges, num_nodes), drop_rate
+        self.graph = Graph(edges, num_nodes)
+        self.drop = nn.Dropout(drop_rate)
         self.layers = nn.ModuleList()
+
+    def of_features(self, dim: int, bias: bool = True) -> FeatureLinear:
+        """Dropout of the nodes' features, and a linear layer."""
+        return FeatureLinear(self.num_features, dim, self.drop.p, bias)
 
     def token_layers(self) -> dict[str, list[str]]:
         return {"layers": [f"layers.{i}" for i in range(len(self.layers))]}
@@ -96,16 +101,13 @@ class Step(nn.Module):
 class Convolution(Step):
     """Graph convolution with its norm and activation, ``ReLU(norm(U))``, of values V = X W: (1, N, d) → (1, N, d').
 
-    ``residual`` adds X. (Kipf & Welling, "Semi-Supervised Classification with Graph Convolutional Networks", ICLR
-    2017.)
+    ``lin`` is W; ``residual`` adds X. (Kipf & Welling, "Semi-Supervised Classification with Graph Convolutional
+    Networks", ICLR 2017.)
     """
 
-    def __init__(
-        self, dim_in: int, dim: int, propagation: Part, norm: Part, residual: bool = False, **dropped: Any
-    ) -> None:
-        super().__init__(dim, propagation, norm)
-        self.residual = residual
-        self.lin = DropLinear(dim_in, dim, bias=False, **dropped)
+    def __init__(self, lin: nn.Linear, propagation: Part, norm: Part, residual: bool = False) -> None:
+        super().__init__(lin.out_features, propagation, norm)
+        self.lin, self.residual = lin, residual
         nn.init.xavier_uniform_(self.lin.weight)
 
     def forward(self, x: Tensor, graph: Graph, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -120,9 +122,9 @@ class AttentionConvolution(Convolution):
 
     attn_drop = 0.0
 
-    def __init__(self, dim_in: int, dim: int, *args, **kwargs) -> None:
-        super().__init__(dim_in, dim, *args, **kwargs)
-        self.att_src, self.att_dst = (nn.Parameter(torch.empty(dim)) for _ in range(2))
+    def __init__(self, lin: nn.Linear, *args, **kwargs) -> None:
+        super().__init__(lin, *args, **kwargs)
+        self.att_src, self.att_dst = (nn.Parameter(torch.empty(lin.out_features)) for _ in range(2))
         for weight in (self.att_src, self.att_dst):
             nn.init.xavier_uniform_(weight[None])
 
@@ -173,17 +175,15 @@ class GCN(GraphNetwork):
     ) -> None:
         super().__init__(*args, **kwargs)
         for i in range(depth):
-            dim_in = self.hidden if i else self.num_features
-            dim = self.hidden if i < depth - 1 else self.num_classes
-            inner = 0 < i < depth - 1
-            how = {"residual": residual and inner, "drop_rate": 0.0 if inner else self.drop_rate, "features": i == 0}
-            self.layers.append(self.convolution(dim_in, dim, propagation, norm, **how))
+            dim, inner = self.hidden if i < depth - 1 else self.num_classes, 0 < i < depth - 1
+            lin = nn.Linear(self.hidden, dim, bias=False) if i else self.of_features(dim, bias=False)
+            self.layers.append(self.convolution(lin, propagation, norm, residual=residual and inner))
         check_acts(self.layers, 3, "layers 1 … L − 2")
 
     def logits(self, x: Tensor) -> Tensor:
         v0, last = None, len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            x, v = layer(x, self.graph, v0 if i < last else None)
+            x, v = layer(self.drop(x) if 0 < i == last else x, self.graph, v0 if i < last else None)
             v0 = v if i == 0 else v0
         return x
 
@@ -214,8 +214,7 @@ class SGC(GraphNetwork):
     @checked
     def __init__(self, *args, depth: Depth = 5, propagation: Part = Propagation, norm: Part = NoNorm, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        dropped = {"drop_rate": self.drop_rate, "features": True}
-        self.lin = DropLinear(self.num_features, self.num_classes, bias=False, **dropped)
+        self.lin = self.of_features(self.num_classes, bias=False)
         nn.init.xavier_uniform_(self.lin.weight)
         self.layers.extend(Step(self.num_classes, propagation, norm) for _ in range(depth))
         check_acts(self.layers, 2, "steps 1 … L − 1")
@@ -243,16 +242,15 @@ class GCNII(GraphNetwork):
         self, *args, depth: Depth = 64, alpha: Share = 0.1, theta: NonNegative = 0.5, norm: Part = NoNorm, **kwargs
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.lin_in = DropLinear(self.num_features, self.hidden, drop_rate=self.drop_rate, features=True)
-        self.lin_out = DropLinear(self.hidden, self.num_classes, drop_rate=self.drop_rate)
+        self.lin_in, self.lin_out = self.of_features(self.hidden), nn.Linear(self.hidden, self.num_classes)
         betas = (math.log(theta / (i + 1) + 1) for i in range(depth))
         self.layers.extend(InitialResidualConvolution(self.hidden, alpha, beta, norm) for beta in betas)
 
     def logits(self, x: Tensor) -> Tensor:
         h = h0 = F.relu(self.lin_in(x))
         for layer in self.layers:
-            h = layer(F.dropout(h, self.drop_rate, self.training), self.graph, h0)
-        return self.lin_out(h)
+            h = layer(self.drop(h), self.graph, h0)
+        return self.lin_out(self.drop(h))
 
 
 class APPNP(GraphNetwork):
@@ -266,12 +264,11 @@ class APPNP(GraphNetwork):
     @checked
     def __init__(self, *args, depth: Depth = 10, alpha: Share = 0.1, norm: Part = NoNorm, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.lin_in = DropLinear(self.num_features, self.hidden, drop_rate=self.drop_rate, features=True)
-        self.lin_out = DropLinear(self.hidden, self.num_classes, drop_rate=self.drop_rate)
+        self.lin_in, self.lin_out = self.of_features(self.hidden), nn.Linear(self.hidden, self.num_classes)
         self.layers.extend(Step(self.num_classes, partial(InitialResidual, alpha), norm) for _ in range(depth))
 
     def logits(self, x: Tensor) -> Tensor:
-        z = h = self.lin_out(F.relu(self.lin_in(x)))
+        z = h = self.lin_out(self.drop(F.relu(self.lin_in(x))))
         for step in self.layers:
             z, _ = step(z, self.graph, h)
         return z

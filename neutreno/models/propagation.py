@@ -1,47 +1,20 @@
-"""How values travel along the edges of a graph: sparse products, and what is added to them."""
+"""How values travel along the edges of a graph, and what is added to them."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from neutreno.attention import Anchor, anchored, fidelity
 from neutreno.config.options import Count, NonNegative, Share, checked
 from neutreno.errors import InputError
-
-
-class _Product(torch.autograd.Function):
-    """S x of a sparse S (N, N) in CSR form, whose pattern is symmetric: ``mirror`` is where the value of (j, i) stands,
-    or None if S itself is symmetric.
-
-    PyTorch's own backward of a CSR product transposes the matrix in each call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, x: Tensor, graph: Graph, mirror: Tensor | None) -> Tensor:
-        ctx.save_for_backward(values, x if ctx.needs_input_grad[0] else None)
-        ctx.graph, ctx.mirror = graph, mirror
-        return graph.matrix(values) @ x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (values, x), graph, mirror = ctx.saved_tensors, ctx.graph, ctx.mirror
-        of_values = of_x = None
-        if ctx.needs_input_grad[0]:
-            of_values = (grad.index_select(0, graph.target) * x.index_select(0, graph.source)).sum(-1)
-        if ctx.needs_input_grad[1]:
-            of_x = graph.matrix(values if mirror is None else values[mirror]) @ grad
-        return of_values, of_x, None, None
+from neutreno.models.sparse import Pattern, product
 
 
 class Graph(nn.Module):
     """The edges of an undirected graph and a self-loop at every node; ``graph(v)`` is ``Â v, Â = D^-½ (A + I) D^-½``.
 
-    Kept as three dense buffers, because a sparse tensor in a module can be neither copied (EMA) nor broadcast (DDP).
+    Kept as dense buffers, because a sparse tensor in a module can be neither copied (EMA) nor broadcast (DDP).
     Not part of a checkpoint: the graph is data. The edges, self-loops included, are sorted by target, then source.
 
     Args:
@@ -71,36 +44,26 @@ class Graph(nn.Module):
         mirror = torch.searchsorted(keys, mirrored).clamp_max(len(keys) - 1)
         if (keys[1:] == keys[:-1]).any() or (keys[mirror] != mirrored).any():
             raise InputError("edges are given once in each direction, without duplicates and self-loops")
-        degree = torch.bincount(target, minlength=nodes)
-        root = degree.double().rsqrt()
-        parts = {
-            "starts": torch.cat([degree.new_zeros(1), degree.cumsum(0)]),
-            "target": target,
-            "source": source,
-            "mirror": mirror,
-            "weights": root[target] * root[source],  # in float64, so that a network in float64 is exact
-        }
+        starts = Pattern.of(target, source, (nodes, nodes)).starts
+        root = starts.diff().double().rsqrt()
+        weights = root[target] * root[source]  # in float64, so that a network in float64 is exact
+        parts = {"starts": starts, "target": target, "source": source, "mirror": mirror, "weights": weights}
         for name, part in parts.items():
             self.register_buffer(name, part, persistent=False)
 
-    def matrix(self, values: Tensor) -> Tensor:
-        """The sparse matrix (N, N) with these values, (E + N,), at its edges and self-loops."""
-        size = (self.num_nodes, self.num_nodes)
-        return torch.sparse_csr_tensor(self.starts, self.source, values, size, check_invariants=False)
-
     def forward(self, v: Tensor) -> Tensor:
         """Â v: (1, N, d) → (1, N, d)."""
-        return self._product(self.weights, v, None)
+        pattern = self.pattern
+        return product(self.weights, v[0], pattern, pattern)[None]
 
     def weighted(self, values: Tensor, v: Tensor) -> Tensor:
         """S v, with a value (E + N,) for every edge and self-loop in place of Â's; differentiable in both."""
-        return self._product(values, v, self.mirror)
+        pattern = self.pattern
+        return product(values, v[0], pattern, pattern, self.mirror)[None]
 
-    def _product(self, values: Tensor, v: Tensor, mirror: Tensor | None) -> Tensor:
-        kind = torch.promote_types(v.dtype, torch.float32)
-        with torch.autocast(v.device.type, enabled=False):  # sparse products know no mixed precision
-            product = _Product.apply(values.to(kind), v[0].to(kind), self, mirror)
-        return product[None].to(v.dtype)
+    @property
+    def pattern(self) -> Pattern:
+        return Pattern(self.starts, self.target, self.source, (self.num_nodes, self.num_nodes))
 
     def softmax(self, scores: Tensor) -> Tensor:
         """Softmax of scores (E + N,) over the edges that enter a node."""
@@ -150,7 +113,7 @@ class NeutrenoPropagation(Propagation):
         self.acts = "propagation=neutreno" if lam else ""
 
     def hand_on(self, v: Tensor) -> Tensor:
-        return anchored(v, self.anchor, self.training)
+        return anchored(v, self.anchor, self.training) if self.lam else v
 
     def forward(self, out: Tensor, v: Tensor, v0: Tensor) -> Tensor:
         return fidelity(out, v, v0, self.lam, self.anchor, self.pull) if self.lam else out

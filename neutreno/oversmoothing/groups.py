@@ -61,7 +61,9 @@ def distance_ratio(x: Tensor, labels: Tensor) -> Tensor:
     members = (labels[:, None] == classes).double()
     sums = members.new_zeros(len(classes), len(classes))
     for rows in _blocks(len(x)):
-        sums += members[rows].T @ (torch.cdist(x[rows], x) @ members)
+        distances = torch.cdist(x[rows], x)
+        distances.diagonal(rows.start).zero_()  # by matrix products a node is not quite at its own place
+        sums += members[rows].T @ (distances @ members)
     means = sums / counts[:, None] / counts
     within = means.diagonal().mean()
     between = (means.sum() - means.diagonal().sum()) / (len(classes) - 1) ** 2

@@ -58,9 +58,9 @@ def peak_mib(kind: str, tokens: int) -> float:
     return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
-def measure_peak(kind: type[NeutrenoAttention], tokens: int) -> float:
-    attention_pass(kind, 8)()  # load the libraries
-    return peak_of(attention_pass(kind, tokens))
+def measure_peak(make: Callable[[int], Callable[[], None]], tokens: int) -> float:
+    make(8)()  # load the libraries
+    return peak_of(make(tokens))
 
 
 def peak_of(call: Callable[[], None]) -> float:

@@ -1,0 +1,88 @@
+"""Graphs of Cora's size: group normalization in closed form against its formula written out, and training steps."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+import benchmarks
+from benchmarks.attention import peak_mib
+from neutreno.evaluation.step_time import ratio, seconds
+from neutreno.models.graph import GCN
+from neutreno.models.graph_norms import GroupNorm, NoNorm
+
+NODES, EDGES, FEATURES, CLASSES = 2708, 5278, 1433, 7  # Cora's
+PUBMED = 19_717  # nodes
+
+
+class NaiveGroupNorm(GroupNorm):
+    """``H + λ Σ_g BatchNorm_g(S_g ⊙ H)`` written out, with the N × G·d tensor in memory, as in the released code."""
+
+    def forward(self, x):
+        h = x.flatten(0, 1)
+        parts = (self.assignment(h).T[:, :, None] * h[:, None]).flatten(1)
+        normalized = self.bn(parts).view(-1, self.groups, h.shape[-1]).sum(1)
+        return x + self.skip_weight * normalized.view_as(x)
+
+
+NORMS = {"closed": GroupNorm, "naive": NaiveGroupNorm}
+
+
+def norm_pass(kind: type[GroupNorm], nodes: int) -> Callable[[], None]:
+    layer = kind(16, groups=10).to(benchmarks.DEVICE)
+    x = torch.randn(1, nodes, 16, device=benchmarks.DEVICE, requires_grad=True)
+    return lambda: layer(x).sum().backward()
+
+
+def random_edges(nodes: int, edges: int) -> torch.Tensor:
+    """Both directions of random edges, (2, 2 · edges) or a few less: loops and duplicates are left out."""
+    pairs = torch.randint(nodes, (2, edges))
+    pairs = pairs[:, pairs[0] != pairs[1]]
+    return torch.cat([pairs, pairs.flip(0)], 1).unique(dim=1)
+
+
+def training_step(depth: int, norm: Callable[..., torch.nn.Module]) -> Callable[[], None]:
+    network = GCN(FEATURES, CLASSES, random_edges(NODES, EDGES), num_nodes=NODES, depth=depth, norm=norm)
+    network.to(benchmarks.DEVICE).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.0)
+    words = torch.rand(1, NODES, FEATURES, device=benchmarks.DEVICE) < 0.0127  # Cora's share
+    x, labels = F.normalize(words.float(), p=1.0, dim=-1), torch.full((NODES,), -100, device=benchmarks.DEVICE)
+    labels[: 20 * CLASSES] = torch.arange(20 * CLASSES, device=benchmarks.DEVICE) % CLASSES
+
+    def once() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(network(x)[0], labels).backward()
+        optimizer.step()
+
+    return once
+
+
+def bench_graph(repeats: int) -> list[tuple[str, str]]:
+    rows = []
+    for nodes in (NODES, PUBMED):
+        what = f"group normalization, N = {nodes:,}, d = 16, G = 10"
+        closed, naive = (norm_pass(kind, nodes) for kind in NORMS.values())
+        rows.append((f"{what}: closed form against the formula written out", ratio(closed, naive, repeats)))
+        for _ in range(3):
+            closed()
+        spent = statistics.median(seconds(closed) for _ in range(repeats))
+        rows.append((f"{what}: forward and backward", f"{1000 * spent:.2f} ms"))
+        ours, theirs = (statistics.median(peak_mib(kind, nodes) for _ in range(3)) for kind in NORMS)
+        rows.append(("its peak memory", f"{ours:.1f} MiB against {theirs:.1f} MiB"))
+    for depth in (2, 15, 30):
+        for name, norm in {"no": NoNorm, "group": partial(GroupNorm, skip_weight=0.03)}.items():
+            step = training_step(depth, norm)
+            for _ in range(3):
+                step()
+            spent = statistics.median(seconds(step) for _ in range(repeats))
+            rows.append(
+                (
+                    f"training step of a GCN on a graph of Cora's size, {depth} layers, {name} norm",
+                    f"{1000 * spent:.1f} ms",
+                )
+            )
+    return rows

@@ -422,13 +422,13 @@ def test_its_table_is_reproduced_with_a_column_of_its_own(package, tmp_path):
     [
         (["norm=centered"], ["norm=centered", "did you mean centre"]),
         (["attention=xsa"], ["attention=xsa", "no axis attention; its axes are norm"]),
-        (["norm=centre", "norm.scale=-1"], ["norm.scale=-1"]),
+        (["norm=centre", "norm.scale=-1"], ["norm.scale=-1 should be greater than 0"]),
         (["norm=centre", "+norm.power=1"], ["norm.power", "Centre has no such option"]),
         (["model.dept=3"], ["did you mean model.depth"]),
         (["norm._target_=mine.model.Center"], ["norm._target_", "did you mean Centre"]),
         (["norm._target_=their.model.Centre"], ["no module their"]),
-        (["data.points=100000000"], ["data.points"]),
-        (["task.delta=0"], ["task.delta=0"]),
+        (["data.points=100000000"], ["data.points=100000000 should be less than or equal to 65536"]),
+        (["task.delta=0"], ["task.delta=0 should be greater than 0"]),
         (["task.ema_decay=0.9"], ["no key task.ema_decay", "+task.ema_decay=0.9"]),
     ],
 )

@@ -174,16 +174,28 @@ def test_a_mistake_on_several_processes_is_said_once(tmp_path):
 BAD = {
     "no GPU": (["trainer=gpu"], ["no GPU", "trainer=default"]),
     "no GPUs": (["trainer=ddp"], ["no GPU"]),
-    "no SLURM": (["trainer=slurm", "trainer.accelerator=cpu"], ["srun", "trainer=ddp"]),
-    "micro_batch_size is text": (["data.micro_batch_size=many"], ["data.micro_batch_size=many"]),
-    "micro_batch_size is zero": (["data.micro_batch_size=0"], ["data.micro_batch_size=0"]),
+    "no SLURM": (["trainer=slurm", "trainer.accelerator=cpu"], ["trainer=slurm needs srun", "trainer=ddp"]),
+    "micro_batch_size is text": (
+        ["data.micro_batch_size=many"],
+        ["data.micro_batch_size=many should be a valid integer or should be 'auto'"],
+    ),
+    "micro_batch_size is zero": (
+        ["data.micro_batch_size=0"],
+        ["data.micro_batch_size=0 should be greater than or equal to 1"],
+    ),
     "two numbers of micro-batches": (
         ["data.micro_batch_size=8", "trainer.accumulate_grad_batches=2"],
         ["16 samples", "only one"],
     ),
-    "sharding in half": (["trainer=fsdp", *CPU_PAIR, "trainer.precision=bf16-true"], ["bf16-true", "bf16-mixed"]),
-    "clipping and fused": (["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed"], ["fused=false"]),
-    "compile is a word": (["compile=fast"], ["compile=fast"]),
+    "sharding in half": (
+        ["trainer=fsdp", *CPU_PAIR, "trainer.precision=bf16-true"],
+        ["keeps its weights in float32: not trainer.precision=bf16-true but bf16-mixed"],
+    ),
+    "clipping and fused": (
+        ["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed"],
+        ["needs task.opt_args.fused=false"],
+    ),
+    "compile is a word": (["compile=fast"], ["compile=fast should be a valid boolean"]),
 }
 
 

@@ -9,7 +9,9 @@ WORDS = {
     "epochs=3": ["no key epochs; did you mean trainer.max_epochs?"],
     "output_root=x": ["no key output_root; did you mean output_dir?"],
     "optimizer=sgd": ["no key optimizer; did you mean task.opt?"],
-    "experiment=deit_tiny_neutreno": ["no option experiment=deit_tiny_neutreno; did you mean table1/deit_tiny_neutreno?"],
+    "experiment=deit_tiny_neutreno": [
+        "no option experiment=deit_tiny_neutreno; did you mean table1/deit_tiny_neutreno?"
+    ],
     "table=lab": ["no key table; --help lists the keys and groups"],
     "row=[1]": ["row=[1] should be a valid string"],
     "experiment=table1": ["a folder of options", "table1/deit_tiny_neutreno", "table1/deit_small_softmax"],

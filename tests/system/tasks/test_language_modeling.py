@@ -155,8 +155,8 @@ def test_generate_names_unknown_words_and_refuses_what_it_cannot_use(finished, t
     done = generate(finished, "--prompt", "class frobnicator(object)", "--tokens", "1")
     assert done.returncode == 0 and done.stderr == "the model does not know frobnicator\n"
     assert done.stdout.startswith("class <unk> ( object )")
-    assert_one_line_error(generate(finished, "--temperature", "-1"), "--temperature")
-    assert_one_line_error(generate(finished, "--top-k", "0"), "--top-k")
+    assert_one_line_error(generate(finished, "--temperature", "-1"), "--temperature=-1.0 is not a finite number")
+    assert_one_line_error(generate(finished, "--top-k", "0"), "--top-k=0 is not a whole number")
     assert_one_line_error(run_forked("scripts/generate.py", str(tmp_path), cwd=tmp_path), "is not a run folder")
 
 
@@ -231,11 +231,11 @@ def test_own_text_trains_and_another_vocabulary_is_refused(tmp_path):
         ),
         (["trainer.max_steps=10"], ["trainer.max_steps=10", "multiple of data.val_every_n_steps=4"]),
         (["trainer.max_epochs=2"], ["trainer.max_epochs=2", "set trainer.max_steps"]),
-        (["data.batch_size=0"], ["data.batch_size"]),
-        (["task.warmup_steps=-1"], ["task.warmup_steps"]),
+        (["data.batch_size=0"], ["data.batch_size=0 should be greater than or equal to 1"]),
+        (["task.warmup_steps=-1"], ["task.warmup_steps=-1 should be greater than or equal to 0"]),
         (["task.lr_per=epoch"], ["task.warmup_steps=2 needs task.lr_per=step"]),
-        (["block=featscale"], ["block=featscale", "future"]),
-        (["model.size=huge"], ["model.size=huge"]),
+        (["block=featscale"], ["block=featscale takes the mean of all tokens", "see the future"]),
+        (["model.size=huge"], ["model.size=huge is not known; available: mini, small"]),
         (["model=deit"], ["not made for this data set", "model=… out"]),
         (["data=digits", "model=lm"], ["not made for this data set"]),
         (["data=wikitext2"], ["data.root is not set"]),
@@ -303,14 +303,17 @@ def test_windows_over_text_are_for_language_models(finished, tmp_path):
     done = run_forked("evaluate.py", "outputs/digits", sliding, cwd=tmp_path)
     assert_one_line_error(done, "evaluator.perplexity.sliding: perplexity is not evaluated here", "leave it out")
     done = run_forked("evaluate.py", "outputs/digits", sliding, "evaluators=[perplexity]", cwd=tmp_path)
-    assert_one_line_error(done, "perplexity", "language models")
+    assert_one_line_error(done, "evaluator.perplexity is for language models")
 
 
 def test_cutoffs_are_a_list(tmp_path):
-    assert_one_line_error(run_forked("train.py", *TEXT, "model.cutoffs=5", cwd=tmp_path), "model.cutoffs=[5]")
+    assert_one_line_error(
+        run_forked("train.py", *TEXT, "model.cutoffs=5", cwd=tmp_path),
+        "model.cutoffs=5 is not a list; write model.cutoffs=[5]",
+    )
 
 
 def test_an_odd_width_is_refused(tmp_path):
     done = run_forked("train.py", *TEXT, "model.embed_dim=15", "model.num_heads=3", cwd=tmp_path)
-    assert_one_line_error(done, "model.embed_dim=15")
+    assert_one_line_error(done, "model.embed_dim=15 is odd")
     assert not (tmp_path / "outputs").exists()

@@ -196,14 +196,20 @@ def test_two_processes_give_the_validation_scores_of_one(finished, street_folder
     "arguments, words",
     [
         (["task.inference.window=8"], ["task.inference", "window=8", "smaller than a patch of 16"]),
-        (["task.inference.scales=[]"], ["task.inference", "scales=[]", "[1.0]"]),
-        (["task.inference.stride=64"], ["task.inference", "stride=64", "gaps"]),
-        (["task.protocols.multi_scale.scales=[]"], ["task.protocols.multi_scale", "scales=[]"]),
-        (["+task.protocols.multi_scale.strides=1"], ["task.protocols.multi_scale", "strides"]),
+        (["task.inference.scales=[]"], ["task.inference", "scales=[] is not a list of factors; write scales=[1.0]"]),
+        (["task.inference.stride=64"], ["task.inference", "stride=64", "would leave gaps"]),
+        (
+            ["task.protocols.multi_scale.scales=[]"],
+            ["task.protocols.multi_scale", "scales=[] is not a list of factors"],
+        ),
+        (
+            ["+task.protocols.multi_scale.strides=1"],
+            ["task.protocols.multi_scale: got an unexpected keyword argument 'strides'"],
+        ),
         (["model=deit"], ["takes a model of masks", "leave model=… out"]),
         (["task.num_classes=7"], ["task.num_classes=7", "the model has 4"]),
         (["model.encoder_weights=nothing_here"], ["nothing_here", "neither a run folder"]),
-        (["task.schedule=linear"], ["task.schedule=linear", "poly"]),
+        (["task.schedule=linear"], ["task.schedule=linear should be 'cosine' or 'poly'"]),
     ],
 )
 def test_bad_input_is_one_line(street_folders, tmp_path, arguments, words):

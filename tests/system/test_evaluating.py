@@ -1,4 +1,4 @@
-"""evaluate.py on weights that come from no run, and beside a run; on runs alone see test_train.py."""
+"""evaluate.py as users call it: weights that come from no run, runs and what is typed beside them, checkpoints."""
 
 import json
 import shutil

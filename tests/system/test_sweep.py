@@ -1,4 +1,4 @@
-"""Many runs from one command: sweeps, tables, several at once, SLURM."""
+"""Many runs from one command: sweeps that are killed and continued, submitit, tables."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A table is one file: its rows are lines, its runs are found again, and what is wrong with it is said in a line."""
+"""A table is one file, through the commands: what it runs and shows, what is wrong with it is said in a line."""
 
 import pytest
 from support import TINY, assert_one_line_error, make_run, run_forked, runs_are_forks

@@ -1,4 +1,4 @@
-"""Tables: means, intervals, the paper's figures, and what is left out."""
+"""The paper's figures, which tables show, stand in the experiments' files."""
 
 from support import ROOT
 

@@ -151,6 +151,17 @@ def run_forked(script: str, *arguments: str, cwd: Path, **kwargs) -> subprocess.
     return Forked(script, *arguments, cwd=cwd, **kwargs).finish()
 
 
+def train(words: Sequence[str], cwd: Path, *more: str, name: str = "x", **kwargs) -> Path:
+    """The folder of a run that ends well."""
+    done = run_forked("train.py", *words, *more, f"name={name}", cwd=cwd, **kwargs)
+    assert done.returncode == 0, done.stderr
+    return cwd / "outputs" / name
+
+
+def result(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
 def runs_are_forks() -> None:
     """A ``setup`` of a sweep: its runs are forks, too. That they are processes of their own, which end with the sweep,
     is the claim of the test of a killed one."""

@@ -4,6 +4,8 @@ import signal
 
 import torch
 
+from support import result, run_forked
+
 
 def load(folder, name="last"):
     return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
@@ -30,14 +32,23 @@ def metrics(folder):
         return [{k: v for k, v in row.items() if "per_s" not in k} for row in csv.DictReader(file)]
 
 
-def assert_same_run(resumed, whole):
+def assert_same_run(resumed, whole, *more):
+    """Bit for bit: both checkpoints, of which ``more`` names further parts, metrics and probe."""
     for name in ("last", "best"):
         ours, theirs = load(resumed, name), load(whole, name)
-        for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", *more):
             assert_equal(ours[part], theirs[part], f"{name}: {part}")
     assert metrics(resumed) == metrics(whole)
+    assert result(resumed)["metrics"] == result(whole)["metrics"]
     assert (resumed / "oversmoothing.csv").read_bytes() == (whole / "oversmoothing.csv").read_bytes()
     assert not list(resumed.rglob("*.unfinished"))
+
+
+def train_killed(words, cwd, *more, setup, name="x"):
+    """The folder of a run that ``setup`` ends by SIGKILL."""
+    died = run_forked("train.py", *words, *more, f"name={name}", cwd=cwd, setup=setup)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    return cwd / "outputs" / name
 
 
 def dies_after(write=None, *, step=None):

@@ -18,6 +18,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from neutreno.config.building import locate
 from neutreno.config.options import SUPPLIED, Count, Decay, NonNegative, checked
@@ -104,6 +105,7 @@ class Task(LightningModule):
         self.ema = None if ema_decay is None else ModelEmaV3(model, decay=ema_decay).requires_grad_(False)
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_loss.persistent(True)  # a checkpoint in the middle of an epoch keeps the mean so far
+        self._train_losses: Tensor | None = None  # of a checkpoint: by process
 
     def loss(self, batch) -> Tensor:
         raise NotImplementedError
@@ -126,6 +128,12 @@ class Task(LightningModule):
             checkpoint["variants"] = self.variants
         if self.run is not None:
             checkpoint["run"] = self.run
+        own = torch.stack([self.train_loss.mean_value, self.train_loss.weight])
+        by_process = gather_all_tensors(own) if self.trainer.world_size > 1 else [own]
+        checkpoint["train_loss"] = torch.stack(by_process).cpu()  # what is saved is rank 0's
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._train_losses = checkpoint.get("train_loss")
 
     def check_checkpoint(self, checkpoint: dict, data: LightningDataModule, path: str | Path) -> None:
         """Refuse a checkpoint whose weights would fit, but mean something else with this data."""
@@ -242,6 +250,16 @@ class Task(LightningModule):
 
     def on_train_start(self) -> None:  # a run that resumes within an epoch does not see that epoch's start
         self._start_clock()
+        if self._train_losses is not None:
+            self._share_train_loss(self._train_losses)
+
+    def _share_train_loss(self, by_process: Tensor) -> None:
+        """Go on with the mean of the epoch so far, sums of losses and weights, (processes then, 2): each process with
+        its own; another number of them with the same mean and the weight of as many steps."""
+        if len(by_process) != self.trainer.world_size:
+            by_process = by_process.mean(0).expand(self.trainer.world_size, 2)
+        own = by_process[self.global_rank].to(self.device)
+        self.train_loss.mean_value, self.train_loss.weight = own.unbind()
 
     def on_train_epoch_start(self) -> None:
         self.train_loss.reset()

@@ -8,25 +8,10 @@ import signal
 
 import pytest
 import torch
-from support import TINY, assert_one_line_error, result, run_forked, train
-from support.same_run import assert_same_run, dies_after, load, train_killed
+from support import assert_one_line_error, result, run_forked, train
+from support.same_run import BUSY, assert_same_run, dies_after, load, train_killed
 
 from neutreno.data.loading import AugmentedDataset
-
-# Everything that draws random numbers or carries state: augmentation, mixup, dropout, drop path, EMA, both checkpoints.
-BUSY = [
-    *TINY,
-    "trainer.max_epochs=4",
-    "data.batch_size=150",
-    "data.rotate=10",
-    "task.mixup=0.5",
-    "task.cutmix=0.5",
-    "task.ema_decay=0.9",
-    "recipe.drop_path=0.2",
-    "model.proj_drop_rate=0.1",
-    "model.attn_drop_rate=0.1",
-    "checkpoint.every_n_steps=3",
-]
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +128,25 @@ def test_killed_between_the_end_of_training_and_the_result(uninterrupted, tmp_pa
     assert_same_run(resumed, uninterrupted)
     for part in ("oversmoothing", "steps"):
         assert result(resumed)[part] == result(uninterrupted)[part]
+
+
+@pytest.mark.parametrize("file", ["oversmoothing.csv", "oversmoothing.png"])
+def test_what_a_finished_run_shows_is_there_before_its_record_says_so(tmp_path, file):
+    """A run that is killed as it writes its last files is not taken for a finished one."""
+
+    def dies_before_the_last():
+        replace = os.replace
+
+        def replaced(source, target):
+            if str(target).endswith(file) and (tmp_path / "outputs/k/checkpoints/last.ckpt").exists():
+                state = torch.load(tmp_path / "outputs/k/checkpoints/last.ckpt", weights_only=True)
+                if state["global_step"] == 32:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+
+        os.replace = replaced
+
+    assert result(train_killed(BUSY, tmp_path, name="k", setup=dies_before_the_last))["status"] == "running"
 
 
 def test_accumulated_batches_do_not_share_masks_and_resume(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +10,21 @@ from functools import partial
 
 import pytest
 import torch
-from support import ROOT, TINY, assert_one_line_error, make_image, result, run_forked, run_ranks, run_script, train
+from support import (
+    ROOT,
+    TINY,
+    assert_one_line_error,
+    make_image,
+    result,
+    run_forked,
+    run_ranks,
+    run_script,
+    start_ranks,
+    train,
+)
 from support.rounding import assert_same_run
-from support.same_run import dies_after, load, train_killed
+from support.same_run import dies_after, load, metrics, train_killed
+from support.torture import end_together
 from timm.optim import create_optimizer_v2
 
 from neutreno.models.vit import VisionTransformer
@@ -128,6 +141,26 @@ def test_a_run_moves_from_one_device_to_sharded_and_back(one_process, tmp_path):
     died = run_ranks(2, *FIXED, *CPU_PAIR, *sharded, save, cwd=tmp_path, on_rank_zero=dies_after(3))
     assert died[0].returncode == -signal.SIGKILL and load(run)["global_step"] == 6
     assert_same_run(train(FIXED, tmp_path, "resume=true", save), one_process("32-true"))
+
+
+def test_the_mean_loss_of_an_epoch_survives_a_kill_within_it(tmp_path):
+    """Of each process its own, to the last bit; on another number of processes the mean of the same samples."""
+    words = [*FIXED, *CPU_PAIR, "trainer=ddp", "trainer.precision=32-true", "checkpoint.every_n_steps=2"]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert not any(done.returncode for done in end_together(start_ranks(2, *words, cwd=tmp_path / "whole")))
+    end_together(start_ranks(2, *words, cwd=tmp_path / "killed", on_rank_zero=dies_after(step=3)))
+    assert load(tmp_path / "killed/outputs/x")["global_step"] == 2  # of four in an epoch
+    shutil.copytree(tmp_path / "killed", tmp_path / "alone")
+    resumed = end_together(start_ranks(2, *words, "resume=true", cwd=tmp_path / "killed"))
+    assert not any(done.returncode for done in resumed), resumed
+    train(FIXED, tmp_path / "alone", "resume=true", "checkpoint.every_n_steps=2")
+    losses = {
+        name: [row["train/loss"] for row in metrics(tmp_path / name / "outputs/x") if row["train/loss"]]
+        for name in ("whole", "killed", "alone")
+    }
+    assert len(losses["whole"]) == 3 and losses["killed"] == losses["whole"]
+    assert [*map(float, losses["alone"])] == pytest.approx([*map(float, losses["whole"])], rel=1e-5)
 
 
 def test_another_number_of_accumulated_batches_may_go_on_at_an_epochs_end_only(one_process, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support import TINY, assert_one_line_error, result, run_forked, run_ranks, train
+from support import TEXT, TINY, assert_one_line_error, result, run_forked, run_ranks, train
 from support.same_run import assert_same_run, dies_after, load, metrics, train_killed
 from support.texts import TEXTS, write
 
@@ -23,22 +23,6 @@ from neutreno.models.language_model import LanguageModel
 from neutreno.reports.comparison import group_runs
 from neutreno.reports.layers import curve
 from neutreno.reports.reading import read_runs
-
-# A run of a second: two blocks, twelve steps, a validation after every fourth.
-TEXT = [
-    "data=python_docs",
-    "model.depth=2",
-    "model.embed_dim=16",
-    "model.num_heads=2",
-    "trainer.max_steps=12",
-    "trainer.log_every_n_steps=1",
-    "data.val_every_n_steps=4",
-    "data.sequence_length=16",
-    "data.batch_size=12",
-    "task.warmup_steps=2",
-    "probe.num_samples=8",
-    "name=x",
-]
 
 
 @pytest.fixture(scope="module")

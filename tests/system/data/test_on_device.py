@@ -17,10 +17,11 @@ def test_trains_resumes_and_evaluates(image_parquet, tmp_path, name, channels):
         "data.max_corrupt=0",
     ]
     arguments = [*TINY, *small, "data.batch_size=4", "task.warmup_epochs=1", "recipe.drop_path=0.1"]
-    arguments.append("checkpoint.every_n_steps=3")  # within an epoch of five steps
+    arguments.append("checkpoint.every_n_steps=3")
     whole = train(arguments, tmp_path, name="whole")
     assert load(whole)["state_dict"]["model.patch_embed.proj.weight"].shape[1] == channels
-    train_killed(arguments, tmp_path, setup=dies_after(1))
+    killed = train_killed(arguments, tmp_path, setup=dies_after(1))
+    assert load(killed)["global_step"] == 3 and result(whole)["steps"] == 12  # within an epoch of four
     run = train(arguments, tmp_path, "resume=true")
     assert_same_run(run, whole)
     assert run_forked("evaluate.py", str(run), cwd=tmp_path).returncode == 0

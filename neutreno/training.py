@@ -150,13 +150,14 @@ def fit(
         with stopping(kill_others(trainer)):
             trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
             metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint) | data.baselines()
+        if is_rank_zero:  # before the record says that nothing is left to do
+            probe.write()
+            task.write_left(run.path)
     except BaseException as error:
         record_error(error, record)
         raise
     record(status="finished", metrics=metrics, **outcome(trainer, data, probe, timer))
     if is_rank_zero:
-        probe.write()
-        task.write_left(run.path)
         log_report(loggers[1:], metrics, probe.first_and_last(), run.path / "oversmoothing.png")
         print(results.summary(run.path))
 

@@ -138,10 +138,10 @@ class Task(LightningModule):
         checkpoint["train_loss"] = torch.stack(by_rank).tolist()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        by_rank, rank = checkpoint["train_loss"], self.trainer.global_rank
-        if len(by_rank) != self.trainer.world_size:
-            by_rank = [[sum(part) for part in zip(*by_rank, strict=True)]]
-        for name, value in zip(("mean_value", "weight"), by_rank[rank] if rank < len(by_rank) else (0, 0), strict=True):
+        by_rank, ranks = checkpoint["train_loss"], self.trainer.world_size
+        if len(by_rank) != ranks:  # the same mean, and the weight of as many steps
+            by_rank = [[sum(parts) / len(parts) for parts in zip(*by_rank, strict=True)]] * ranks
+        for name, value in zip(("mean_value", "weight"), by_rank[self.trainer.global_rank], strict=True):
             getattr(self.train_loss, name).fill_(value)
 
     def check_checkpoint(self, checkpoint: dict, data: LightningDataModule, path: str | Path) -> None:

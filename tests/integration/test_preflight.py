@@ -1,4 +1,4 @@
-"""What a run will cost, said before it starts."""
+"""The largest batch that a device holds."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Many runs from one command: sweeps, tables, several at once, SLURM."""
+"""The runs of a sweep: how they are started, skipped, noted in its manifest, and shown at its end."""
 
 import itertools
 import json

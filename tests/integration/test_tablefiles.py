@@ -1,4 +1,4 @@
-"""A table is one file: its rows are lines, its runs are found again, and what is wrong with it is said in a line."""
+"""A table is one file: its rows are lines, its runs are found again, and what it needs is made first."""
 
 import json
 

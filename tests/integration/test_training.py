@@ -1,4 +1,4 @@
-"""train.py as users call it: what a run leaves behind, what it refuses, how it says so."""
+"""Every model with every data set, and the rows of Table 1, as they compose."""
 
 import pytest
 from hydra import compose, initialize_config_dir

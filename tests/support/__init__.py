@@ -42,6 +42,22 @@ TINY = [
     "probe.num_samples=8",
 ]
 
+# The same of text: two blocks, twelve steps, a validation after every fourth.
+TEXT = [
+    "data=python_docs",
+    "model.depth=2",
+    "model.embed_dim=16",
+    "model.num_heads=2",
+    "trainer.max_steps=12",
+    "trainer.log_every_n_steps=1",
+    "data.val_every_n_steps=4",
+    "data.sequence_length=16",
+    "data.batch_size=12",
+    "task.warmup_steps=2",
+    "probe.num_samples=8",
+    "name=x",
+]
+
 
 def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command line in a separate process, exactly as a user starts it; its imports take seconds."""
@@ -151,6 +167,17 @@ def run_forked(script: str, *arguments: str, cwd: Path, **kwargs) -> subprocess.
     return Forked(script, *arguments, cwd=cwd, **kwargs).finish()
 
 
+def train(words: Sequence[str], cwd: Path, *more: str, name: str = "x", **kwargs) -> Path:
+    """The folder of a run that ends well."""
+    done = run_forked("train.py", *words, *more, f"name={name}", cwd=cwd, **kwargs)
+    assert done.returncode == 0, done.stderr
+    return cwd / "outputs" / name
+
+
+def result(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
 def runs_are_forks() -> None:
     """A ``setup`` of a sweep: its runs are forks, too. That they are processes of their own, which end with the sweep,
     is the claim of the test of a killed one."""
@@ -202,14 +229,14 @@ def write_parquet(file: Path, images: list[bytes], labels: list[int], names: lis
     pq.write_table(table, file)
 
 
-def run_ranks(
+def start_ranks(
     processes: int,
     *arguments: str,
     cwd: Path,
     script: str = "train.py",
     slurm: bool = False,
     on_rank_zero: Callable[[], None] = lambda: None,
-) -> list[subprocess.CompletedProcess[str]]:
+) -> list[Forked]:
     """``script`` on several processes as torchrun, or SLURM's srun, starts them; forked, so without their imports.
 
     ``on_rank_zero`` is called in rank 0 before it starts.
@@ -237,7 +264,12 @@ def run_ranks(
 
         return Forked(script, *arguments, cwd=cwd, setup=setup)
 
-    return [run.finish() for run in [start(rank) for rank in range(processes)]]
+    return [start(rank) for rank in range(processes)]
+
+
+def run_ranks(processes: int, *arguments: str, cwd: Path, **kwargs) -> list[subprocess.CompletedProcess[str]]:
+    """What :func:`start_ranks` starts, when it has ended."""
+    return [run.finish() for run in start_ranks(processes, *arguments, cwd=cwd, **kwargs)]
 
 
 def make_run(

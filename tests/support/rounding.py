@@ -1,15 +1,7 @@
-import json
-
 import pytest
-import torch
 
-
-def checkpoint(run):
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-
-
-def result(run):
-    return json.loads((run / "result.json").read_text())
+from support import result
+from support.same_run import load
 
 
 def weights(state):
@@ -29,7 +21,7 @@ TOLERANCE = {"64-true": 1e-13, "32-true": 1e-5}  # relative, of every tensor; se
 
 
 def assert_same_run(run, whole, precision="32-true"):
-    ours, theirs = weights(checkpoint(run)), weights(checkpoint(whole))
+    ours, theirs = weights(load(run)), weights(load(whole))
     assert ours.keys() == theirs.keys()
     for name in ours:
         error = (ours[name] - theirs[name]).norm() / theirs[name].norm()

@@ -4,6 +4,23 @@ import signal
 
 import torch
 
+from support import TINY, result, run_forked
+
+# Everything that draws random numbers or carries state: augmentation, mixup, dropout, drop path, EMA, both checkpoints.
+BUSY = [
+    *TINY,
+    "trainer.max_epochs=4",
+    "data.batch_size=150",
+    "data.rotate=10",
+    "task.mixup=0.5",
+    "task.cutmix=0.5",
+    "task.ema_decay=0.9",
+    "recipe.drop_path=0.2",
+    "model.proj_drop_rate=0.1",
+    "model.attn_drop_rate=0.1",
+    "checkpoint.every_n_steps=3",
+]
+
 
 def load(folder, name="last"):
     return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
@@ -30,14 +47,24 @@ def metrics(folder):
         return [{k: v for k, v in row.items() if "per_s" not in k} for row in csv.DictReader(file)]
 
 
-def assert_same_run(resumed, whole):
+def assert_same_run(resumed, whole, *more):
+    """Bit for bit: both checkpoints, of which ``more`` names further parts, metrics and probe."""
     for name in ("last", "best"):
         ours, theirs = load(resumed, name), load(whole, name)
-        for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", *more):
             assert_equal(ours[part], theirs[part], f"{name}: {part}")
-    assert metrics(resumed) == metrics(whole)
-    assert (resumed / "oversmoothing.csv").read_bytes() == (whole / "oversmoothing.csv").read_bytes()
-    assert not list(resumed.rglob("*.unfinished"))
+    assert_equal(metrics(resumed), metrics(whole), "metrics.csv")
+    assert_equal(result(resumed)["metrics"], result(whole)["metrics"], "result.json")
+    measured = [(folder / "oversmoothing.csv").read_bytes() for folder in (resumed, whole)]
+    assert measured[0] == measured[1], "oversmoothing.csv"
+    assert not list(resumed.rglob("*.unfinished")), "an unfinished file"
+
+
+def train_killed(words, cwd, *more, setup, name="x"):
+    """The folder of a run that ``setup`` ends by SIGKILL."""
+    died = run_forked("train.py", *words, *more, f"name={name}", cwd=cwd, setup=setup)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    return cwd / "outputs" / name
 
 
 def dies_after(write=None, *, step=None):

@@ -1,4 +1,4 @@
-"""evaluate.py on weights that come from no run, and beside a run; on runs alone see test_train.py."""
+"""evaluate.py as users call it: weights that come from no run, runs and what is typed beside them, checkpoints."""
 
 import json
 import shutil
@@ -159,8 +159,11 @@ BAD_INPUT = {
         ["trained for 1000 classes, not for 5"],
     ),
     "an untrained head": (["model=deit", "model.weights=x.pth", "model.new_head=true"], ["leaves the head untrained"]),
-    "weights are nowhere": (["model=deit", "model.weights=nowhere.pth"], ["nowhere.pth"]),
-    "unknown key": (["imagenet_d=x"], ["imagenet_d"]),
+    "weights are nowhere": (
+        ["model=deit", "model.weights=nowhere.pth"],
+        ["nowhere.pth is neither a run folder, nor a checkpoint file"],
+    ),
+    "unknown key": (["imagenet_d=x"], ["no key imagenet_d; did you mean evaluator.robustness.imagenet_c"]),
 }
 
 
@@ -179,27 +182,6 @@ def test_pretrained_weights_that_are_not_to_be_had(tmp_path):
     arguments = ["model=timm", "model.name=deit_tiny_patch16_224", "data=imagenet"]
     done = run_forked("evaluate.py", *arguments, cwd=tmp_path, setup=empty_cache)
     assert_one_line_error(done, "no pretrained weights of deit_tiny_patch16_224", "local file")
-
-
-BESIDE_A_RUN = {
-    "model": (["model=deit"], ["model=… is settled by"]),
-    "data set": (["data=cifar10"], ["data=… is settled by"]),
-    "weights": (["model.weights=x.pth"], ["model.weights=… is settled by"]),
-    "key of the data": (["data.crop_pct=0.9"], ["no key data.crop_pct"]),
-    "crop": (["evaluator.crops.crop_pcts=[0.9]"], ["no data.crop_pct"]),
-    "classes": (
-        ["evaluator.robustness.imagenet_a=anywhere"],
-        ["imagenet_a needs a model of ImageNet's 1,000 classes; this one has 10"],
-    ),
-    "cost": (["evaluator.cost.batch_size=0"], ["evaluator.cost.batch_size=0"]),
-    "name": (["name=../x"], ["name=../x"]),
-}
-
-
-@pytest.mark.parametrize("arguments, words", BESIDE_A_RUN.values(), ids=BESIDE_A_RUN.keys())
-def test_what_cannot_be_said_of_a_run_gets_one_clear_line(finished, arguments, words, tmp_path):
-    assert_one_line_error(run_forked("evaluate.py", str(finished), *arguments, cwd=tmp_path), *words)
-    assert not (finished / "evaluation.json").exists()
 
 
 def metrics_of(folder):
@@ -255,11 +237,24 @@ def test_a_task_names_its_evaluators_and_those_that_have_nothing_to_measure_are_
     assert found["settings"]["evaluators"] == ["metrics", "cost", "per_layer"]  # the digits are not cropped
 
 
+BESIDE_A_RUN = {
+    "model": (["model=deit"], ["model=… is settled by"]),
+    "data set": (["data=cifar10"], ["data=… is settled by"]),
+    "weights": (["model.weights=x.pth"], ["model.weights=… is settled by"]),
+    "key of the data": (["data.crop_pct=0.9"], ["no key data.crop_pct"]),
+    "crop": (["evaluator.crops.crop_pcts=[0.9]"], ["no data.crop_pct"]),
+    "classes": (
+        ["evaluator.robustness.imagenet_a=anywhere"],
+        ["imagenet_a needs a model of ImageNet's 1,000 classes; this one has 10"],
+    ),
+    "cost": (["evaluator.cost.batch_size=0"], ["evaluator.cost.batch_size=0 should be greater than or equal to 1"]),
+    "name": (["name=../x"], ["name=../x is not a folder name"]),
+}
 NOT_EVALUATED = {
     "unknown": (["evaluators=[metrics,per_layr]"], ["evaluators: no evaluator per_layr; did you mean per_layer?"]),
     "nothing like it": (["evaluators=[speed]"], ["no evaluator speed; available: metrics, crops"]),
     "no list": (["evaluators=metrics"], ["write evaluators=[metrics]"]),
-    "none": (["evaluators=[]"], ["evaluators=[]"]),
+    "none": (["evaluators=[]"], ["evaluators=[]", "at least 1 item"]),
     "options of one that does not run": (
         ["evaluators=[metrics]", "evaluator.cost.seconds=1"],
         ["evaluator.cost.seconds: cost is not evaluated here, only metrics", "evaluators=[metrics,cost]"],
@@ -276,15 +271,18 @@ NOT_EVALUATED = {
         ["+evaluator.mine._target_=neutreno.data.digits.Digits", "evaluators=[mine]"],
         ["neutreno.data.digits.Digits is no neutreno.evaluation.base.Evaluator"],
     ),
-    "crops of what is not cropped": (["evaluators=[crops]"], ["evaluator.crops"]),
+    "crops of what is not cropped": (["evaluators=[crops]"], ["evaluator.crops: this data set has no data.crop_pct"]),
     "robustness without a folder": (["evaluators=[robustness]"], ["needs a folder", "imagenet_c=FOLDER"]),
     "windows of a classifier": (["evaluators=[windows]"], ["no protocols of windows"]),
-    "perplexity of a classifier": (["evaluators=[perplexity]"], ["language models"]),
+    "perplexity of a classifier": (["evaluators=[perplexity]"], ["evaluator.perplexity is for language models"]),
 }
 
 
-@pytest.mark.parametrize("arguments, words", NOT_EVALUATED.values(), ids=NOT_EVALUATED.keys())
-def test_an_evaluator_that_cannot_be_had_is_refused_before_anything_is_measured(finished, arguments, words, tmp_path):
+REFUSED = {**BESIDE_A_RUN, **NOT_EVALUATED}
+
+
+@pytest.mark.parametrize("arguments, words", REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_evaluated_of_a_run_is_refused_before_anything_is_measured(finished, arguments, words, tmp_path):
     assert_one_line_error(run_forked("evaluate.py", str(finished), *arguments, cwd=tmp_path), *words)
     assert not (finished / "evaluation.json").exists()
 
@@ -295,7 +293,12 @@ def test_a_run_folder_cannot_reach_the_trainer_with_other_code(finished, tmp_pat
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("precision: 32-true", f"precision: {planted}"))
     assert planted in config.read_text()
-    assert_one_line_error(run_forked("evaluate.py", "run", cwd=tmp_path), "trainer.precision", "refused")
+    assert_one_line_error(
+        run_forked("evaluate.py", "run", cwd=tmp_path),
+        "run/config.yaml: trainer.precision=",
+        "should be '32-true'",
+        "; refused",
+    )
     assert not (tmp_path / "ran").exists()
 
 

@@ -12,7 +12,7 @@ import sys
 import textwrap
 
 import pytest
-from support import ROOT, assert_one_line_error, run_forked, runs_are_forks
+from support import ROOT, assert_one_line_error, result, run_forked, runs_are_forks
 from support.same_run import assert_same_run, dies_after
 
 from neutreno.reports.layers import curve
@@ -284,10 +284,6 @@ def call(script, *words, package, cwd, setup=lambda: None):
     return run_forked(script, *words, cwd=cwd, setup=prepare)
 
 
-def result_of(run):
-    return json.loads((run / "result.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def swept(package, tmp_path_factory):
     """Both choices of the axis over two seeds, from one command with ``--config-dir`` in its middle."""
@@ -307,16 +303,16 @@ def test_it_is_swept_and_named_by_its_own_axis(swept):
     names = sorted(p.name for p in swept.iterdir() if p.name != ".sweeps")
     depth = "sets-setnet_depth2"
     assert names == sorted(f"{depth}-{norm}-seed{seed}" for norm in ("none", "centre-scale0.5") for seed in (0, 1))
-    result = result_of(swept / f"{depth}-centre-scale0.5-seed1")
-    assert result["status"] == "finished" and result["task"] == "mine.task.SetRegression"
-    assert result["axes"]["norm"] == {"class": "mine.model.Centre", "arguments": {"scale": 0.5}, "baseline": False}
-    assert (result["main_metric"], result["main_metric_mode"]) == ("val/mae", "min")
-    assert "--config-dir" in result["command"] and result["started"]
-    assert len(curve(result["oversmoothing"])) == 3
+    record = result(swept / f"{depth}-centre-scale0.5-seed1")
+    assert record["status"] == "finished" and record["task"] == "mine.task.SetRegression"
+    assert record["axes"]["norm"] == {"class": "mine.model.Centre", "arguments": {"scale": 0.5}, "baseline": False}
+    assert (record["main_metric"], record["main_metric_mode"]) == ("val/mae", "min")
+    assert "--config-dir" in record["command"] and record["started"]
+    assert len(curve(record["oversmoothing"])) == 3
 
 
 def test_its_layerwise_metric_of_labels_is_measured_and_drawn(package, swept, tmp_path):
-    rows = result_of(swept / "sets-setnet_depth2-none-seed0")["oversmoothing"]
+    rows = result(swept / "sets-setnet_depth2-none-seed0")["oversmoothing"]
     found = curve(rows, metric="target_correlation")
     assert len(found) == 3 and all(-1 <= value <= 1 for value in found) and len({*found}) == 3
     words = ["--metric", "target_correlation", "--output", "f"]
@@ -346,7 +342,7 @@ def test_it_is_evaluated_only_where_it_is_trusted(package, swept, tmp_path):
     done = call("evaluate.py", run, "trust=mine", "name=again", package=package, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "outputs/evaluations/again/evaluation.json").read_text())
-    trained = result_of(swept / "sets-setnet_depth2-none-seed0")["metrics"]
+    trained = result(swept / "sets-setnet_depth2-none-seed0")["metrics"]
     assert {name: found["metrics"][name] for name in trained} == pytest.approx(trained)
     for word in ("trust=min", "trust=mine.model"):
         assert_one_line_error(call("evaluate.py", run, word, package=package, cwd=tmp_path), "mine.data.Sets")
@@ -422,13 +418,13 @@ def test_its_table_is_reproduced_with_a_column_of_its_own(package, tmp_path):
     [
         (["norm=centered"], ["norm=centered", "did you mean centre"]),
         (["attention=xsa"], ["attention=xsa", "no axis attention; its axes are norm"]),
-        (["norm=centre", "norm.scale=-1"], ["norm.scale=-1"]),
+        (["norm=centre", "norm.scale=-1"], ["norm.scale=-1 should be greater than 0"]),
         (["norm=centre", "+norm.power=1"], ["norm.power", "Centre has no such option"]),
         (["model.dept=3"], ["did you mean model.depth"]),
         (["norm._target_=mine.model.Center"], ["norm._target_", "did you mean Centre"]),
         (["norm._target_=their.model.Centre"], ["no module their"]),
-        (["data.points=100000000"], ["data.points"]),
-        (["task.delta=0"], ["task.delta=0"]),
+        (["data.points=100000000"], ["data.points=100000000 should be less than or equal to 65536"]),
+        (["task.delta=0"], ["task.delta=0 should be greater than 0"]),
         (["task.ema_decay=0.9"], ["no key task.ema_decay", "+task.ema_decay=0.9"]),
     ],
 )
@@ -465,7 +461,7 @@ def test_its_own_bug_ends_in_its_traceback(where, package, tmp_path):
     assert f'{file}", line {line}' in done.stderr
     log = tmp_path / "outputs/x/train.log"
     if log.exists():
-        assert f'{file}", line {line}' in log.read_text() and result_of(log.parent)["status"] == "failed"
+        assert f'{file}", line {line}' in log.read_text() and result(log.parent)["status"] == "failed"
     assert log.exists() == (where in ("in a forward pass", "in a loss", "in a transform"))
 
 

@@ -1,7 +1,7 @@
 """One short run per embedded task ends with the figures that it had when they were measured, in ``pinned.json``.
 
 A change that is not meant to change a result is seen here to change none. After one that is, measure anew:
-``python tests/test_pinned.py``.
+``PYTHONPATH=tests python tests/system/test_pinned.py``.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +10,21 @@ from functools import partial
 
 import pytest
 import torch
-from support import ROOT, TINY, assert_one_line_error, make_image, run_forked, run_ranks, run_script
-from support.rounding import assert_same_run, checkpoint, result
-from support.same_run import dies_after
+from support import (
+    ROOT,
+    TINY,
+    assert_one_line_error,
+    make_image,
+    result,
+    run_forked,
+    run_ranks,
+    run_script,
+    start_ranks,
+    train,
+)
+from support.rounding import assert_same_run
+from support.same_run import dies_after, load, metrics, train_killed
+from support.torture import end_together
 from timm.optim import create_optimizer_v2
 
 from neutreno.models.vit import VisionTransformer
@@ -32,13 +45,6 @@ FIXED = [
 CPU_PAIR = ["trainer.accelerator=cpu", "trainer.devices=2"]
 
 
-def train(cwd, *arguments, **kwargs):
-    """The folder of a run."""
-    done = run_forked("train.py", *FIXED, *arguments, cwd=cwd, **kwargs)
-    assert done.returncode == 0, done.stderr
-    return cwd / "outputs/x"
-
-
 def train_on_two(cwd, *arguments):
     for done in run_ranks(2, *FIXED, *CPU_PAIR, *arguments, cwd=cwd):
         assert done.returncode == 0 and not done.stderr, done.stderr
@@ -52,7 +58,7 @@ def one_process(tmp_path_factory):
 
     def get(precision):
         if precision not in runs:
-            runs[precision] = train(tmp_path_factory.mktemp(precision), f"trainer.precision={precision}")
+            runs[precision] = train(FIXED, tmp_path_factory.mktemp(precision), f"trainer.precision={precision}")
         return runs[precision]
 
     return get
@@ -98,14 +104,14 @@ def test_sharding_decays_the_same_parameters(sharded):
     task = Classification(model, num_classes=10, ema_decay=0.9)
     names = {parameter: name for name, parameter in task.named_parameters()}
     plain = create_optimizer_v2(task.model, **task.opt).param_groups
-    groups = checkpoint(sharded)["optimizer_states"][0]["param_groups"]  # numbered in the order of the names
+    groups = load(sharded)["optimizer_states"][0]["param_groups"]  # numbered in the order of the names
     in_order = list(names.values())
     assert [{in_order[i] for i in g["params"]} for g in groups] == [{names[p] for p in g["params"]} for g in plain]
     assert [g["weight_decay"] for g in groups] == [0.0, 0.05]
 
 
 def test_accumulated_batches_end_as_one(one_process, tmp_path):
-    run = train(tmp_path, "trainer.precision=64-true", "data.micro_batch_size=40")
+    run = train(FIXED, tmp_path, "trainer.precision=64-true", "data.micro_batch_size=40")
     assert_same_run(run, one_process("64-true"), "64-true")
     assert_split_across_ranks(run, 1, 10)
 
@@ -129,23 +135,43 @@ def test_an_odd_validation_set_is_counted_exactly(image_folders, tmp_path, train
 def test_a_run_moves_from_one_device_to_sharded_and_back(one_process, tmp_path):
     """Killed within an epoch, twice; the optimizer's moments must find their parameters both ways."""
     save = "checkpoint.every_n_steps=3"
-    died = run_forked("train.py", *FIXED, save, cwd=tmp_path, setup=dies_after(1))
-    assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 3
+    run = train_killed(FIXED, tmp_path, save, setup=dies_after(1))
+    assert load(run)["global_step"] == 3
     sharded = ["trainer=fsdp", "trainer.precision=32-true", "resume=true"]
     died = run_ranks(2, *FIXED, *CPU_PAIR, *sharded, save, cwd=tmp_path, on_rank_zero=dies_after(3))
-    assert died[0].returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 6
-    assert_same_run(train(tmp_path, "resume=true", save), one_process("32-true"))
+    assert died[0].returncode == -signal.SIGKILL and load(run)["global_step"] == 6
+    assert_same_run(train(FIXED, tmp_path, "resume=true", save), one_process("32-true"))
+
+
+def test_the_mean_loss_of_an_epoch_survives_a_kill_within_it(tmp_path):
+    """Of each process its own, to the last bit; on another number of processes the mean of the same samples."""
+    words = [*FIXED, *CPU_PAIR, "trainer=ddp", "trainer.precision=32-true", "checkpoint.every_n_steps=2"]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert not any(done.returncode for done in end_together(start_ranks(2, *words, cwd=tmp_path / "whole")))
+    end_together(start_ranks(2, *words, cwd=tmp_path / "killed", on_rank_zero=dies_after(step=3)))
+    assert load(tmp_path / "killed/outputs/x")["global_step"] == 2  # of four in an epoch
+    shutil.copytree(tmp_path / "killed", tmp_path / "alone")
+    resumed = end_together(start_ranks(2, *words, "resume=true", cwd=tmp_path / "killed"))
+    assert not any(done.returncode for done in resumed), resumed
+    train(FIXED, tmp_path / "alone", "resume=true", "checkpoint.every_n_steps=2")
+    losses = {
+        name: [row["train/loss"] for row in metrics(tmp_path / name / "outputs/x") if row["train/loss"]]
+        for name in ("whole", "killed", "alone")
+    }
+    assert len(losses["whole"]) == 3 and losses["killed"] == losses["whole"]
+    assert [*map(float, losses["alone"])] == pytest.approx([*map(float, losses["whole"])], rel=1e-5)
 
 
 def test_another_number_of_accumulated_batches_may_go_on_at_an_epochs_end_only(one_process, tmp_path):
     save, half = "checkpoint.every_n_steps=3", "data.micro_batch_size=150"
-    died = run_forked("train.py", *FIXED, save, half, cwd=tmp_path, setup=dies_after(1))
-    assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 3
+    run = train_killed(FIXED, tmp_path, save, half, setup=dies_after(1))
+    assert load(run)["global_step"] == 3
     refused = run_forked("train.py", *FIXED, save, "resume=true", cwd=tmp_path)
     assert_one_line_error(refused, "2 accumulated micro-batches", "not 1", half)
-    died = run_forked("train.py", *FIXED, save, half, "resume=true", cwd=tmp_path, setup=dies_after(2))
-    assert died.returncode == -signal.SIGKILL and checkpoint(tmp_path / "outputs/x")["global_step"] == 4
-    assert_same_run(train(tmp_path, save, "resume=true"), one_process("32-true"))
+    train_killed(FIXED, tmp_path, save, half, "resume=true", setup=dies_after(2))
+    assert load(run)["global_step"] == 4
+    assert_same_run(train(FIXED, tmp_path, save, "resume=true"), one_process("32-true"))
 
 
 def test_torchrun_makes_one_run_folder(tmp_path):
@@ -160,7 +186,7 @@ def test_torchrun_makes_one_run_folder(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs").iterdir()
-    record = json.loads((folder / "result.json").read_text())
+    record = result(folder)
     assert record["status"] == "finished" and record["devices"]["processes"] == 2
     assert done.stdout.count("training images") == 1 and not (tmp_path / ".hydra").exists()
 
@@ -174,16 +200,28 @@ def test_a_mistake_on_several_processes_is_said_once(tmp_path):
 BAD = {
     "no GPU": (["trainer=gpu"], ["no GPU", "trainer=default"]),
     "no GPUs": (["trainer=ddp"], ["no GPU"]),
-    "no SLURM": (["trainer=slurm", "trainer.accelerator=cpu"], ["srun", "trainer=ddp"]),
-    "micro_batch_size is text": (["data.micro_batch_size=many"], ["data.micro_batch_size=many"]),
-    "micro_batch_size is zero": (["data.micro_batch_size=0"], ["data.micro_batch_size=0"]),
+    "no SLURM": (["trainer=slurm", "trainer.accelerator=cpu"], ["trainer=slurm needs srun", "trainer=ddp"]),
+    "micro_batch_size is text": (
+        ["data.micro_batch_size=many"],
+        ["data.micro_batch_size=many should be a valid integer or should be 'auto'"],
+    ),
+    "micro_batch_size is zero": (
+        ["data.micro_batch_size=0"],
+        ["data.micro_batch_size=0 should be greater than or equal to 1"],
+    ),
     "two numbers of micro-batches": (
         ["data.micro_batch_size=8", "trainer.accumulate_grad_batches=2"],
         ["16 samples", "only one"],
     ),
-    "sharding in half": (["trainer=fsdp", *CPU_PAIR, "trainer.precision=bf16-true"], ["bf16-true", "bf16-mixed"]),
-    "clipping and fused": (["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed"], ["fused=false"]),
-    "compile is a word": (["compile=fast"], ["compile=fast"]),
+    "sharding in half": (
+        ["trainer=fsdp", *CPU_PAIR, "trainer.precision=bf16-true"],
+        ["keeps its weights in float32: not trainer.precision=bf16-true but bf16-mixed"],
+    ),
+    "clipping and fused": (
+        ["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed"],
+        ["needs task.opt_args.fused=false"],
+    ),
+    "compile is a word": (["compile=fast"], ["compile=fast should be a valid boolean"]),
 }
 
 
@@ -210,7 +248,7 @@ def test_compiling_changes_neither_names_nor_the_average(one_process, tmp_path):
         plain_evaluate, Classification._evaluate = Classification._evaluate, evaluate
         torch.compile = partial(torch.compile, backend=backend)
 
-    run = train(tmp_path, "compile=true", setup=watch)
+    run = train(FIXED, tmp_path, "compile=true", setup=watch)
     assert {"True", "False"} == set((tmp_path / "graphs").read_text().split())  # in training and in evaluation
     assert json.loads((tmp_path / "compiled.json").read_text()) == [True, False]  # raw weights, their average
     assert_same_run(run, one_process("32-true"))

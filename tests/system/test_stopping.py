@@ -1,6 +1,5 @@
 """Several processes end together, within seconds, and leave what a run can continue from."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,9 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, TINY, run_ranks
-from support.rounding import checkpoint, result
-from support.same_run import assert_same_run, dies_after
+from support import ROOT, TINY, result
+from support.same_run import load
 
 PAIR = ["trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu", "trainer.devices=2", "name=x"]
 WITHIN_S = 20  # of a busy machine; five on an idle one
@@ -80,9 +78,11 @@ def test_a_signal_to_one_or_to_all_ends_all(pair, tmp_path, number, of, outcome)
         os.kill(pid, number)
     assert_all_end(run, every)
     log, record = (tmp_path / "log").read_text(), result(tmp_path / "outputs/x")
-    assert run.wait() != 0 and "Traceback" not in log, log
+    assert run.wait() != 0
+    if outcome is not LOST:  # a loading worker of the lost process may complain of its broken pipe
+        assert "Traceback" not in log, log
     assert (record["status"], record.get("reason")) in outcome
-    assert checkpoint(tmp_path / "outputs/x")["global_step"] > 0
+    assert load(tmp_path / "outputs/x")["global_step"] > 0
     assert not list((tmp_path / "outputs").rglob("*.unfinished"))
 
 
@@ -103,19 +103,6 @@ with stopping.stopping(lambda number: print("to the others:", signal.Signals(num
 def test_a_process_that_waits_for_one_that_is_gone_ends_nevertheless():
     done = subprocess.run([sys.executable, "-c", WAITING], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + signal.SIGTERM and done.stdout == "to the others: SIGKILL\n", done.stderr
-
-
-def test_the_mean_loss_of_an_epoch_is_exact_after_a_resume_within_it(tmp_path):
-    words = [*TINY, *PAIR, "data.batch_size=100", "checkpoint.every_n_steps=3"]
-    for folder, setup in (("whole", lambda: None), ("resumed", dies_after(2))):
-        (tmp_path / folder).mkdir()
-        first, _ = run_ranks(2, *words, cwd=tmp_path / folder, on_rank_zero=setup)
-        assert first.returncode in (0, -signal.SIGKILL), first.stderr
-    resumed, whole = tmp_path / "resumed/outputs/x", tmp_path / "whole/outputs/x"
-    assert checkpoint(resumed)["global_step"] == 6 and json.loads((resumed / "result.json").read_text())
-    for done in run_ranks(2, *words, "resume=true", cwd=tmp_path / "resumed"):
-        assert done.returncode == 0, done.stderr
-    assert_same_run(resumed, whole)
 
 
 def test_a_child_whose_parent_is_gone_before_it_asks_to_end_with_it_ends():

@@ -1,4 +1,4 @@
-"""Many runs from one command: sweeps, tables, several at once, SLURM."""
+"""Many runs from one command: sweeps that are killed and continued, submitit, tables."""
 
 import json
 import os
@@ -89,12 +89,16 @@ def test_reproduce_plans_every_row_and_seed(tmp_path):
 
 
 def test_reproduce_says_what_it_cannot_do(tmp_path):
-    assert_one_line_error(run_forked("scripts/reproduce.py", "table9", cwd=tmp_path), "table9", "table1")
+    assert_one_line_error(
+        run_forked("scripts/reproduce.py", "table9", cwd=tmp_path), "no table table9; did you mean", "available: camvid"
+    )
     for word in ("seed=3", "name=x", "experiment=table1/deit_tiny_softmax", "row=x", "resume=false"):
         done = run_forked("scripts/reproduce.py", "table1", word, cwd=tmp_path)
         assert_one_line_error(done, word, "leave it out")
     assert_one_line_error(run_forked("scripts/reproduce.py", "table1", "--seeds", "0", cwd=tmp_path), "--seeds 0")
-    assert_one_line_error(run_forked("scripts/reproduce.py", "table1", "nope=1", "--dry-run", cwd=tmp_path), "nope")
+    assert_one_line_error(
+        run_forked("scripts/reproduce.py", "table1", "nope=1", "--dry-run", cwd=tmp_path), "no key nope"
+    )
 
 
 def test_reproduce_takes_tables_of_other_folders_and_hands_these_on_to_the_runs(tmp_path):

@@ -1,4 +1,4 @@
-"""A table is one file: its rows are lines, its runs are found again, and what is wrong with it is said in a line."""
+"""A table is one file, through the commands: what it runs and shows, what is wrong with it is said in a line."""
 
 import pytest
 from support import TINY, assert_one_line_error, make_run, run_forked, runs_are_forks
@@ -82,27 +82,30 @@ WRONG = {
     "an unknown key": (ROWS + "metirc: val/top1\n", ["no key metirc; did you mean metric?", "title, overrides"]),
     "no rows": ("title: none\n", ["rows: none given"]),
     "empty rows": ("rows: {}\n", ["rows: none given"]),
-    "a title that is none": (ROWS + "title: 3\n", ["title=3", "string"]),
+    "a title that is none": (ROWS + "title: 3\n", ["title=3 should be a valid string"]),
     "metrics that are no list": (ROWS + "metrics: val/top1\n", ["metrics=val/top1 is not a list"]),
     "a label twice": ("rows:\n  a: model=deit\n  a: model=vit\n", ["line 3: a appears twice"]),
-    "a label that cannot be a row": ("rows: {a/b: model=deit}\n", ["rows.a/b", "label"]),
-    "a label that is a number": ("rows: {0.6: model=deit}\n", ["rows.0.6", "quote"]),
-    "a row that is no text": ("rows: {a: {model: deit}}\n", ["rows.a", "overrides"]),
+    "a label that cannot be a row": ("rows: {a/b: model=deit}\n", ["rows.a/b: a label is text of letters, digits"]),
+    "a label that is a number": ("rows: {0.6: model=deit}\n", ["rows.0.6: a label is text", "(quote a number)"]),
+    "a row that is no text": ("rows: {a: {model: deit}}\n", ["rows.a: ", "is not text: overrides as after train.py"]),
     "a quote left open": ("rows: {a: \"model='deit\"}\n", ["rows.a", "no closing quotation"]),
     "a seed": ("rows: {a: model=deit seed=3}\n", ["rows.a: seed=3", "leave it out"]),
     "a name": (ROWS + "overrides: name=x resume=true\n", ["overrides: name=x resume=true", "leave it out"]),
     "a row of its own": ("rows: {a: +row=x}\n", ["rows.a: +row=x"]),
     "an unknown option": (ROWS + "overrides: attention=sofmax\n", ["rows.a: no option attention=sofmax; did you mean"]),
     "an unknown key of a row": ("rows: {b: model=deit lr=1}\n", ["rows.b: no key lr; did you mean task.lr?"]),
-    "a value out of bounds": ("rows: {b: attention.lam=-1}\n", ["rows.b: attention.lam=-1"]),
+    "a value out of bounds": (
+        "rows: {b: attention.lam=-1}\n", ["rows.b: attention.lam=-1 should be greater than or equal to 0"]),
     "a sweep in a row": ("rows: {b: 'attention.lam=0,0.2'}\n", ["rows.b: ", "attention.lam=0,0.2"]),
     "a word that is none": ("rows: {b: deit}\n", ["rows.b: deit is not KEY=VALUE"]),
     "figures of no row": (
         ROWS + "paper: {c: {val/top1: {value: 1, provenance: x}}}\n", ["paper.c: no such row"]),
-    "figures without provenance": (ROWS + "paper: {a: {val/top1: {value: 1}}}\n", ["paper.a.val/top1", "provenance"]),
-    "figures that are numbers": (ROWS + "paper: {a: {val/top1: 71}}\n", ["paper.a.val/top1", "value"]),
+    "figures without provenance": (
+        ROWS + "paper: {a: {val/top1: {value: 1}}}\n", ["paper.a.val/top1.provenance: a figure is {value"]),
+    "figures that are numbers": (
+        ROWS + "paper: {a: {val/top1: 71}}\n", ["paper.a.val/top1: a figure is {value"]),
     "figures that are text": (
-        ROWS + "paper: {a: {val/top1: {value: good, provenance: x}}}\n", ["paper.a.val/top1.value=good"]),
+        ROWS + "paper: {a: {val/top1: {value: good, provenance: x}}}\n", ["top1.value=good should be a valid number"]),
     "needs of no row": (ROWS + "needs: {c: {model.weights: a}}\n", ["needs.c: no such row"]),
     "needs that are a row": (ROWS + "needs: {b: a}\n", ["needs.b=a is not a mapping"]),
     "a needed row that is none": (ROWS + "needs: {b: {model.weights: c}}\n", ["needs.b.model.weights", "no row c"]),
@@ -115,12 +118,14 @@ WRONG = {
     "needs of itself": (ROWS + "needs: {a: {model.weights: mine/a}}\n", ["circle: mine/a → mine/a"]),
     "a needing key that is none": (ROWS + "needs: {b: {model.weight: a}}\n", ["rows.b: no key model.weight"]),
     "a needing key that is no text": (ROWS + "needs: {b: {1: a}}\n", ["needs.b", "is not a mapping of keys"]),
-    "a needing key of the run itself": (ROWS + "needs: {b: {output_dir: a}}\n", ["needs.b.output_dir"]),
+    "a needing key of the run itself": (
+        ROWS + "needs: {b: {output_dir: a}}\n", ["needs.b.output_dir: takes no run folder"]),
     "two rows that are one run": (
         "rows:\n  a: data=digits model=deit\n  b: data=digits model=deit attention=softmax\n",
         ["the rows a and b are the same run"]),
-    "an unknown column": (ROWS + "columns: [step_tiem]\n", ["columns", "step_tiem", "probe.metrics"]),
-    "a column not measured": (ROWS + "columns: [attention_entropy]\n", ["columns", "attention_entropy"]),
+    "an unknown column": (ROWS + "columns: [step_tiem]\n", ["columns: no run has measured step_tiem", "probe.metrics"]),
+    "a column not measured": (
+        ROWS + "columns: [attention_entropy]\n", ["columns: no run has measured attention_entropy"]),
     "a column of no module": (ROWS + "columns: [their.column]\n", ["columns: column=their.column", "no module their"]),
 }  # fmt: skip
 
@@ -147,7 +152,7 @@ def test_words_that_make_two_rows_one_run_are_refused(tmp_path):
 def test_words_of_the_users_that_are_wrong_do_not_blame_the_file(tmp_path):
     write(tmp_path, TWO_ROWS)
     done = run_forked("scripts/reproduce.py", "mine", "--config-dir", "conf", "task.lr=abc", cwd=tmp_path)
-    assert_one_line_error(done, "task.lr=abc")
+    assert_one_line_error(done, "task.lr=abc should be a valid number")
     assert "mine.yaml" not in done.stderr
 
 

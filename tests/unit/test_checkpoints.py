@@ -169,21 +169,21 @@ def test_weights_of_another_resolution_and_patch_size_are_resampled_as_timm_does
 
 
 @pytest.mark.parametrize(
-    "file, model, words",
+    "file, words",
     [
-        ({"embed_dim": 48}, {}, "model.size (or model.embed_dim) chooses the width"),
-        ({"depth": 4}, {}, "model.size (or model.depth) chooses the number of blocks"),
-        ({"in_chans": 1}, {}, "data.in_chans chooses the channels"),
-        ({"mlp_ratio": 2.0}, {}, "model.mlp_ratio chooses the width of the MLP"),
-        ({"distilled": True}, {}, "model.distilled, model.reg_tokens and model.class_token choose the tokens"),
-        ({"reg_tokens": 3}, {}, "model.distilled, model.reg_tokens and model.class_token choose the tokens"),
-        ({"global_pool": "avg"}, {}, "model.global_pool chooses how tokens are pooled"),
-        ({"qkv_bias": False}, {}, "model.qkv_bias chooses whether there is a bias"),
-        ({"num_classes": 3}, {}, "model.new_head=true keeps the rest"),
+        ({"embed_dim": 48}, "model.size (or model.embed_dim) chooses the width"),
+        ({"depth": 4}, "model.size (or model.depth) chooses the number of blocks"),
+        ({"in_chans": 1}, "data.in_chans chooses the channels"),
+        ({"mlp_ratio": 2.0}, "model.mlp_ratio chooses the width of the MLP"),
+        ({"distilled": True}, "model.distilled, model.reg_tokens and model.class_token choose the tokens"),
+        ({"reg_tokens": 3}, "model.distilled, model.reg_tokens and model.class_token choose the tokens"),
+        ({"global_pool": "avg"}, "model.global_pool chooses how tokens are pooled"),
+        ({"qkv_bias": False}, "model.qkv_bias chooses whether there is a bias"),
+        ({"num_classes": 3}, "model.new_head=true keeps the rest"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_weights_that_do_not_fit_name_the_option_that_chooses_the_models(tmp_path, file, model, words):
+def test_weights_that_do_not_fit_name_the_option_that_chooses_the_models(tmp_path, file, words):
     torch.save(VisionTransformer(**{**SMALL, **file}).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(InputError, match=re.escape(words)):
-        load_weights(VisionTransformer(**{**SMALL, **model}), tmp_path / "weights.pth")
+        load_weights(VisionTransformer(**SMALL), tmp_path / "weights.pth")

@@ -1,4 +1,4 @@
-"""evaluate.py on weights that come from no run, and beside a run; on runs alone see test_train.py."""
+"""Which further crops are worth an evaluation."""
 
 import pytest
 import torch

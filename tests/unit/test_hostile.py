@@ -18,7 +18,7 @@ from neutreno.config.trust import build_trusted, check_reading
 from neutreno.data.classification import ImageClassification
 from neutreno.errors import InputError
 from neutreno.evaluation.opening import run_settings
-from neutreno.reports.dashboard import write_dashboard
+from neutreno.reports.dashboard import collect, write_dashboard
 from neutreno.reports.reading import read_run, read_runs
 from neutreno.reports.segmentation import write as write_segmentation
 from neutreno.reports.tables import print_tables
@@ -221,6 +221,8 @@ HOSTILE = {
     "deep json": ("result.json", planted("result.json", '{"status": ' + nested(100_000) + "}")),
     "somewhat deep json": ("result.json", edited("result.json", more=json.loads(nested(60)))),
     "large json": ("result.json", larger("result.json", 2**27)),
+    "a long text": ("result.json", edited("result.json", reason="x" * 100_001)),
+    "a long text in yaml": ("config.yaml", planted("config.yaml", config_with(f"text: {'x' * 100_001}"))),
     "a huge number": ("result.json", edited("result.json", parameters=10**400)),
     "a huge seed": ("result.json", edited("result.json", settings__seed=10**400)),
     "a device": ("result.json", instead("result.json", lambda file: file.symlink_to("/dev/zero"))),
@@ -245,14 +247,30 @@ HOSTILE = {
     "a million columns": ("oversmoothing.csv", planted("oversmoothing.csv", "a," * 10**6)),
 }
 
+SAID = {  # by a bound: without it the file would be refused, or read, for another reason
+    "aliases": "uses YAML's aliases",
+    "an alias of itself": "uses YAML's aliases",
+    "deep yaml": "nested beyond 40 levels",
+    "somewhat deep json": "nested beyond 40 levels",
+    "deep json": "nested too deep",
+    "deep evaluation": "nested too deep",
+    **dict.fromkeys(("large yaml", "large json", "large evaluation", "large metrics"), "bytes, more than"),
+    **dict.fromkeys(("a long text", "a long text in yaml"), "holds a text of 100,001 characters"),
+    "a huge number": "holds a whole number beyond",
+    "a huge seed": "holds a whole number beyond",
+    "a million columns": "has a first line beyond",
+}
 
-@pytest.mark.parametrize("file, plant", HOSTILE.values(), ids=HOSTILE.keys())
-def test_what_a_run_does_not_write_is_named_in_a_line_and_left_out(run, file, plant):
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_a_run_does_not_write_is_named_in_a_line_and_left_out(run, name):
+    file, plant = HOSTILE[name]
     other = shutil.copytree(run, run.parent / "other")
     plant(other)
     runs, problems = read_runs([run, other])
     assert [found.path.name for found in runs] == ["run"] and len(problems) == 1, problems
     assert str(other / file) in problems[0] and "\n" not in problems[0] and len(problems[0]) < 600
+    assert SAID.get(name, "") in problems[0], problems
 
 
 AT_A_SWEEP = [
@@ -408,4 +426,6 @@ def test_names_of_classes_do_nothing_in_a_spreadsheet(tmp_path):
 def test_a_table_of_curves_that_is_none_is_absent(run):
     (run / "metrics.csv").write_bytes(b"step\xff,a\n1e999,2\nx,y,z\n")
     (run / "oversmoothing.csv").write_text("stack,subset,step,layer,metric,mean\nb,all,1e999,1,c,1\n")
-    write_dashboard([read_run(run)], run / "d.html")
+    found = collect(read_run(run), run)
+    assert found["curves"] == {}
+    assert [at["step"] for at in found["byLayer"]["cosine"]] == [0, 1]  # the record's first and last measurement

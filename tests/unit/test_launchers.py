@@ -1,4 +1,4 @@
-"""Jobs under SLURM, with stand-ins for its commands."""
+"""The example of a job for SLURM."""
 
 import re
 

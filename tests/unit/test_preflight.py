@@ -1,4 +1,4 @@
-"""What a run will cost, said before it starts."""
+"""How many seeds a difference needs, and how large a micro-batch may be."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""One run on one process, on several, and in several micro-batches: the same weights, the same figures, one folder."""
+"""Into how many micro-batches a batch is split."""
 
 import pytest
 

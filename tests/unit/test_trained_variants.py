@@ -1,4 +1,4 @@
-"""Weights know which variants they were trained with, and are not taken for others in silence."""
+"""Which variants weights were trained with, as a run folder or a checkpoint tells it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""train.py as users call it: what a run leaves behind, what it refuses, how it says so."""
+"""What configs, recipes and rows of the paper's tables compose to."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The gate: what may not be set is said in a line that names the key, before anything is built."""
+"""The gate: every key takes a value or is named; what keys mean to a run and to its name."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The language model: what the authors' code computes is in test_golden.py; here is what must hold of any of them."""
+"""The language model with every attention: no token sees the future, and weights start as released."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from support import ROOT
 from neutreno.data.text import Vocabulary
 from neutreno.models.language_model import LanguageModel
 
-# Re-attention is refused: tests/test_variants.py
+# Re-attention is refused: tests/unit/models/test_variants.py
 ATTENTIONS = sorted({p.stem for p in (ROOT / "configs/attention").glob("*.yaml")} - {"own", "reattention"})
 
 

@@ -1,4 +1,4 @@
-"""`scripts/theory.py`: the descent of random tokens, and the energies of trained runs by layer."""
+"""The descent of random tokens on J and E."""
 
 import pytest
 

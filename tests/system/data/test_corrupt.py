@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from support import assert_one_line_error, make_image, run_forked
+from support import assert_one_line_error, make_image, result, run_forked
 
 SMALL = ["model.depth=1", "model.embed_dim=16", "model.num_heads=1", "data.img_size=32", "trainer.max_epochs=2"]
 
@@ -29,14 +29,10 @@ def train(root, cwd, *arguments):
     return run_forked("train.py", *settings, *SMALL, *arguments, cwd=cwd)
 
 
-def result(cwd):
-    return json.loads((cwd / "outputs/x/result.json").read_text())
-
-
 def test_jpegs_of_every_size_grey_scale_and_cmyk_train_and_validate(photographs, tmp_path):
     done = train(photographs, tmp_path, "data.num_workers=2")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    found = result(tmp_path)
+    found = result(tmp_path / "outputs/x")
     assert found["steps"] == 6 and found["corrupt_images"] == 0 and found["metrics"]["val/top1"] % 10 == 0
     assert np.isfinite(list(found["metrics"].values())).all()
     assert not (tmp_path / "outputs/x/corrupt_images.txt").exists()
@@ -55,7 +51,7 @@ def test_corrupt_images_are_skipped_named_and_counted(photographs, tmp_path, wor
     assert done.returncode == 0, done.stderr
     named = (tmp_path / "outputs/x/corrupt_images.txt").read_text()
     assert all(str(file) in named for file in broken) and "is empty" in named
-    found = result(tmp_path)
+    found = result(tmp_path / "outputs/x")
     assert found["corrupt_images"] == 3 and found["steps"] == 6
     assert found["metrics"]["val/top1"] * 9 / 100 == pytest.approx(
         round(found["metrics"]["val/top1"] * 9 / 100), abs=1e-3
@@ -69,7 +65,7 @@ def test_too_many_corrupt_images_stop_the_run(photographs, tmp_path, workers):
         (photographs / f"train/n01440764/n01440764_{i}.JPEG").write_bytes(b"")
     done = train(photographs, tmp_path, f"data.num_workers={workers}", "data.max_corrupt=0.1", "data.repeats=1")
     assert_one_line_error(done, "more than 3 corrupt images", "data.max_corrupt", "corrupt_images.txt")
-    assert result(tmp_path)["status"] == "failed"
+    assert result(tmp_path / "outputs/x")["status"] == "failed"
 
 
 @pytest.mark.parametrize("classes", [3, 1000])
@@ -134,5 +130,5 @@ def test_names_with_line_breaks_or_that_are_not_utf8_are_a_line_each(photographs
     )
     assert done.returncode == 0, done.stderr
     named = (tmp_path / "outputs/x/corrupt_images.txt").read_text().splitlines()
-    assert result(tmp_path)["corrupt_images"] == len(named) == 2
+    assert result(tmp_path / "outputs/x")["corrupt_images"] == len(named) == 2
     assert any("a b.JPEG is not" in line for line in named) and any(r"\udcff.JPEG is not" in line for line in named)

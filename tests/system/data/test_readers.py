@@ -47,7 +47,7 @@ def test_a_webdataset_trains_and_validates(webdataset, tmp_path):
     [
         ("hfds/ILSVRC/imagenet-1k", ["data.reader=hfds/ILSVRC/imagenet-1k", "hf auth login", "data.root=FOLDER"]),
         ("torch/cifar10", ["data.reader=torch/cifar10", "not found"]),
-        ("nonsense", ["data.reader=nonsense", "hfids/"]),
+        ("nonsense", ["data.reader=nonsense is not one of timm's", "hfids/"]),
     ],
 )
 def test_no_access_is_said_in_a_line(tmp_path, reader, words):

@@ -88,7 +88,7 @@ def test_probe_and_data_of_a_run_may_be_set(runs):
     done = run_forked("scripts/theory.py", str(runs / "digits"), "model.depth=3", cwd=runs)
     assert_one_line_error(done, "model.depth", "leave it out")
     done = run_forked("scripts/theory.py", str(runs / "digits"), "probe.num_samples=abc", cwd=runs)
-    assert_one_line_error(done, "probe.num_samples=abc")
+    assert_one_line_error(done, "probe.num_samples=abc should be a valid integer")
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_probe_and_data_of_a_run_may_be_set(runs):
         (["--lams", "abc"], "--lams abc is not a list of numbers"),
         (["--lams", "0,,1"], "is not a list of numbers"),
         (["--lams=-0.2,0"], "--lams=-0.2 is not a finite number ≥ 0"),
-        (["--lams", "nan"], "--lams=nan"),
-        (["--steps", "0"], "--steps=0"),
-        (["--tokens", "1"], "--tokens=1"),
+        (["--lams", "nan"], "--lams=nan is not a finite number ≥ 0"),
+        (["--steps", "0"], "--steps=0 is not a whole number from 1 to"),
+        (["--tokens", "1"], "--tokens=1 is not a whole number from 2 to"),
         (["--output", "nowhere/theory"], "no folder nowhere"),
         (["--lams", "1e200"], "the descent at λ̃ = 1e+200 overflows at step 2"),
     ],

@@ -294,5 +294,8 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path):
     done = run_forked("scripts/dashboard.py", "runs", cwd=tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr and "1 runs" in done.stdout
     assert "half" in done.stderr and "none" in done.stderr and done.stderr.count("warning: ") == 2
-    assert_one_line_error(run_forked("scripts/dashboard.py", "nowhere", cwd=tmp_path), "nowhere")
-    assert_one_line_error(run_forked("scripts/dashboard.py", "runs", "--every", "0", cwd=tmp_path), "--every")
+    assert_one_line_error(run_forked("scripts/dashboard.py", "nowhere", cwd=tmp_path), "nowhere: no such folder")
+    assert_one_line_error(
+        run_forked("scripts/dashboard.py", "runs", "--every", "0", cwd=tmp_path),
+        "--every=0.0 is not a finite number ≥ 1",
+    )

@@ -72,6 +72,13 @@ def test_other_data_sets_in_the_layout(root):
     assert done.returncode == 0 and "no classes.txt" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("option, value", [("--workers", "0"), ("--num-classes", "0"), ("--counts", "many")])
-def test_wrong_options_are_named(root, option, value):
-    assert_one_line_error(run_forked(SCRIPT, str(root), option, value, cwd=root), f"{option}={value}")
+@pytest.mark.parametrize(
+    "option, value, words",
+    [
+        ("--workers", "0", "--workers=0 is not a whole number ≥ 1"),
+        ("--num-classes", "0", "--num-classes=0 is not a whole number ≥ 1"),
+        ("--counts", "many", "--counts=many is neither TRAIN,VAL nor none"),
+    ],
+)
+def test_wrong_options_are_named(root, option, value, words):
+    assert_one_line_error(run_forked(SCRIPT, str(root), option, value, cwd=root), words)

@@ -1,4 +1,4 @@
-"""The segmentation task: its scores, and whole runs on small images in ADE20K's layout."""
+"""The segmentation task: whole runs on small images in ADE20K's layout."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from support import assert_one_line_error, run_forked, run_ranks
+from support import assert_one_line_error, result, run_forked, run_ranks
 
 from neutreno.reports.comparison import group_runs
 from neutreno.reports.layers import curve
@@ -37,10 +37,6 @@ SMALL = [
 NO_COST = "evaluators=[metrics,windows,per_layer]"
 
 
-def result(folder):
-    return json.loads((folder / "outputs/x/result.json").read_text())
-
-
 def table(file):
     return list(csv.DictReader(file.read_text().splitlines()))
 
@@ -58,7 +54,8 @@ def finished(street_folders, tmp_path_factory):
 
 
 def test_a_run_reports_encoder_and_decoder_and_leaves_figures(finished):
-    run, record = finished / "outputs/x", result(finished)
+    run = finished / "outputs/x"
+    record = result(run)
     assert [len(curve(record["oversmoothing"], stack=f"{part}.blocks")) for part in ("encoder", "decoder")] == [3, 3]
     assert {"val/miou", "val/pixel_acc", "val/mean_acc", "best/val/miou"} == record["metrics"].keys() - {
         "best/val/pixel_acc",
@@ -87,7 +84,7 @@ def test_evaluate_repeats_the_runs_figures_and_adds_its_protocols(finished, stre
     assert done.returncode == 0, done.stderr
     folder = finished / "outputs/evaluations" / tmp_path.name
     found = json.loads((folder / "evaluation.json").read_text())["metrics"]
-    for name, value in result(finished)["metrics"].items():
+    for name, value in result(finished / "outputs/x")["metrics"].items():
         assert found[name] == pytest.approx(value, abs=1e-3), name
     assert 0 < found["val_multi_scale/miou"] != found["val/miou"] and "val_stride480/miou" not in found
     rows = table(folder / "evaluation_class_iou.csv")
@@ -106,7 +103,7 @@ def test_protocols_can_be_changed_at_evaluation(finished, tmp_path):
     done = run_forked("evaluate.py", "outputs/x", *arguments, cwd=finished)
     assert done.returncode == 0, done.stderr
     found = json.loads((finished / f"outputs/evaluations/{tmp_path.name}/evaluation.json").read_text())["metrics"]
-    assert found["val/miou"] == pytest.approx(result(finished)["metrics"]["val/miou"], abs=1e-3)
+    assert found["val/miou"] == pytest.approx(result(finished / "outputs/x")["metrics"]["val/miou"], abs=1e-3)
     assert "val_dense/miou" in found
     refused = run_forked("evaluate.py", "outputs/x", "task.lr=1", cwd=finished)
     assert_one_line_error(refused, "task.lr")
@@ -116,9 +113,9 @@ def test_the_encoder_starts_from_a_run_folder(finished, street_folders, tmp_path
     run = finished / "outputs/x"
     done = train(street_folders, tmp_path, f"model.encoder_weights={run}", "trainer.limit_train_batches=1")
     assert done.returncode == 0, done.stderr
-    started = result(tmp_path)["initial_weights"]["model.encoder_weights"]
+    started = result(tmp_path / "outputs/x")["initial_weights"]["model.encoder_weights"]
     assert started["source"] == str(run) and len(started["sha256"]) == 64
-    assert started["axes"] == result(finished)["axes"]
+    assert started["axes"] == result(finished / "outputs/x")["axes"]
     wide = train(street_folders, tmp_path, f"model.encoder_weights={run}", "model.embed_dim=32", "name=wide")
     assert_one_line_error(wide, "model.encoder_weights", "a width of 16, the model of 32")
 
@@ -187,7 +184,7 @@ def test_two_processes_give_the_validation_scores_of_one(finished, street_folder
     for done in run_ranks(2, *arguments, *still, "name=two", cwd=tmp_path):
         assert done.returncode == 0, done.stderr
     metrics = [json.loads((tmp_path / f"outputs/{n}/result.json").read_text())["metrics"] for n in ("one", "two")]
-    assert metrics[0]["val/miou"] == metrics[1]["val/miou"] == result(finished)["metrics"]["val/miou"]
+    assert metrics[0]["val/miou"] == metrics[1]["val/miou"] == result(finished / "outputs/x")["metrics"]["val/miou"]
     tables = [(tmp_path / f"outputs/{n}/class_iou.csv").read_text() for n in ("one", "two")]
     assert tables[0] == tables[1]
 
@@ -196,14 +193,20 @@ def test_two_processes_give_the_validation_scores_of_one(finished, street_folder
     "arguments, words",
     [
         (["task.inference.window=8"], ["task.inference", "window=8", "smaller than a patch of 16"]),
-        (["task.inference.scales=[]"], ["task.inference", "scales=[]", "[1.0]"]),
-        (["task.inference.stride=64"], ["task.inference", "stride=64", "gaps"]),
-        (["task.protocols.multi_scale.scales=[]"], ["task.protocols.multi_scale", "scales=[]"]),
-        (["+task.protocols.multi_scale.strides=1"], ["task.protocols.multi_scale", "strides"]),
+        (["task.inference.scales=[]"], ["task.inference", "scales=[] is not a list of factors; write scales=[1.0]"]),
+        (["task.inference.stride=64"], ["task.inference", "stride=64", "would leave gaps"]),
+        (
+            ["task.protocols.multi_scale.scales=[]"],
+            ["task.protocols.multi_scale", "scales=[] is not a list of factors"],
+        ),
+        (
+            ["+task.protocols.multi_scale.strides=1"],
+            ["task.protocols.multi_scale: got an unexpected keyword argument 'strides'"],
+        ),
         (["model=deit"], ["takes a model of masks", "leave model=… out"]),
         (["task.num_classes=7"], ["task.num_classes=7", "the model has 4"]),
         (["model.encoder_weights=nothing_here"], ["nothing_here", "neither a run folder"]),
-        (["task.schedule=linear"], ["task.schedule=linear", "poly"]),
+        (["task.schedule=linear"], ["task.schedule=linear should be 'cosine' or 'poly'"]),
     ],
 )
 def test_bad_input_is_one_line(street_folders, tmp_path, arguments, words):

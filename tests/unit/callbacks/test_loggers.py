@@ -1,4 +1,4 @@
-"""What Weights & Biases and TensorBoard are given."""
+"""A logger that fails."""
 
 
 def test_a_logger_that_fails_costs_a_warning_not_the_run(tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""The command lines: a file is a command, and none imports more than it needs."""
+"""A file with a main is a command."""
 
 import sys
 

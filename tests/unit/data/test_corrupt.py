@@ -1,4 +1,4 @@
-"""Real photographs' formats, and files that cannot be read: skipped, named and counted, up to a share."""
+"""What takes the place of an image that cannot be read."""
 
 
 def test_what_takes_a_corrupt_images_place_follows_from_its_seed():

@@ -1,4 +1,4 @@
-"""The language model: what the authors' code computes is in test_golden.py; here is what must hold of any of them."""
+"""The language model's parts and weights; what the authors' code computes is in test_golden.py."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""`scripts/theory.py`: the descent of random tokens, and the energies of trained runs by layer."""
+"""The energies J and G of models by layer, and where the descent diverges."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""The dashboard: one file, in a real browser where there is one."""
+"""The dashboard's page: what it holds and names, without a browser."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The language model's task as users call it: streams, schedule, perplexity, resume, several processes, generation."""
+"""Texts as batches and their perplexity: streams, slices of processes, segments and sliding windows."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""The segmentation task: its scores, and whole runs on small images in ADE20K's layout."""
+"""The segmentation task's scores and its loss."""
 
 import numpy as np
 import pytest

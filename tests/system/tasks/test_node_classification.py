@@ -1,0 +1,85 @@
+"""Whole runs on the embedded graph."""
+
+import json
+
+import pytest
+from support import assert_one_line_error, result, run_forked, train
+from support.same_run import assert_equal, dies_after, load, metrics, train_killed
+
+from neutreno.config.composing import compose
+
+# A run of a second: four layers, twelve steps, a validation of Lightning's after every fourth.
+GRAPH = [
+    "data=digits_graph",
+    "model.depth=4",
+    "model.hidden=8",
+    "trainer.max_steps=12",
+    "trainer.log_every_n_steps=1",
+    "data.val_every_n_steps=4",
+    "probe.every_n_epochs=1",
+    "trainer.accelerator=cpu",
+]
+ARM = ["propagation=neutreno", "propagation.anchor=shuffled", "norm=group", "checkpoint.every_n_steps=3"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train([*GRAPH, *ARM], tmp_path_factory.mktemp("whole"))
+
+
+def test_a_run_reports_the_last_and_the_first_best_epoch(whole):
+    found = result(whole)["metrics"]
+    for split in ("val", "test"):
+        assert {f"{split}/accuracy", f"{split}/loss", f"best/{split}/accuracy", f"best/{split}/loss"} <= found.keys()
+    assert found["best/val/accuracy"] >= found["val/accuracy"]
+    assert load(whole)["state_dict"]["best_correct"].item() == pytest.approx(found["best/val/accuracy"] * 4)  # of 400
+    assert not (whole / "checkpoints/best.ckpt").exists()
+    measured = {row["metric"] for row in result(whole)["oversmoothing"]}
+    assert {"cosine", "group_distance_ratio", "instance_information_gain"} <= measured
+
+
+@pytest.mark.parametrize("died", [{"step": 5}, {"write": 2}, {"write": 4}], ids=str)
+def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path, died):
+    train_killed([*GRAPH, *ARM], tmp_path, setup=dies_after(**died))
+    resumed = train([*GRAPH, *ARM], tmp_path, "resume=true")
+    for part in ("state_dict", "optimizer_states", "epoch", "global_step"):
+        assert_equal(load(resumed)[part], load(whole)[part], part)
+    assert_equal(metrics(resumed), metrics(whole), "metrics.csv")
+    assert (resumed / "oversmoothing.csv").read_bytes() == (whole / "oversmoothing.csv").read_bytes()
+    assert_equal(result(resumed)["metrics"], result(whole)["metrics"], "result.json")
+
+
+def test_evaluate_finds_what_the_run_recorded(whole):
+    done = run_forked("evaluate.py", str(whole), "trainer.accelerator=cpu", cwd=whole)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((whole / "evaluation.json").read_text())["metrics"] == pytest.approx(result(whole)["metrics"])
+
+
+REFUSED = {
+    "attention=softmax": "model=gcn has no axis attention; its axes are propagation, norm",
+    "model=deit": "this model is not made for this data set",
+    "propagation=neutreno model.depth=2": "acts in layers 1 … L − 2 only; take model.depth ≥ 3, not 2",
+    "model=sgc propagation=neutreno model.depth=1": "acts in steps 1 … L − 1 only; take model.depth ≥ 2, not 1",
+    "propagation=neutreno propagation.lam=-1": "should be greater than or equal to 0",
+    "propagation=neutreno propagation.anchor=none propagation.pull=false": "take propagation=plain",
+    "trainer.devices=2 trainer.accelerator=cpu": "one batch, for one process, not 2",
+    "data.batch_size=2": "should be 1",
+    "trainer.max_steps=10": "not a multiple of data.val_every_n_steps=4",
+    "data=digits norm=group": "model=deit_neutreno has no axis norm; its axes are attention, block",
+    "data=digits model=gcn": "this model is not made for this data set",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_does_not_fit_is_said_in_a_line(words, tmp_path):
+    typed = words.split()
+    base = [] if "data=digits" in typed else [w for w in GRAPH if w.partition("=")[0] not in words]
+    assert_one_line_error(run_forked("train.py", *base, *typed, cwd=tmp_path), REFUSED[words])
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_group_normalization_takes_its_weight_by_depth_from_the_recipe(tmp_path):
+    words = ["data=cora", f"data.root={tmp_path}", "norm=group"]
+    for depth, weight in ((5, 0.001), (6, 0.03), (30, 0.03)):
+        assert compose([*words, f"model.depth={depth}"]).settings["norm"]["skip_weight"] == weight
+    assert compose([*words, "model.depth=30", "data.missing=1.0"]).settings["norm"]["skip_weight"] == 0.01

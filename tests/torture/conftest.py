@@ -1,0 +1,147 @@
+"""Generated cases: how many, from which seed, and what they ended in.
+
+A case is a test, drawn from the seed, its kind and its number alone. A minute of them is part of every run of the
+tests; ``pytest tests/torture --kills 120 --journal FILE`` is the long form: FILE takes a line of JSON for each case
+that has ended, those that stand in it are not repeated, and the table of all is printed at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from support.torture import Hang, SilentlyWrong
+from tabulate import tabulate
+
+SHORT = {"kill": 10, "damage": 60, "hostile": 30, "mistake": 60}
+PER_KILL = {"damage": 5, "hostile": 1.5, "mistake": 5}
+OUTCOMES = ("held", "failed", "silently wrong", "hang")
+TOLD = pytest.StashKey[dict]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("torture", "generated kills, damages, hostile files and mistakes")
+    group.addoption("--kills", type=int, help="number of kills; the others in proportion (default: a minute of all)")
+    for option in ("damages", "hostile", "mistakes"):
+        group.addoption(f"--{option}", type=int, help="number of this kind")
+    group.addoption("--seed", type=int, help="what all cases are drawn from (default: 0)")
+    group.addoption("--journal", type=Path, help="takes a line for each case; those in it are not repeated")
+
+
+def option(config, name):
+    """None where it is not given, or where these options are unknown: in a run of all tests."""
+    return config.getoption(name, None)
+
+
+def counts(config):
+    kills = option(config, "kills")
+    found = SHORT if kills is None else {"kill": kills, **{k: round(n * kills) for k, n in PER_KILL.items()}}
+    given = {"damage": "damages", "hostile": "hostile", "mistake": "mistakes"}
+    return found | {kind: n for kind, name in given.items() if (n := option(config, name)) is not None}
+
+
+def pytest_generate_tests(metafunc):
+    for kind in SHORT:
+        if kind in metafunc.fixturenames:
+            metafunc.parametrize(kind, range(counts(metafunc.config)[kind]), indirect=True)
+
+
+def drawn(kind):
+    """A fixture: what to draw a case from; it notes in ``case.told`` what it drew."""
+
+    @pytest.fixture(name=kind)
+    def draw(request, record_property):
+        seed, number = option(request.config, "seed") or 0, request.param
+        if (kind, number, seed) in request.config.stash[TOLD]:
+            pytest.skip("stands in the journal")
+        draw = random.Random(f"{seed} {kind} {number}")
+        draw.number, draw.told = number, {"kind": kind, "number": number, "seed": seed}
+        record_property("case", draw.told)  # filled while the test runs
+        return draw
+
+    return draw
+
+
+kill, damage, hostile, mistake = map(drawn, SHORT)
+
+
+def pytest_configure(config):
+    file, told = option(config, "journal"), {}
+    for line in file.read_text().splitlines() if file is not None and file.exists() else ():
+        case = json.loads(line)
+        told[case["kind"], case["number"], case["seed"]] = case
+    config.stash[TOLD] = told
+    if not hasattr(config, "workerinput"):  # of xdist's processes the first
+        config.pluginmanager.register(Journal(config, file), "torture")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    case = dict(report.user_properties).get("case")
+    if case is not None and call.when == "call" and not report.skipped:
+        error = call.excinfo and call.excinfo.type
+        case["outcome"] = {None: "held", SilentlyWrong: "silently wrong", Hang: "hang"}.get(error, "failed")
+        case["seconds"] = round(call.duration, 2)
+        if error is not None:
+            case["said"] = str(call.excinfo.value)[:2000]
+    return report
+
+
+class Journal:
+    """Writes down every case when it has ended, and the table at the end."""
+
+    def __init__(self, config, file):
+        self.config, self.file = config, file
+
+    def pytest_runtest_logreport(self, report):
+        case = dict(report.user_properties).get("case", {})
+        if report.when != "call" or "outcome" not in case:
+            return
+        self.config.stash[TOLD][case["kind"], case["number"], case["seed"]] = case
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a") as journal:
+                journal.write(json.dumps(case) + "\n")
+
+    def pytest_terminal_summary(self, terminalreporter):
+        cases = self.config.stash[TOLD].values()
+        if cases and option(self.config, "kills") is not None:
+            terminalreporter.section("torture")
+            terminalreporter.write_line(table(cases))
+
+
+def table(cases):
+    """Markdown: a row for each kind and way."""
+    groups = {}
+    for case in cases:
+        groups.setdefault((case["kind"], case.get("way", "")), []).append(case)
+    rows = []
+    for (kind, way), group in sorted(groups.items()):
+        found = Counter(case["outcome"] for case in group)
+        seconds = round(sum(case["seconds"] for case in group))
+        rows.append([kind, way, len(group), *(found[outcome] for outcome in OUTCOMES), seconds])
+    rows.append(["all", "", *(sum(row[i] for row in rows) for i in range(2, 8))])
+    return tabulate(rows, ["kind", "way", "tried", *OUTCOMES, "seconds"], tablefmt="github")
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory, worker_id):
+    """``once(name, make)``: the folder ``name``, which ``make(folder)`` filled, for all processes of the tests."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+
+    def get(name, make):
+        folder = shared / name
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "made").exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                (folder / "made").touch()
+        return folder
+
+    return get

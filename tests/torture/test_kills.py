@@ -1,0 +1,151 @@
+"""Runs that are killed, once or several times in a row, and resumed: they end in the same bits as one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support import ROOT, TEXT, Forked, start_ranks
+from support.same_run import BUSY, assert_equal, assert_same_run
+from support.torture import (
+    LIMIT_S,
+    AfterStep,
+    Announced,
+    FileOperations,
+    Hang,
+    SilentlyWrong,
+    deaf_to_nothing,
+    end_together,
+)
+
+IMAGES = [*BUSY, "trainer.max_epochs=3", "data.batch_size=200", "name=x"]
+SCENES = [
+    *("data=digit_scenes", "data.train_scenes=48", "data.val_scenes=8", "data.test_scenes=8", "data.batch_size=8"),
+    *("model.depth=1", "model.decoder_depth=1", "model.embed_dim=16", "model.num_heads=2", "recipe.drop_path=0.2"),
+    *("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=1", "trainer.log_every_n_steps=1"),
+    *("probe.every_n_epochs=1", "probe.num_samples=4", "task.ema_decay=0.9", "checkpoint.every_n_steps=4", "name=x"),
+]
+WORDS = [*TEXT, "model.drop_rate=0.2", "task.ema_decay=0.9", "checkpoint.every_n_steps=3", "trainer.max_steps=16"]
+TWO = ["trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu", "trainer.devices=2"]
+RUNS = {
+    "images": IMAGES,
+    "segmentation": SCENES,
+    "text": WORDS,
+    "images, accumulated": [*IMAGES, "trainer.accumulate_grad_batches=2", "checkpoint.every_n_steps=1"],
+    "text, two processes": [*WORDS, *TWO],
+    "images, loading workers": [*IMAGES, "data.num_workers=2"],
+    "segmentation, micro-batches": [*SCENES, "data.micro_batch_size=4"],
+    "images, two processes": [*IMAGES, *TWO],
+}
+PROCESSES = {name: 2 if name.endswith("two processes") else 1 for name in RUNS}
+STEPS = 18  # of the longest
+SIGNALS = {1: [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], 2: [signal.SIGKILL]}  # by the number of processes
+WAYS = ("in the first seconds", "at any time", "after a step", "at a file operation", "within a write", "at the end")
+LAST = 25  # file operations at the end of a run: the last checkpoints, tables, figures and the record
+INTERRUPTED = 130
+PLACES_AND_TIMES = {"started", "command", "overrides", "first_checkpoint", "wall_clock_s"}  # of a record
+
+
+@pytest.fixture
+def whole(once):
+    """``whole(name)``: the uninterrupted run, the file operations that it made, and its seconds."""
+
+    def get(name):
+        def make(folder):
+            began = time.monotonic()
+            for done in end_together(start(name, folder, setup=FileOperations(folder / "outputs", folder / "made of"))):
+                assert done.returncode == 0, done.stderr
+            (folder / "seconds").write_text(f"{time.monotonic() - began}")
+
+        folder = once(name, make)
+        operations = (folder / "made of").read_text().splitlines()
+        return folder / "outputs/x", operations, float((folder / "seconds").read_text())
+
+    return get
+
+
+def start(name, cwd, *words, setup=deaf_to_nothing):
+    """The processes of a run."""
+    if PROCESSES[name] == 1:
+        return [Forked("train.py", *RUNS[name], *words, cwd=cwd, setup=setup)]
+    return start_ranks(PROCESSES[name], *RUNS[name], *words, cwd=cwd, on_rank_zero=setup)
+
+
+def killed(draw, name, way, cwd, words, whole):
+    """Start a run and kill it in one of the ways; what it said, and what was done to it."""
+    _, operations, seconds = whole
+    number = draw.choice(SIGNALS[PROCESSES[name]])
+    if way == "in the first seconds" and PROCESSES[name] == 1:
+        return killed_while_it_imports(draw, name, cwd, words, number)
+    if way in ("at any time", "in the first seconds"):
+        after, announced = draw.uniform(0, seconds if way == "at any time" else 1), Announced()
+        processes = start(name, cwd, *words, setup=announced)
+        announced.wait(after)
+        for process in processes if number == signal.SIGKILL else processes[:1]:
+            os.kill(process.pid, number)
+        return end_together(processes), f"{number.name} after {after:.2f} s"
+    if way == "after a step":
+        step = draw.randint(1, STEPS)
+        setup, said = AfterStep(step, number), f"{number.name} after {step} steps"
+    else:
+        half = way == "within a write"
+        points = [i for i, operation in enumerate(operations, 1) if not half or operation.startswith("fsync")]
+        point = draw.choice(points[-LAST:] if way == "at the end" else points)
+        number = signal.SIGKILL if half else number
+        setup = FileOperations(cwd / "outputs", cwd / "made of", point, number, half)
+        said = f"{number.name} at file operation {point} ({operations[point - 1]} of the whole run)"
+    return end_together(start(name, cwd, *words, setup=setup)), said
+
+
+def killed_while_it_imports(draw, name, cwd, words, number):
+    """In a process of its own, which imports for seconds before it begins."""
+    after = draw.uniform(0, 8)
+    command = [sys.executable, str(ROOT / "train.py"), *RUNS[name], *words]
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=deaf_to_nothing, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    time.sleep(after)
+    process.send_signal(number)
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise Hang(f"{number.name} after {after:.2f} s of a process of its own") from None
+    done = subprocess.CompletedProcess(command, process.returncode, out, err)
+    return [done], f"{number.name} after {after:.2f} s of a process of its own"
+
+
+def record(run):
+    return {k: v for k, v in json.loads((run / "result.json").read_text()).items() if k not in PLACES_AND_TIMES}
+
+
+def files(run):
+    return sorted(str(file.relative_to(run)) for file in run.rglob("*"))
+
+
+def test_a_run_that_is_killed_and_resumed_is_the_same_run(kill, whole, tmp_path):
+    name = [*RUNS][kill.number % len(RUNS)]
+    way = WAYS[(kill.number + kill.number // len(RUNS)) % len(WAYS)]
+    uninterrupted, run, kills = whole(name), tmp_path / "outputs/x", []
+    kill.told |= {"way": way, "run": name, "kills": kills}
+    for _ in range(kill.choice([1, 1, 2, 3])):
+        words = ["resume=true"] * bool(kills)
+        all_said, what = killed(kill, name, way, tmp_path, words, uninterrupted)
+        kills.append(what)
+        for done in all_said:
+            assert "Traceback" not in done.stderr, done.stderr
+            assert done.returncode <= 0 or done.returncode == INTERRUPTED, done.stderr
+    at_work = (run / "checkpoints/last.ckpt").exists() and record(run)["status"] != "finished"
+    log = run / "train.log"
+    before = log.stat().st_size if at_work else 0
+    for done in end_together(start(name, tmp_path, "resume=true")):
+        assert done.returncode == 0, done.stderr
+    assert not at_work or "Restored all states" in log.read_text()[before:], "started over: work was lost"
+    try:
+        assert_same_run(run, uninterrupted[0])
+        assert_equal(record(run), record(uninterrupted[0]), "result.json")
+        assert_equal(files(run), files(uninterrupted[0]), "files")
+    except AssertionError as error:
+        raise SilentlyWrong(f"not the same run: {error}") from error

@@ -15,9 +15,9 @@ _INSIDE = Path(__file__).parents[1] / "configs"  # a wheel's; beside the package
 CONFIGS = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / "configs"  # a checkout's
 
 
-def piecewise(at: float, table: dict[float, Any]) -> Any:
-    """``${piecewise:AT,{0: A, 6: B}}`` in a config: the value of the largest key that is not above ``at``."""
-    return table[max(key for key in table if key <= at)]
+def piecewise(at: float, table: dict[str, Any]) -> Any:
+    """``${piecewise:AT,${TABLE}}`` in a config: of ``{'0': A, '6': B}`` A where ``AT`` is below 6, else B."""
+    return table[max((key for key in table if float(key) <= at), key=float)]
 
 
 OmegaConf.register_new_resolver("piecewise", piecewise, replace=True)

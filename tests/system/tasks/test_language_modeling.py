@@ -168,15 +168,12 @@ SHUFFLED = [*BUSY, "attention.anchor=shuffled"]
 
 @pytest.fixture(scope="module")
 def shuffled(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("shuffled"), *SHUFFLED)
+    return train([*TEXT, *SHUFFLED], tmp_path_factory.mktemp("shuffled"))
 
 
 def test_shuffled_values_are_those_of_an_uninterrupted_run_after_a_kill(shuffled, tmp_path):
-    died = run_forked("train.py", *TEXT, *SHUFFLED, cwd=tmp_path, setup=dies_after(write=4))
-    assert died.returncode == -signal.SIGKILL, died.stderr
-    resumed = train(tmp_path, *SHUFFLED, "resume=true")
-    assert_equal(load(resumed)["state_dict"], load(shuffled)["state_dict"])
-    assert metrics(resumed) == metrics(shuffled)
+    train_killed([*TEXT, *SHUFFLED], tmp_path, setup=dies_after(write=4))
+    assert_same_run(train([*TEXT, *SHUFFLED], tmp_path, "resume=true"), shuffled)
 
 
 def test_what_reads_single_sequences_leaves_out_or_refuses_a_model_that_needs_others(shuffled, uninterrupted):

@@ -54,8 +54,8 @@ def test_evaluate_finds_what_the_run_recorded(whole):
 REFUSED = {
     "data=digits_graph attention=softmax": "model=gcn has no axis attention; its axes are propagation, norm",
     "data=digits_graph model=deit": "this model is not made for this data set",
-    "data=digits_graph propagation=neutreno model.depth=2": "acts in layers 1 … L − 2 only; take model.depth ≥ 3, not 2",
-    "data=digits_graph model=sgc propagation=neutreno model.depth=1": "acts in steps 1 … L − 1 only; take model.depth ≥ 2, not 1",
+    "data=digits_graph propagation=neutreno model.depth=2": "in layers 1 … L − 2 only; take model.depth ≥ 3",
+    "data=digits_graph model=sgc propagation=neutreno model.depth=1": "steps 1 … L − 1 only; take model.depth ≥ 2",
     "data=digits_graph propagation=neutreno propagation.lam=-1": "should be greater than or equal to 0",
     "data=digits_graph propagation=neutreno propagation.anchor=none propagation.pull=false": "take propagation=plain",
     "data=digits_graph trainer.devices=2 trainer.accelerator=cpu": "one batch, for one process, not 2",

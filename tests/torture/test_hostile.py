@@ -134,17 +134,16 @@ def torch_script(draw, file):
 
 
 def odd(draw, file):
-    """Plain data that no run writes, somewhere in what a run writes."""
+    """Plain data that no run writes, in the place of something that a run writes.
+
+    A checkpoint that is not damaged may be forged within, as a record may: what is checked is what each key is.
+    """
     content, name = load(file.parents[1]), draw.choice([*VALUES])
-    node, path = content, []
-    while True:
-        key = draw.choice([*node] if isinstance(node, dict) else [*range(len(node))])
-        path.append(str(key))
-        if isinstance(node[key], dict | list) and node[key] and draw.random() < 0.7:
-            node = node[key]
-            continue
-        node[key] = VALUES[name]()
-        break
+    key = draw.choice([*content, "state_dict", "variants", "run"])
+    node, path = content, [key]
+    if key in ("state_dict", "variants", "run") and draw.random() < 0.7:
+        node, path = content[key], [key, draw.choice([*content[key]])]
+    node[path[-1]] = VALUES[name]()
     torch.save(content, file)
     return f"{name} at {'/'.join(path)}"
 

@@ -117,7 +117,7 @@ def bombed(draw, file):
     """An archive of a few MiB that inflates to gigabytes, in one of its entries or in one more."""
     source = zipfile.ZipFile(io.BytesIO(file.read_bytes()))
     entries = [name for name in source.namelist() if "/data/" in name or name.endswith("data.pkl")]
-    which, size = draw.choice([*entries, "archive/data/more"]), draw.choice([2**30, 2**32])
+    which, size = draw.choice([*entries, "archive/data/more"]), draw.choice([2**28, 2**30])
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target:
         for name in source.namelist():
             if name != which:

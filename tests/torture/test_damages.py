@@ -3,15 +3,13 @@
 import json
 import shutil
 
-import pytest
 from support import Forked
-from support.same_run import BUSY, assert_equal, assert_same_run, load
-from support.torture import AfterStep, SilentlyWrong, assert_refused, ended
+from support.same_run import assert_equal, assert_same_run, load
+from support.torture import SHORT_RUN, SilentlyWrong, assert_refused, ended
 
 from neutreno.checkpoints import read_checkpoint
 from neutreno.errors import InputError
 
-RUN = [*BUSY, "trainer.max_epochs=2", "data.batch_size=300", "name=x"]
 ENDS = 8_000  # bytes at the front and the end of a file in which its structure lies
 
 
@@ -89,26 +87,6 @@ def place(draw, data):
     return draw.choice([draw.randrange(ENDS), len(data) - 1 - draw.randrange(ENDS)])
 
 
-def train(cwd, *words, **kwargs):
-    return ended(Forked("train.py", *RUN, *words, cwd=cwd, **kwargs))
-
-
-@pytest.fixture
-def runs(once):
-    """``whole``, ``killed`` and ``other`` (another seed's), each with its run in outputs/x."""
-
-    def make(folder):
-        for name in ("whole", "killed", "other"):
-            (folder / name).mkdir()
-        assert train(folder / "whole").returncode == 0
-        assert train(folder / "other", "seed=1").returncode == 0
-        train(folder / "killed", setup=AfterStep(5))
-        done = ended(Forked("evaluate.py", "outputs/x", cwd=folder / "whole"))
-        assert done.returncode == 0, done.stderr
-
-    return once("runs to damage", make)
-
-
 def check_reading(file, truth):
     try:
         found = read_checkpoint(file)
@@ -122,7 +100,7 @@ def check_reading(file, truth):
 
 
 def check_resuming(cwd, whole):
-    done = train(cwd, "resume=true")
+    done = ended(Forked("train.py", *SHORT_RUN, "resume=true", cwd=cwd))
     if done.returncode:
         return assert_refused(done)
     try:

@@ -12,15 +12,13 @@ import resource
 import shutil
 import zipfile
 
-import pytest
 import torch
 import yaml
 from support import Forked
 from support.hostile import HOSTILE, change, nested
-from support.same_run import BUSY, load
-from support.torture import AfterStep, SilentlyWrong, assert_no_traceback, ended
+from support.same_run import load
+from support.torture import SHORT_RUN, SilentlyWrong, assert_no_traceback, ended
 
-RUN = [*BUSY, "trainer.max_epochs=2", "data.batch_size=300", "name=x"]
 MEMORY = 3 * 2**30  # bytes beyond what the process of the tests holds
 COMMANDS = {
     "tables": ["scripts/tables.py", "outputs"],
@@ -29,8 +27,8 @@ COMMANDS = {
     "evaluate": ["evaluate.py", "outputs/x"],
     "theory": ["scripts/theory.py", "outputs/x"],
     "profile": ["scripts/profile_model.py", "outputs/x"],
-    "resume": ["train.py", *RUN, "resume=true"],
-    "start from it": ["train.py", *RUN[:-1], "name=y", "model.weights=outputs/x", "trainer.max_epochs=1"],
+    "resume": ["train.py", *SHORT_RUN, "resume=true"],
+    "start from it": ["train.py", *SHORT_RUN[:-1], "name=y", "model.weights=outputs/x", "trainer.max_epochs=1"],
 }
 OF_ALL = ("tables", "figures", "dashboard")  # they show what is left
 OF_WEIGHTS = ("evaluate", "resume", "start from it")
@@ -186,23 +184,6 @@ def scribbled(draw, file):
     return f"bytes in {file.name}"
 
 
-@pytest.fixture
-def runs(once):
-    """``whole`` and ``killed``, each with its run in outputs/x; beside it, in outputs/good, one that nobody touches."""
-
-    def make(folder):
-        for name in ("whole", "killed"):
-            (folder / name).mkdir()
-            Forked("train.py", *RUN, cwd=folder / name, setup=AfterStep(5 if name == "killed" else 0)).wait()
-        (folder / "killed/outputs/x/oversmoothing.csv").touch()
-        for name in ("whole", "killed"):
-            shutil.copytree(folder / "whole/outputs/x", folder / name / "outputs/good")
-        done = ended(Forked("evaluate.py", "outputs/good", cwd=folder / "whole"))
-        assert done.returncode == 0, done.stderr
-
-    return once("runs to plant in", make)
-
-
 def bounded():
     """A ``setup``: what asks for more memory fails, as it would on a small machine."""
     with open("/proc/self/status") as status:
@@ -241,6 +222,7 @@ def check_result(command, cwd, done, truth):
 def test_a_hostile_run_folder_is_refused_and_runs_nothing(hostile, runs, tmp_path):
     command = [*COMMANDS][hostile.number % len(COMMANDS)]
     shutil.copytree(runs / ("killed" if command == "resume" else "whole"), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(runs / "whole/outputs/x", tmp_path / "outputs/good")  # beside it, untouched
     (tmp_path / "ran.py").write_text(EXECUTE)
     (tmp_path / "ran.pkl").write_bytes(pickle.dumps(Call(eval, EXECUTE)))
     hostile.told |= {"way": command, "planted": plant(hostile, tmp_path / "outputs/x", command)}
@@ -252,4 +234,4 @@ def test_a_hostile_run_folder_is_refused_and_runs_nothing(hostile, runs, tmp_pat
     if done.returncode:
         assert all(line.startswith(("error: ", "warning: ", "WARNING: ")) for line in done.stderr.splitlines()), done
     else:
-        check_result(command, tmp_path, done, runs / "whole/outputs/good")
+        check_result(command, tmp_path, done, runs / "whole/outputs/x")

@@ -18,7 +18,7 @@ from support import Forked
 from support.torture import SHORT_RUN, AfterStep, Hang, SilentlyWrong, ended
 from tabulate import tabulate
 
-SHORT = {"kill": 8, "damage": 50, "hostile": 24, "mistake": 40}
+SHORT = {"kill": 8, "damage": 40, "hostile": 24, "mistake": 30}
 PER_KILL = {"damage": 5, "hostile": 1.5, "mistake": 5}
 OUTCOMES = ("held", "failed", "silently wrong", "hang")
 TOLD = pytest.StashKey[dict]()

@@ -91,7 +91,7 @@ VALUES = {  # of plain data and tensors, that nobody wrote
     "a circle": round_and_round,
     "a long text": lambda: "x" * 10**7,
     "a huge tensor of one number": lambda: torch.zeros(1).expand(10**6, 10**6),
-    "a sparse tensor": lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6)),
+    "a sparse tensor": lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6), check_invariants=True),
     "a tensor of no place": lambda: torch.empty(10**6, 10**6, device="meta"),
     "a quantized tensor": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
     "complex numbers": lambda: torch.ones(2, dtype=torch.complex64),

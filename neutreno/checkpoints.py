@@ -57,13 +57,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
-    damaged = None
+    packed, damaged = False, None
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
+                packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+                damaged = None if packed else archive.testzip()
     except Exception as error:  # of a torn archive: exceptions differ by where it is torn
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); restore it from a copy") from error
+    if packed:  # a few bytes may stand for gigabytes
+        raise InputError(f"{path} is a compressed archive, which torch.save does not write; refused")
     if damaged is not None:
         raise InputError(f"{path} is damaged: the checksum of {damaged} is wrong; restore it from a copy")
     try:

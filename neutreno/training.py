@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Len
 from lightning import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
@@ -24,6 +26,7 @@ from neutreno.checkpoints import AtomicCheckpointIO, check_fit, read_checkpoint
 from neutreno.config.building import build, locate
 from neutreno.config.composing import Composed
 from neutreno.config.gate import check
+from neutreno.config.options import Option, Rule
 from neutreno.config.trust import without_start
 from neutreno.config.words import key_of
 from neutreno.data.base import SplitData
@@ -39,7 +42,14 @@ from neutreno.stopping import stopping
 from neutreno.tasks.base import Task
 from neutreno.variants import check_trained, describe, recorded_axes
 
-RESUMABLE = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", "global_step")
+RESUMABLE = {  # what Lightning needs of a checkpoint
+    "state_dict": dict[str, Any],
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list[dict[str, Any]]),
+    **dict.fromkeys(("loops", "callbacks"), dict[str, dict[str, Any]]),
+    **dict.fromkeys(("epoch", "global_step"), Annotated[int, Ge(0)]),
+    "train_loss": Annotated[list[Annotated[list[float], Len(2, 2)]], Len(1)],
+    "pytorch-lightning_version": Annotated[str, Rule(re.compile(r"\d+(\.\w+)+").fullmatch, "is no version")],
+}
 
 
 def train(composed: Composed) -> None:
@@ -190,10 +200,12 @@ def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
     content = read_checkpoint(checkpoint)
     another = f"To start another run from it: model.weights={checkpoint} name=…"
     remedy = f"it is not this run's. {another}"
-    needed = [*RESUMABLE, "train_loss", "pytorch-lightning_version"]
-    if absent := [key for key in needed if key not in content or (key in RESUMABLE[:2] and not content[key])]:
+    full = ("state_dict", "optimizer_states", "lr_schedulers", "loops")
+    if absent := [key for key in RESUMABLE if key not in content or (key in full and not content[key])]:
         said = f"{checkpoint} holds no {absent[0]}, perhaps weights alone, from which a run cannot resume"
         raise InputError(f"{said}; restore it. {another}")
+    if odd := [key for key, kind in RESUMABLE.items() if Option(kind).problem(content[key], key)]:
+        raise InputError(f"{checkpoint} holds another {odd[0]} than a run writes; restore it. {another}")
     check_trained(recorded_axes(content), task.variants, checkpoint, remedy)
     check_origin(content.get("run"), task.run, checkpoint, remedy)
     task.check_checkpoint(content, data, checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from neutreno.errors import InputError
 from neutreno.files import replacing
+from neutreno.records import check_table
 
 
 class MetricsCSV(Logger):
@@ -27,9 +29,14 @@ class MetricsCSV(Logger):
         self.path, self.write_every_s = Path(path), write_every_s
         self._rows: dict[int, dict[str, str]] = {}
         self._written = time.monotonic()
+        there = os.path.lexists(self.path)
+        if there:
+            check_table(self.path)
         try:
-            text = self.path.read_text() if self.path.exists() else ""
+            text = self.path.read_text(encoding="utf-8") if there else ""
             for row in csv.DictReader(text.splitlines()):
+                if None in row or None in row.values():
+                    raise ValueError("a row that is longer or shorter than the first")
                 self._rows[int(row["step"])] = {k: v for k, v in row.items() if v != ""}
         except (KeyError, ValueError, TypeError, csv.Error) as error:
             raise InputError(f"{self.path} was not written by a run; remove it to continue without it") from error

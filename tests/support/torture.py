@@ -11,9 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from support import Forked
+from support.same_run import BUSY
 
 LIMIT_S = 90  # of one process; the slowest ends within 20 s on a busy machine
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}  # as Python's audit hooks call them
+
+SHORT_RUN = [*BUSY, "trainer.max_epochs=2", "data.batch_size=300", "name=x"]  # of a second
 
 
 class SilentlyWrong(AssertionError):

@@ -547,6 +547,19 @@ def test_a_checkpoint_of_weights_alone_cannot_be_resumed(finished, tmp_path, abs
     assert {p: p.read_bytes() for p in (tmp_path / "outputs").rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [("optimizer_states", 3), ("loops", {"fit_loop": None}), ("epoch", "x"), ("pytorch-lightning_version", "=1+1")],
+)
+def test_a_checkpoint_of_another_kind_cannot_be_resumed(finished, tmp_path, key, value):
+    shutil.copytree(finished[0], tmp_path / "outputs" / "tiny")
+    file, last = (tmp_path / "outputs/tiny" / name for name in ("result.json", "checkpoints/last.ckpt"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "running"}))
+    torch.save(torch.load(last, weights_only=True) | {key: value}, last)
+    done = run_forked("train.py", *TINY, "task.ema_decay=0.9", "name=tiny", "resume=true", cwd=tmp_path)
+    assert_one_line_error(done, "last.ckpt", f"another {key} than a run writes")
+
+
 def test_two_processes_cannot_write_one_run(tmp_path):
     first = Forked("train.py", *TINY, "trainer.max_epochs=300", "name=x", cwd=tmp_path)
     while not (tmp_path / "outputs/x/config.yaml").exists() and first.poll() is None:

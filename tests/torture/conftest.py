@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from support.torture import Hang, SilentlyWrong
+from support import Forked
+from support.torture import SHORT_RUN, AfterStep, Hang, SilentlyWrong, ended
 from tabulate import tabulate
 
-SHORT = {"kill": 10, "damage": 60, "hostile": 30, "mistake": 60}
+SHORT = {"kill": 8, "damage": 40, "hostile": 24, "mistake": 30}
 PER_KILL = {"damage": 5, "hostile": 1.5, "mistake": 5}
 OUTCOMES = ("held", "failed", "silently wrong", "hang")
 TOLD = pytest.StashKey[dict]()
@@ -145,3 +146,23 @@ def once(tmp_path_factory, worker_id):
         return folder
 
     return get
+
+
+@pytest.fixture
+def runs(once):
+    """``whole`` (evaluated, too), ``killed`` and ``other`` (another seed's): each with its run in outputs/x."""
+
+    def make(folder):
+        commands = {
+            "whole": [("train.py", *SHORT_RUN), ("evaluate.py", "outputs/x")],
+            "other": [("train.py", *SHORT_RUN, "seed=1")],
+            "killed": [("train.py", *SHORT_RUN)],
+        }
+        for name in commands:
+            (folder / name).mkdir()
+            for command in commands[name]:
+                setup = AfterStep(5 if name == "killed" else 0)
+                done = ended(Forked(*command, cwd=folder / name, setup=setup))
+                assert done.returncode == 0 or name == "killed", done.stderr
+
+    return once("short runs", make)

@@ -2,6 +2,7 @@ import pickle
 import random
 import re
 import resource
+import zipfile
 
 import pytest
 import timm
@@ -68,6 +69,15 @@ def test_a_damaged_checkpoint_is_refused_or_reads_as_before(tmp_path, seed):
         assert "last.ckpt" in str(error) and "\n" not in str(error)
     else:
         assert_equal(found, content)
+
+
+def test_an_archive_that_inflates_is_refused_before_it_does(tmp_path):
+    """A few bytes may stand for gigabytes; torch.save compresses nothing."""
+    torch.save({"state_dict": {"w": torch.zeros(8)}}, tmp_path / "last.ckpt")
+    with zipfile.ZipFile(tmp_path / "last.ckpt", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/more", bytes(10**6))
+    with pytest.raises(InputError, match=r"last\.ckpt is a compressed archive"):
+        read_checkpoint(tmp_path / "last.ckpt")
 
 
 def test_loads_a_run_folder(tmp_path):

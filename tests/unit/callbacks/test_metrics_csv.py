@@ -1,0 +1,38 @@
+"""``metrics.csv`` of a run that resumes: its own rows, or one line about a file that no run writes."""
+
+import os
+
+import pytest
+
+from neutreno.callbacks.metrics_csv import MetricsCSV
+from neutreno.errors import InputError
+
+ODD = {
+    "a pipe": os.mkfifo,
+    "a device": lambda file: file.symlink_to("/dev/zero"),
+    "a folder": os.mkdir,
+    "no text": lambda file: file.write_bytes(b"step,a\n1,\xff\n"),
+    "a long row": lambda file: file.write_text("step,a\n1,2,3\n"),
+    "a short row": lambda file: file.write_text("step,a\n1\n"),
+    "no step": lambda file: file.write_text("a,b\n1,2\n"),
+}
+
+
+@pytest.mark.parametrize("make", ODD.values(), ids=ODD.keys())
+def test_a_file_that_no_run_writes_is_refused_in_a_line(make, tmp_path):
+    make(tmp_path / "metrics.csv")
+    with pytest.raises(InputError, match=r"metrics\.csv") as caught:
+        MetricsCSV(tmp_path / "metrics.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_resumed_run_goes_on_in_its_file(tmp_path):
+    first = MetricsCSV(tmp_path / "metrics.csv")
+    for step in range(3):
+        first.log_metrics({"loss": 0.5 * step}, step)
+    first.save()
+    second = MetricsCSV(tmp_path / "metrics.csv")
+    second.rewind(1)
+    second.log_metrics({"top1": 3.0}, 2)
+    second.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,epoch,loss,top1", "0,,0,", "1,,0.5,", "2,,,3"]

@@ -204,7 +204,8 @@ class GraphData(SteppedData):
         if tensor.device == device:
             return tensor
         if (held := self._moved.get(tensor)) is None or held.device != device:
-            held = self._moved[tensor] = tensor.to(device)
+            with torch.inference_mode(False):  # an evaluation may come first, and training goes on with it
+                held = self._moved[tensor] = tensor.to(device)
         return held
 
     def probe_samples(self, num_samples: int) -> tuple[Tensor, Tensor]:

@@ -179,6 +179,8 @@ class GCN(GraphNetwork):
             lin = nn.Linear(self.hidden, dim, bias=False) if i else self.of_features(dim, bias=False)
             self.layers.append(self.convolution(lin, propagation, norm, residual=residual and inner))
         check_acts(self.layers, 3, "layers 1 … L − 2")
+        if residual and depth < 3:
+            raise InputError(f"model.residual acts in layers 1 … L − 2 only; take model.depth ≥ 3, not {depth}")
 
     def logits(self, x: Tensor) -> Tensor:
         v0, last = None, len(self.layers) - 1

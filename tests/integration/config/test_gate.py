@@ -41,6 +41,8 @@ def composed_with(group, option):
         words.append("model.name=vit_tiny_patch16_224")
     if group == "model" and option.startswith("lm"):
         words.append("data=python_docs")
+    if group in ("norm", "propagation") or option in ("gcn", "gat", "sgc", "gcnii", "appnp", "resgcn"):
+        words.append("data=digits_graph")
     return compose(words)
 
 

@@ -25,6 +25,7 @@ PARTS = {
     "lm": text.bench_lm,
     "prepare": text.bench_prepare,
     "graph": graph.bench_graph,
+    "graph_epoch": graph.bench_epoch,
 }
 PASSES = {kind: partial(attention.attention_pass, built) for kind, built in attention.ATTENTIONS.items()}
 PASSES |= {kind: partial(graph.norm_pass, built) for kind, built in graph.NORMS.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,13 @@ def seed_cpu(seed: int) -> None:
 def seed_everything(seed: int) -> None:
     """The same, and PyTorch on every device. Unlike Lightning's function of this name it takes 64 bits."""
     seed_cpu(seed)
-    torch.manual_seed(seed)
+    if _has_accelerator():  # without one, torch.manual_seed notes where it was called from, for each kind of device
+        torch.manual_seed(seed)
+
+
+@cache
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()
 
 
 class CorruptSample(InputError):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import statistics
+import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -86,3 +90,50 @@ def bench_graph(repeats: int) -> list[tuple[str, str]]:
                 )
             )
     return rows
+
+
+def bench_epoch(repeats: int) -> list[tuple[str, str]]:
+    """What a run adds to an epoch of the embedded graph: loop, choice of the best epoch, logs and checkpoints."""
+    from neutreno.config.building import build
+    from neutreno.config.composing import compose
+    from neutreno.training import train
+
+    words = ["data=digits_graph", "probe.every_n_epochs=1000", f"trainer.accelerator={benchmarks.DEVICE.type}"]
+
+    def run(folder: str, steps: int) -> float:
+        composed = compose([*words, f"trainer.max_steps={steps}", f"output_dir={folder}"])
+        start = time.process_time()
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(composed)
+        return time.process_time() - start
+
+    settings = compose(words).settings
+    data = build(settings["data"])
+    data.setup()
+    model = build(settings["model"], **data.model_arguments()).to(benchmarks.DEVICE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0, weight_decay=0.1)
+    x, labels, of_val = (part.to(benchmarks.DEVICE) for part in data.splits["train"].batch)
+
+    def bare() -> None:
+        model.train()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x)[0], labels[0]).backward()
+        optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            (model(x).argmax(-1) == of_val).sum().item()
+
+    beyond, own, few, many = [], [], 100, 500
+    for _ in range(max(3, repeats // 5)):
+        with tempfile.TemporaryDirectory() as folder:
+            short, whole = run(folder, few), run(folder, many)
+        start = time.process_time()
+        for _ in range(many - few):
+            bare()
+        own.append((time.process_time() - start) / (many - few))
+        beyond.append((whole - short) / (many - few) - own[-1])
+    said = f"{1000 * statistics.median(beyond):.2f} ms (range {1000 * min(beyond):.2f}–{1000 * max(beyond):.2f})"
+    return [
+        ("CPU time of an epoch of the embedded graph beyond training step and evaluation pass", said),
+        ("CPU time of these two", f"{1000 * statistics.median(own):.2f} ms"),
+    ]

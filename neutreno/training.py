@@ -204,7 +204,7 @@ def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
     if absent := [key for key in RESUMABLE if key not in content or (key in full and not content[key])]:
         said = f"{checkpoint} holds no {absent[0]}, perhaps weights alone, from which a run cannot resume"
         raise InputError(f"{said}; restore it. {another}")
-    if odd := [key for key, kind in RESUMABLE.items() if Option(kind).problem(content[key], key)]:
+    if odd := [key for key, kind in RESUMABLE.items() if Option(kind).errors(content[key])]:
         raise InputError(f"{checkpoint} holds another {odd[0]} than a run writes; restore it. {another}")
     check_trained(recorded_axes(content), task.variants, checkpoint, remedy)
     check_origin(content.get("run"), task.run, checkpoint, remedy)

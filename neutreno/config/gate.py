@@ -196,7 +196,7 @@ def part_problems(
     """
     try:
         target = locate(node.get("_target_"), f"{key}._target_")
-        options = options_of(target) if library is None else _library_options(target, library, node, key)
+        options = options_of(target) if library is None else library_options(target, library, node, key)
     except InputError as error:
         return [str(error)]
     problems = []
@@ -224,7 +224,7 @@ def part_problems(
     return [problem for problem in problems if problem]
 
 
-def _library_options(target: Any, kind: type, node: dict[str, Any], key: str) -> dict[str, Option]:
+def library_options(target: Any, kind: type, node: dict[str, Any], key: str) -> dict[str, Option]:
     """Of a library's class: its own options, and in their place those that the project judges.
 
     Raises:

@@ -113,21 +113,26 @@ class Option:
         """Not None where it decides what reads data."""
         return next((m for m in getattr(self.annotation, "__metadata__", ()) if isinstance(m, Reads)), None)
 
-    def problem(self, value: Any, key: str) -> str | None:
-        """What is wrong with ``value``, in a line that begins with ``key``; None if nothing is."""
+    def errors(self, value: Any) -> list[Any]:
+        """pydantic's, of ``value``; it is not spelled out, however large it is."""
         if self.annotation is inspect.Parameter.empty:
-            return None
+            return []
         from pydantic import ValidationError
 
+        try:
+            _adapter(self.annotation).validate_python(value)
+        except ValidationError as error:
+            return error.errors(include_url=False)
+        return []
+
+    def problem(self, value: Any, key: str) -> str | None:
+        """What is wrong with ``value``, in a line that begins with ``key``; None if nothing is."""
         if type(value).__module__.startswith("omegaconf."):  # where Hydra's own instantiate is used
             from omegaconf import OmegaConf
 
             value = OmegaConf.to_container(value, resolve=True)
-        try:
-            _adapter(self.annotation).validate_python(value)
-        except ValidationError as error:
-            return in_words(key, value, error.errors(include_url=False))
-        return None
+        errors = self.errors(value)
+        return in_words(key, value, errors) if errors else None
 
 
 def in_words(key: str, value: Any, errors: Sequence[Any]) -> str:

@@ -16,7 +16,7 @@ from support.torture import assert_no_traceback, assert_refused, ended
 
 from neutreno.config.building import locate
 from neutreno.config.composing import compose
-from neutreno.config.gate import _library_options as library_options
+from neutreno.config.gate import library_options
 from neutreno.config.options import SUPPLIED, options_of
 from neutreno.config.settings import Settings, Trainer
 from neutreno.config.words import options_in

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import pytest
 import yaml
@@ -17,6 +17,7 @@ from neutreno.config.options import (
     SUPPLIED,
     Count,
     NonNegative,
+    Option,
     Size,
     builds,
     checked,
@@ -134,3 +135,12 @@ def test_every_class_that_the_configs_name_says_what_it_takes(file, node):
     for name, option in options.items():
         assert option.annotation is not inspect.Parameter.empty, name
         assert not is_unbounded_integer(option.annotation), f"{name} has no upper bound"
+
+
+def test_what_is_wrong_with_a_value_is_found_without_spelling_it_out():
+    """A list of lists that are the same is small, and 2 ** 60 words for who writes it down."""
+    value = ["ha"]
+    for _ in range(60):
+        value = [value, value]
+    assert Option(list[dict[str, Any]]).errors(value)[0]["type"] == "dict_type"
+    assert not Option(list[list[Any]]).errors(value)

@@ -119,7 +119,15 @@ class Forked:
         self.pid = os.fork()
         if self.pid:
             return
-        code = 1
+        self.code = 1
+        try:
+            self._run(script, arguments, cwd, setup)
+        finally:  # whatever comes when, the tests do not go on here
+            os._exit(self.code)
+
+    def _run(self, script: str, arguments: Sequence[str], cwd: Path, setup: Callable[[], None]) -> None:
+        import torch
+
         try:
             os.chdir(cwd)
             os.dup2(self.out.fileno(), 1)
@@ -132,15 +140,14 @@ class Forked:
             sys.orig_argv = [sys.executable, *sys.argv]
             setup()
             runpy.run_path(sys.argv[0], run_name="__main__")
-            code = 0
+            self.code = 0
         except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            self.code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code)
 
     def poll(self) -> int | None:
         """The exit code, None while it runs."""

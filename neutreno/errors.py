@@ -37,7 +37,7 @@ def one_line(text: object) -> str:
 def explain(error: BaseException) -> str | None:
     """What an :class:`InputError` says, or the loss of another process means; None for every other exception."""
     if not isinstance(error, InputError):
-        lost = _talking() and re.search(r"Connection (closed|reset) by peer", str(error))
+        lost = _talking() and re.search(r"gloo.* by peer", str(error))
         return "another process of this run ended; see its output" if lost else None
     text = str(error).strip()
     if "Original Traceback" in text:  # a loading worker hands its error over as text that ends with the original line

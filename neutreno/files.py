@@ -47,9 +47,9 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except Exception as error:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
-        reason = _system_reason(error)
+        reason = _system_reason(error) if isinstance(error, Exception) else None
         if reason is None:
             raise
         raise InputError(f"could not write {path}: {reason}; what was there before is intact") from error

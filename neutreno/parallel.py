@@ -24,7 +24,6 @@ from neutreno.checkpoints import load_strictly, read_checkpoint
 from neutreno.config.building import build
 from neutreno.config.words import close
 from neutreno.errors import InputError
-from neutreno.stopping import STARTED_BY
 
 
 def units(network: nn.Module) -> list[nn.Module]:
@@ -158,7 +157,6 @@ def build_trainer(settings: Any, **more: Any) -> Trainer:
         InputError: Lightning refuses those settings; says what it says.
     """
     own = {"use_distributed_sampler": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    os.environ[STARTED_BY] = str(os.getpid())  # which the other ranks inherit that Lightning starts here
     own["max_steps"] = -1  # epochs bound a run: by steps, Lightning skips one when it resumes at the end of one
     try:
         trainer = build(settings, **{**own, **more})  # our samplers split without counting a sample twice

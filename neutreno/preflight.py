@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_map
 
 from neutreno.callbacks.exact_resume import ExactResume
 from neutreno.errors import InputError, check_number
-from neutreno.parallel import GatherForEvaluation, build_trainer, describe
+from neutreno.parallel import GatherForEvaluation, build_trainer, describe, kill_others
+from neutreno.stopping import stopping
 
 WARMUP_STEPS = 3  # besides emptying what the workers have loaded ahead
 MEASURED_S = 20.0
@@ -183,7 +184,8 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
     limit, trainer.limit_val_batches = trainer.limit_val_batches, 0
     scratch = tempfile.TemporaryDirectory()  # removed when this function ends
     data.note_corrupt(Path(scratch.name) / "corrupt_images.txt")
-    trainer.fit(task, data)
+    with stopping(kill_others(trainer)):
+        trainer.fit(task, data)
     memory = _memory(trainer.strategy.root_device)
     batches = data.eval_batches(trainer.world_size)
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)

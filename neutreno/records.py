@@ -54,13 +54,13 @@ def read_yaml(file: Path) -> Any:
     return _checked(file, content)
 
 
-def check_table(file: Path) -> None:
+def check_table(file: Path, most: int = MOST_BYTES) -> None:
     """Refuse a CSV file that is none; rows that are broken are left out where it is read.
 
     Raises:
-        InputError: it is no file, or too large.
+        InputError: it is no file, or has more than ``most`` bytes.
     """
-    _check_file(file, MOST_BYTES)
+    _check_file(file, most)
     with file.open("rb") as content:
         if len(content.readline(LONGEST_HEAD)) == LONGEST_HEAD:
             raise InputError(f"{file} has a first line beyond {LONGEST_HEAD:,} bytes; a run writes no such table")

@@ -23,7 +23,7 @@ from neutreno.files import UNFINISHED, make_folder, replacing
 from neutreno.records import read_json, read_yaml, record_problem
 from neutreno.variants import describe, joined, model_words, words
 
-FORMAT = 4  # of result.json; a folder of another one is named and left out
+FORMAT = 5  # of result.json; a folder of another one is named and left out
 
 
 def default_name(composed: Composed) -> str:

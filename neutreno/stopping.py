@@ -18,8 +18,7 @@ from types import FrameType
 
 GRACE_S = 5.0  # how long a process may take to say what stopped it
 STOPS = (signal.SIGTERM, signal.SIGINT)
-STARTED_BY = "NEUTRENO_STARTED_BY"  # environment variable: the process that started this one as a rank of its run
-_watched: set[int] = set()  # this process, if a thread watches its signals
+STARTED_BY = "NEUTRENO_STARTED_BY"  # environment variable: the process that starts the other ranks of its run
 
 
 def die_with(parent: int) -> None:
@@ -35,56 +34,95 @@ def die_with(parent: int) -> None:
 
 def die_with_rank_zero() -> None:
     """:func:`die_with` the process of rank 0 in those that it started; does nothing in others."""
-    if "LOCAL_RANK" in os.environ and (parent := os.environ.get(STARTED_BY)):
+    parent = os.environ.pop(STARTED_BY, None)
+    if parent is not None and int(os.environ.get("LOCAL_RANK", 0)) and "TORCHELASTIC_RUN_ID" not in os.environ:
         die_with(int(parent))
 
 
+class Stop:
+    """The first signal that came to stop this process, if one did, as ``number``."""
+
+    number: int | None = None
+    since = 0.0
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """The handler. ``timeout`` and others send the signal twice: what was begun at the first is not cut short."""
+        if self.number is None or time.monotonic() - self.since > GRACE_S:
+            self.number, self.since = number, time.monotonic()
+            raise self.interruption()
+
+    def interruption(self) -> KeyboardInterrupt:
+        return KeyboardInterrupt(signal.Signals(self.number).name)
+
+
+_stops: list[Stop] = []  # of this process
+
+
 @contextmanager
-def stopping(kill: Callable[[int], None] | None) -> Iterator[None]:
-    """Within it, SIGTERM is an interruption like SIGINT: it raises ``KeyboardInterrupt``.
+def stopping(kill: Callable[[int], None] | None) -> Iterator[Stop]:
+    """Within it, SIGTERM is an interruption like SIGINT, and it ends in ``KeyboardInterrupt``, whatever comes of it.
+
+    Lightning makes a ``SystemExit`` of an interruption; a loading worker that gets the signal, too, makes it an error.
 
     Args:
         kill: for a run of several processes: sends a signal to those that this one started, which end at once; and
             this one ends after :data:`GRACE_S`, even if it waits for one that is gone. None: a single process.
     """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
-        yield
+        yield stop
         return
     before = {number: signal.getsignal(number) for number in STOPS}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as nohup and shells in the background ask for
-            signal.signal(number, interrupt)
-    if kill is not None:
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        threading.Thread(target=_watch, args=(read, kill), name="stopping", daemon=True).start()
-        _watched.add(os.getpid())
+    before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}  # nohup ignores
+    for number in before:
+        signal.signal(number, stop.take)
+    _stops.append(stop)
+    disarm = _watch(kill) if kill is not None else lambda: None
     try:
-        yield
-        if kill is not None:  # else the thread sees to it that this process ends
-            signal.set_wakeup_fd(-1)
+        try:
+            yield stop
+        except BaseException as error:
+            if stop.number is None or isinstance(error, KeyboardInterrupt):
+                raise
+            raise stop.interruption() from error
+        if stop.number is not None:  # Python swallows what is raised while an object is deleted
+            raise stop.interruption()
     finally:
+        if stop.number is None:  # else the thread sees to it that this process ends
+            disarm()
+        _stops.remove(stop)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _watch(signals: int, kill: Callable[[int], None]) -> None:
-    while (number := os.read(signals, 1)[0]) not in STOPS:
-        pass
-    kill(signal.SIGKILL)
-    time.sleep(GRACE_S)
-    os._exit(128 + number)
+def _watch(kill: Callable[[int], None]) -> Callable[[], None]:
+    """Begin to watch the signals of this process; gives what ends that."""
+
+    def watch() -> None:
+        while said := os.read(read, 1):
+            if said[0] in STOPS:
+                kill(signal.SIGKILL)
+                time.sleep(GRACE_S)
+                os._exit(128 + said[0])
+        os.close(read)
+
+    def disarm() -> None:
+        os.environ.pop(STARTED_BY, None)
+        signal.set_wakeup_fd(before)
+        os.close(write)
+
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    os.environ[STARTED_BY] = str(os.getpid())
+    threading.Thread(target=watch, name="stopping", daemon=True).start()
+    return disarm
 
 
 def _alone() -> None:
     """In a forked process, such as a loading worker: its signals are its own."""
-    if _watched:
-        _watched.clear()
+    if _stops:
+        _stops.clear()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -38,7 +38,7 @@ from neutreno.parallel import GatherForEvaluation, build_trainer, check_trainer,
 from neutreno.parallel import describe as describe_devices
 from neutreno.preflight import MicroBatch, preflight
 from neutreno.runs import RunFolder, check_origin, default_name, identity_of
-from neutreno.stopping import stopping
+from neutreno.stopping import Stop, stopping
 from neutreno.tasks.base import Task
 from neutreno.variants import check_trained, describe, recorded_axes
 
@@ -48,7 +48,7 @@ RESUMABLE = {  # what Lightning needs of a checkpoint
     **dict.fromkeys(("loops", "callbacks"), dict[str, dict[str, Any]]),
     **dict.fromkeys(("epoch", "global_step"), Annotated[int, Ge(0)]),
     "train_loss": Annotated[list[Annotated[list[float], Len(2, 2)]], Len(1)],
-    "pytorch-lightning_version": Annotated[str, Rule(re.compile(r"\d+(\.\w+)+").fullmatch, "is no version")],
+    "pytorch-lightning_version": Annotated[str, Rule(re.compile(r"\d+(\.\w+)+(\+[\w.]+)?").fullmatch, "is no version")],
 }
 
 
@@ -156,16 +156,16 @@ def fit(
         print("".join(f"note: {note}\n" for note in notes), end="")
     for logger in loggers[1:]:
         logger.log_hyperparams(settings)
-    try:
-        with stopping(kill_others(trainer)):
+    with stopping(kill_others(trainer)) as stop:
+        try:
             trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
             metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint) | data.baselines()
-        if is_rank_zero:  # before the record says that nothing is left to do
-            probe.write()
-            task.write_left(run.path)
-    except BaseException as error:
-        record_error(error, record)
-        raise
+            if is_rank_zero:  # before the record says that nothing is left to do
+                probe.write()
+                task.write_left(run.path)
+        except BaseException as error:
+            record_error(error, stop, record)
+            raise
     record(status="finished", metrics=metrics, **outcome(trainer, data, probe, timer))
     if is_rank_zero:
         log_report(loggers[1:], metrics, probe.first_and_last(), run.path / "oversmoothing.png")
@@ -200,7 +200,7 @@ def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
     content = read_checkpoint(checkpoint)
     another = f"To start another run from it: model.weights={checkpoint} name=…"
     remedy = f"it is not this run's. {another}"
-    full = ("state_dict", "optimizer_states", "lr_schedulers", "loops")
+    full = ("state_dict", "optimizer_states", "loops")
     if absent := [key for key in RESUMABLE if key not in content or (key in full and not content[key])]:
         said = f"{checkpoint} holds no {absent[0]}, perhaps weights alone, from which a run cannot resume"
         raise InputError(f"{said}; restore it. {another}")
@@ -260,14 +260,14 @@ def make_trainer(
     return trainer
 
 
-def record_error(error: BaseException, record: Any) -> None:
+def record_error(error: BaseException, stop: Stop, record: Any) -> None:
     """Say in the record and in ``train.log`` what ended a run; an interruption goes on as ``KeyboardInterrupt``."""
-    stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+    stopped = stop.number is not None or isinstance(error, KeyboardInterrupt | SystemExit)
     logging.getLogger("train").info("stopped here", exc_info=error)  # to train.log, whole
     with contextlib.suppress(InputError):  # a full disk must not hide what happened
-        reason = repr(error.__context__ or error) if stopped else explain(error) or repr(error)
+        reason = explain(error) or repr(error) if stop.number is None else str(stop.interruption())
         record(status="interrupted" if stopped else "failed", reason=reason)
-    if stopped:  # Lightning makes it a SystemExit
+    if stopped:
         raise KeyboardInterrupt("resume=true continues the run") from error
 
 

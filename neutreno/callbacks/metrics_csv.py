@@ -31,7 +31,7 @@ class MetricsCSV(Logger):
         self._written = time.monotonic()
         there = os.path.lexists(self.path)
         if there:
-            check_table(self.path)
+            check_table(self.path, most=2**33)  # a run may log a million steps
         try:
             text = self.path.read_text(encoding="utf-8") if there else ""
             for row in csv.DictReader(text.splitlines()):

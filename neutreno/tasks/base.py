@@ -134,7 +134,7 @@ class Task(LightningModule):
         if self.run is not None:
             checkpoint["run"] = self.run
         sums = torch.stack([self.train_loss.mean_value, self.train_loss.weight])  # of an epoch that is not over yet
-        by_rank = gather_all_tensors(sums) if torch.distributed.is_initialized() else [sums]
+        by_rank = gather_all_tensors(sums) if self.trainer.world_size > 1 else [sums]
         checkpoint["train_loss"] = torch.stack(by_rank).tolist()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -110,8 +110,6 @@ class Forked:
         setup: Callable[[], None] = lambda: None,
         log: Path | None = None,
     ) -> None:
-        import torch
-
         import_everything()
         self.args, self.returncode = [script, *arguments], None
         self.out = tempfile.TemporaryFile("w+") if log is None else open(log, "a+")

@@ -8,14 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, TINY, result
+from support import ROOT, TINY, Forked, result, run_forked, train
 from support.same_run import load
+
+from neutreno.tasks.classification import Classification
 
 PAIR = ["trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu", "trainer.devices=2", "name=x"]
 WITHIN_S = 20  # of a busy machine; five on an idle one
 
 # Where a loading worker of the process that ended holds its connection, rank 0 waits in C and is killed.
-INTERRUPTED = [("interrupted", "KeyboardInterrupt('SIGTERM')"), ("running", None)]
+INTERRUPTED = [("interrupted", "SIGTERM"), ("running", None)]
 LOST = [("failed", "another process of this run ended; see its output"), ("running", None)]
 
 
@@ -79,11 +81,49 @@ def test_a_signal_to_one_or_to_all_ends_all(pair, tmp_path, number, of, outcome)
     assert_all_end(run, every)
     log, record = (tmp_path / "log").read_text(), result(tmp_path / "outputs/x")
     assert run.wait() != 0
-    if outcome is not LOST:  # a loading worker of the lost process may complain of its broken pipe
+    if outcome is INTERRUPTED:  # a loading worker of a lost process may complain of its broken pipe
         assert "Traceback" not in log, log
     assert (record["status"], record.get("reason")) in outcome
     assert load(tmp_path / "outputs/x")["global_step"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_to_a_group_with_loading_workers_is_an_interruption(tmp_path, number):
+    """As ``timeout``, ``scancel`` and a terminal send it; the workers' end must not stand for the run's."""
+    words = [*TINY, "trainer.max_epochs=3000", "data.num_workers=2", "trainer.accelerator=cpu", "name=x"]
+    run = Forked("train.py", *words, cwd=tmp_path, setup=lambda: (os.setsid(), listen()))
+    until = time.monotonic() + 200
+    while not (tmp_path / "outputs/x/checkpoints/last.ckpt").exists():
+        assert run.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(run.pid, number)
+    time.sleep(0.02)
+    os.kill(run.pid, number)  # once more, as ``timeout`` does
+    run.wait(WITHIN_S)
+    done, record = run.finish(), result(tmp_path / "outputs/x")
+    assert (done.returncode, done.stderr) == (130, "interrupted; resume=true continues the run\n")
+    assert (record["status"], record["reason"]) == ("interrupted", number.name)
     assert not list((tmp_path / "outputs").rglob("*.unfinished"))
+
+
+def listen():  # a shell that starts the tests in the background has told them to ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_an_evaluation_that_is_interrupted_says_so(tmp_path):
+    run = train(TINY, tmp_path)
+
+    def stops_itself():
+        step = Classification.validation_step
+
+        def stepped(self, *arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, *arguments)
+
+        Classification.validation_step = stepped
+
+    done = run_forked("evaluate.py", str(run), cwd=tmp_path, setup=stops_itself)
+    assert (done.returncode, done.stderr) == (130, "interrupted; SIGTERM\n")
 
 
 WAITING = """

@@ -17,7 +17,7 @@ CONFIGS = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / "configs"
 
 def piecewise(at: float, table: dict[str, Any]) -> Any:
     """``${piecewise:AT,${TABLE}}`` in a config: of ``{'0': A, '6': B}`` A where ``AT`` is below 6, else B."""
-    return table[max((key for key in table if float(key) <= at), key=float)]
+    return table[max((key for key in table if float(key) <= at), key=float, default=min(table, key=float))]
 
 
 OmegaConf.register_new_resolver("piecewise", piecewise, replace=True)

@@ -244,7 +244,7 @@ def open_run(
     data, task = build_run(run, settings, trust)
     data.setup("validate")
     load_checkpoint(task, data, run.last_checkpoint)
-    return task.model, data, settings
+    return task.measured, data, settings
 
 
 def build_run(

@@ -24,14 +24,14 @@ class PerLayer(Evaluator):
 
     def check(self, subject: Subject) -> None:
         try:
-            find_layers(subject.task.model)
+            find_layers(subject.task.measured)
         except InputError as error:
             raise NothingToMeasure(f"evaluator.per_layer: {error}") from error
 
     def run(self, subject: Subject) -> Findings:
         probe = subject.settings["probe"]
         samples = subject.data.probe_samples(probe["num_samples"])
-        rows = measure(subject.task.model, samples, probed(probe.get("metrics", [])))
+        rows = measure(subject.task.measured, samples, probed(probe.get("metrics", [])))
         figure = subject.folder / "evaluation.png"
         plot_similarity(rows, figure, subject.title)
         return Findings(tables=list(tables(rows)), record=rows, layers=rows, files=[figure])

@@ -248,6 +248,9 @@ class GCNII(GraphNetwork):
         betas = (math.log(theta / (i + 1) + 1) for i in range(depth))
         self.layers.extend(InitialResidualConvolution(self.hidden, alpha, beta, norm) for beta in betas)
 
+    def token_layers(self) -> dict[str, list[str]]:
+        return {"layers": [*super().token_layers()["layers"], "lin_out"]}  # the last are logits, as in the others
+
     def logits(self, x: Tensor) -> Tensor:
         h = h0 = F.relu(self.lin_in(x))
         for layer in self.layers:

@@ -332,10 +332,13 @@ _LARGEST_KEPT = 4096  # nodes: 128 MiB
 def _kernel(inputs: Tensor, sample: int) -> Iterable[tuple[slice, Tensor]]:
     if inputs.shape[1] > _LARGEST_KEPT:
         return groups.kernel(inputs[sample])
-    kept = _KEPT.setdefault(inputs, {})
-    if sample not in kept:
-        kept[sample] = list(groups.kernel(inputs[sample]))
-    return kept[sample]
+    version = None if inputs.is_inference() else inputs._version
+    kept = _KEPT.get(inputs)
+    if kept is None or version is None or kept[0] != version:
+        kept = _KEPT[inputs] = version, {}
+    if sample not in kept[1]:
+        kept[1][sample] = list(groups.kernel(inputs[sample]))
+    return kept[1][sample]
 
 
 def known_metrics() -> dict[str, Metric]:

@@ -72,13 +72,13 @@ class OversmoothingProbe(Callback):
             self._measure(trainer, task, "final" if last else "training", done)
 
     def _measure(self, trainer: Trainer, task: LightningModule, when: str, done: int) -> None:
-        with gathered(task.model):  # by all processes
+        with gathered(task.measured):  # by all processes
             if not trainer.is_global_zero:
                 return
             if self._samples is None:
                 self._samples = trainer.datamodule.probe_samples(self.num_samples)
             fixed = {"step": trainer.global_step, "epoch": done, "when": when}
-            rows = measure(task.model, self._samples, self.metrics, **fixed)
+            rows = measure(task.measured, self._samples, self.metrics, **fixed)
         self.rows += rows
         task.log_now({logged_name(r, rows[0]["stack"]): r["mean"] for r in rows if r["mean"] is not None})
         self.write(redraw=time.monotonic() - self._drawn > REDRAWN_S)

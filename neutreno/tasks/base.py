@@ -152,6 +152,11 @@ class Task(LightningModule):
         """The networks that are evaluated, by the prefix of their metrics: raw weights, and their average if kept."""
         return {"": self.model} | ({"ema/": self.ema.module} if self.ema is not None else {})
 
+    @property
+    def measured(self) -> nn.Module:
+        """The network whose layers are measured: that of the result."""
+        return self.model
+
     def per_network(self, new_metric: Callable[[], nn.Module]) -> nn.ModuleDict:
         """A metric for every split and network (``raw`` or ``ema/``), so that none ever sees another's samples."""
         names = [name or "raw" for name in self.networks]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ class NodeClassification(Task):
     """Trains a network on one graph and reports ``val/accuracy`` (percent) and ``val/loss`` (cross entropy).
 
     A step is an epoch of the full batch. After each the network is evaluated on the validation nodes, and the weights
-    of the first epoch of highest accuracy are kept: their metrics are ``best/…``, as papers on graphs report them. They
-    are part of every checkpoint, so no file of them is written in addition.
+    of the first epoch of highest accuracy are kept: their metrics are ``best/…``, as papers on graphs report them, and
+    their layers are those that are measured. They are part of every checkpoint, so no file of them is written.
 
     Batches are features (1, N, F) and labels (1, N), ``UNLABELLED`` at nodes of other splits; those of training hold
     the validation labels (1, N), too.
@@ -52,6 +52,11 @@ class NodeClassification(Task):
     def networks(self) -> dict[str, nn.Module]:
         return {**super().networks, "best/": self.best}
 
+    @property
+    def measured(self) -> nn.Module:
+        """The best epoch's, until then."""
+        return self.best
+
     @staticmethod
     def _new_metrics(num_classes: int) -> MetricCollection:
         accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=UNLABELLED)
@@ -77,8 +82,11 @@ class NodeClassification(Task):
         self.model.train()
         if correct > self.best_correct:
             self.best_correct.copy_(correct)
-            self.best_step.fill_(self.global_step)
-            torch._foreach_copy_([*_tensors(self.best)], [*_tensors(self.model)])
+            self.best_step.fill_(self.global_step + 1)  # Lightning counts the step after this hook
+            torch._foreach_copy_(*([*network.state_dict().values()] for network in (self.best, self.model)))
+
+    def report(self, metrics: dict[str, float]) -> None:
+        super().report({**metrics, "best/step": self.best_step.item()})
 
     def _update(self, metric: MetricCollection, network: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
         logits, labels = network(batch[0])[0].float(), batch[1][0]
@@ -89,9 +97,3 @@ class NodeClassification(Task):
     def _figures(self, value: dict[str, Tensor]) -> dict[str, float]:
         # The metrics are float32, whose rounding would show in a percentage.
         return {key: x.item() if key == "loss" else round(100 * x.item(), 4) for key, x in value.items()}
-
-
-def _tensors(network: nn.Module) -> Any:
-    """What an optimizer step and a norm in training change."""
-    yield from network.parameters()
-    yield from (buffer for buffer in network.buffers() if buffer.layout == torch.strided)

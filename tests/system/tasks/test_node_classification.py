@@ -34,6 +34,9 @@ def test_a_run_reports_the_last_and_the_first_best_epoch(whole):
     assert found["best/val/accuracy"] >= found["val/accuracy"]
     assert load(whole)["state_dict"]["best_correct"].item() == pytest.approx(found["best/val/accuracy"] * 4)  # of 400
     assert not (whole / "checkpoints/best.ckpt").exists()
+    state = load(whole)["state_dict"]
+    steps = {v.item() for k, v in state.items() if k.startswith("best.") and k.endswith("num_batches_tracked")}
+    assert steps == {state["best_step"].item()} == {found["best/step"]}
     measured = {row["metric"] for row in result(whole)["oversmoothing"]}
     assert {"cosine", "group_distance_ratio", "instance_information_gain"} <= measured
 

@@ -45,7 +45,7 @@ def task(monkeypatch):
 def test_the_first_epoch_of_highest_validation_accuracy_is_kept(task):
     for number, answers in enumerate([(1, 0, 1, 0), (0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 0, 1), (1, 0, 0, 1)], 1):
         step(task, number, *answers)
-    assert (task.best_step.item(), task.best_correct.item()) == (4, 2)
+    assert (task.best_step.item(), task.best_correct.item()) == (5, 2)
     assert task.best(X).argmax(-1).tolist() == [[0, 1, 0, 1]]
     assert task.model(X).argmax(-1).tolist() == [[1, 0, 0, 1]]
 
@@ -54,7 +54,7 @@ def test_the_kept_weights_are_part_of_a_checkpoint(task):
     step(task, 7, 0, 1, 0, 1)
     again = NodeClassification(Fixed())
     again.load_state_dict(task.state_dict())
-    assert again.best_step.item() == 7 and torch.equal(again.best.weight, task.best.weight)
+    assert again.best_step.item() == 8 and torch.equal(again.best.weight, task.best.weight)
 
 
 def test_only_labelled_nodes_count(task):
@@ -81,3 +81,9 @@ def test_a_model_of_something_else_is_refused():
     model.output = "classes"
     with pytest.raises(InputError, match="takes a model of nodes"):
         NodeClassification(model)
+
+
+def test_the_layers_that_are_measured_are_those_of_the_reported_accuracy(task):
+    step(task, 1, 0, 1, 0, 1)
+    step(task, 2, 1, 0, 1, 0)
+    assert task.measured(X).argmax(-1).tolist() == [[0, 1, 0, 1]]

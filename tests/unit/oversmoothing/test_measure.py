@@ -405,7 +405,7 @@ def test_probe_profile_and_energies_give_the_same_numbers_of_the_same_network(tm
         is_global_zero=True, global_step=3, datamodule=SimpleNamespace(probe_samples=lambda n: samples)
     )
     logged = {}
-    probe._measure(trainer, SimpleNamespace(model=model, log_now=logged.update), "initial", 0)
+    probe._measure(trainer, SimpleNamespace(measured=model, log_now=logged.update), "initial", 0)
 
     def rows(table):
         return {(r["stack"], r["metric"], r["subset"], r["layer"]): (r["mean"], r["sd"], r["samples"]) for r in table}

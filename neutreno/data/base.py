@@ -32,13 +32,15 @@ from neutreno.errors import InputError, check_number
 TRIED = 1000  # samples of a split, until one can be read
 
 
-def check_root(root: str | None) -> Path:
-    """
+def check_root(root: str | Path | None, reader: str = "hfds/…") -> Path:
+    """The folder of the data; a message names ``reader`` as what may be given instead.
+
     Raises:
         InputError: ``data.root`` is not set, or is not a folder.
     """
     if root is None:
-        raise InputError("data.root is not set: give the folder of the data, data.root=FOLDER, or data.reader=hfds/…")
+        said = "data.root is not set: give the folder of the data, data.root=FOLDER"
+        raise InputError(f"{said}, or data.reader={reader}")
     if not Path(root).is_dir():
         raise InputError(f"data.root={root} is not a folder; give the folder of the data set")
     return Path(root)

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import io
 import math
+import operator
 import pickle
 import re
 import warnings
@@ -25,9 +26,14 @@ from neutreno.errors import InputError, one_line
 
 UNLABELLED = -100  # cross entropy's ignore_index
 SPLITS = ("train", "val", "test")
+MOST_AXES = 8  # of an array in a pickle
 MOST_ENTRIES = 2**30  # of the feature matrix, which is kept dense: 4 GiB
 PLANETOID = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 VALIDATION_NODES = 500  # of the public splits
+BROKEN_NPZ = (  # what np.load raises; a RuntimeError of an encrypted file
+    *(OSError, ValueError, TypeError, EOFError, MemoryError, OverflowError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 WHERE = "scripts/prepare_graphs.py says where to get it"
 
 
@@ -69,7 +75,7 @@ def undirected(pairs: np.ndarray, nodes: int, where: str | Path) -> np.ndarray:
 def check_graph(graph: Graph, where: str | Path) -> None:
     """
     Raises:
-        InputError: the features are no finite numbers, or the labels no classes from 0 on.
+        InputError: the features are no finite numbers, or the labels no classes from 0 on, two or more.
     """
     nodes, labels = len(graph.labels), graph.labels
     if graph.features.ndim != 2 or len(graph.features) != nodes or not graph.features.size:
@@ -81,6 +87,8 @@ def check_graph(graph: Graph, where: str | Path) -> None:
     if len(wrong := labels[(labels < 0) & (labels != UNLABELLED)]) or graph.num_classes > nodes:
         label = int(wrong[0]) if len(wrong) else graph.num_classes - 1
         raise InputError(f"{where}: label {label} is out of range; number the classes from 0 on")
+    if graph.num_classes < 2:
+        raise InputError(f"{where} has fewer than two classes of nodes; there is nothing to classify")
 
 
 def check_masks(masks: Mapping[str, np.ndarray], graph: Graph, where: str | Path) -> None:
@@ -210,12 +218,15 @@ def _array(made: Any) -> np.ndarray:
         raise InputError("holds no array where one is expected")
     _, shape, dtype, by_column, content = made.state
     kind, order = dtype.args[0], dtype.state[1]
-    if dtype.name != "numpy.dtype" or not re.fullmatch("[fiub][1248]", kind) or order not in ("<", ">", "|"):
+    if dtype.name != "numpy.dtype" or type(kind) is not str:  # a nested tuple's text may have no end
+        raise InputError("holds an array whose kind is no text")
+    if not re.fullmatch("[fiub][1248]", kind) or order not in ("<", ">", "|"):
         raise InputError(f"holds an array of {one_line(kind)[:20]!r}, not of plain numbers")
+    if type(shape) is not tuple or len(shape) > MOST_AXES or any(type(length) is not int for length in shape):
+        raise InputError("holds an array whose shape is no tuple of a few whole numbers")
     content, dtype = content.encode("latin1"), np.dtype(kind).newbyteorder(order)
-    natural = all(type(length) is int and length >= 0 for length in shape)
-    if not natural or math.prod(shape) * dtype.itemsize != len(content):
-        raise InputError(f"holds an array of shape {one_line(shape)[:100]} with {len(content):,} bytes")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content):
+        raise InputError(f"holds an array of shape {str(shape)[:100]} with {len(content):,} bytes")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if by_column else "C")
 
 
@@ -227,12 +238,15 @@ def compressed(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape:
     """A matrix in compressed sparse rows.
 
     Raises:
-        InputError: its indices lead outside it (SciPy's C code would follow them).
+        InputError: it is not of real numbers, or its indices lead outside it (SciPy's C code would follow them).
     """
+    if data.dtype.kind not in "biuf" or indices.dtype.kind not in "iu" or indptr.dtype.kind not in "iu":
+        kinds = ", ".join(str(part.dtype) for part in (data, indices, indptr))
+        raise InputError(f"holds a sparse matrix of {kinds}, where numbers and two arrays of indices are expected")
     try:
-        matrix = sparse.csr_array((data, indices, indptr), shape=tuple(map(int, shape)))
+        matrix = sparse.csr_array((data, indices, indptr), shape=tuple(map(operator.index, shape)))
         matrix.check_format(full_check=True)
-    except ValueError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"holds a broken sparse matrix ({one_line(error)[:100]})") from error
     return matrix
 
@@ -265,7 +279,7 @@ def read_planetoid(root: str | Path | None, name: str) -> Graph:
     Raises:
         InputError: a file is missing or broken, or they do not fit each other.
     """
-    folder = find_folder(check_root(root), f"ind.{name}.*", (name, "raw"))
+    folder = find_folder(check_root(root, "pyg/NAME"), f"ind.{name}.*", (name, "raw"))
     x, tx, allx, y, ty, ally, neighbours = (read_pickle(folder / f"ind.{name}.{part}") for part in PLANETOID[:-1])
     test = _read_indices(folder / f"ind.{name}.test.index")
     where, matrices = folder / f"ind.{name}.*", (x, tx, allx, y, ty, ally)
@@ -288,7 +302,8 @@ def read_planetoid(root: str | Path | None, name: str) -> Graph:
     numbers = np.arange(nodes)
     masks = {"train": numbers < len(y), "test": np.isin(numbers, test)}
     masks["val"] = ~masks["train"] & (numbers < len(y) + VALIDATION_NODES)
-    return Graph(features, undirected(_pairs(neighbours, where), nodes, where), labels, masks)
+    pairs = _pairs(neighbours, folder / f"ind.{name}.graph")
+    return Graph(features, undirected(pairs, nodes, where), labels, masks)
 
 
 def _classes(one_hot: np.ndarray, where: Path) -> np.ndarray:
@@ -308,15 +323,23 @@ def _read_indices(file: Path) -> np.ndarray:
         raise InputError(f"{file} is no list of numbers ({one_line(error)[:100]}); {WHERE}") from error
 
 
-def _pairs(neighbours: Mapping[Any, Any], where: Path) -> np.ndarray:
-    """The neighbours of every node as edges (2, E)."""
-    try:
-        counts = [len(found) for found in neighbours.values()]
-        ends = [other for found in neighbours.values() for other in found]
-        nodes = np.fromiter(neighbours, np.int64, len(counts))
-        return np.stack([nodes.repeat(counts), np.fromiter(ends, np.int64, len(ends))])
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{where}: the graph is no list of neighbours by node ({one_line(error)[:100]})") from error
+def _pairs(neighbours: Mapping[Any, Any], file: Path) -> np.ndarray:
+    """The neighbours of every node as edges (2, E), read from ``file``.
+
+    Raises:
+        InputError: they are not lists of whole numbers, one for each node from 0 on.
+    """
+    if any(type(found) is not list for found in neighbours.values()):
+        raise InputError(f"{file}: the graph is no list of neighbours by node; {WHERE}")
+    if any(type(node) is not int or not 0 <= node < len(neighbours) for node in neighbours):
+        raise InputError(f"{file}: its nodes are not numbered from 0 to {len(neighbours) - 1}; {WHERE}")
+    counts = [len(found) for found in neighbours.values()]
+    if sum(counts) > (size := file.stat().st_size):  # nodes may share a list, and each link takes a byte or more
+        raise InputError(f"{file}: {sum(counts):,} links are more than a file of {size:,} bytes can hold; {WHERE}")
+    ends = [other for found in neighbours.values() for other in found]
+    if any(type(other) is not int or other.bit_length() > 63 for other in ends):
+        raise InputError(f"{file}: a neighbour is not the number of a node; {WHERE}")
+    return np.stack([np.array([*neighbours], np.int64).repeat(counts), np.array(ends, np.int64)])
 
 
 def read_npz(root: str | Path | None, file: str) -> Graph:
@@ -327,7 +350,7 @@ def read_npz(root: str | Path | None, file: str) -> Graph:
     Raises:
         InputError: the file is missing, broken, or holds pickled objects.
     """
-    path = find_folder(check_root(root), file, ("cs", "raw")) / file
+    path = find_folder(check_root(root, "pyg/NAME"), file, ("cs", "raw")) / file
     try:
         with np.load(path, allow_pickle=False) as found:
             links, words = (
@@ -335,13 +358,16 @@ def read_npz(root: str | Path | None, file: str) -> Graph:
                 for kind in ("adj", "attr")
             )
             labels = found["labels"]
+        if not np.isfinite(words.data).all() or words.data.min(initial=0) < 0:
+            raise InputError("counts a word NaN, Inf or less than 0 times")
         features = dense(words) > 0
     except InputError as error:
         raise InputError(f"{path} {error}; {WHERE}") from error
     except KeyError as error:
         raise InputError(f"{path}: {one_line(error.args[0])}; {WHERE}") from error
-    except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is cut short or broken ({one_line(error)[:200]}); {WHERE}") from error
+    except BROKEN_NPZ as error:
+        said = one_line(error)[:200] or type(error).__name__
+        raise InputError(f"{path} is cut short or broken ({said}); {WHERE}") from error
     if labels.dtype.kind not in "iu" or labels.ndim != 1 or links.shape != (len(labels), len(labels)):
         raise InputError(f"{path} does not hold a label for each of {links.shape[0]:,} nodes; {WHERE}")
     edges = undirected(np.stack(links.tocoo().coords), len(labels), path)

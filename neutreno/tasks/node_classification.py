@@ -13,9 +13,8 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from neutreno.config.options import SUPPLIED, checked
+from neutreno.data.graph_files import UNLABELLED
 from neutreno.tasks.base import Task
-
-UNLABELLED = -100  # cross entropy's ignore_index: nodes of other splits
 
 
 class NodeClassification(Task):

@@ -1,8 +1,10 @@
 """Graphs of labelled nodes: what a batch is, the splits, the raw formats, and files that are broken or hostile."""
 
+import io
 import os
 import pickle
 import sys
+import zipfile
 from collections import defaultdict
 from types import ModuleType, SimpleNamespace
 
@@ -227,6 +229,8 @@ def mask(*nodes):
         ({"labels": np.array([0, 1, 0, 1, 0, -1])}, "label -1 is out of range"),
         ({"labels": np.array([0, 1, 0, 1, 0, 10**15])}, f"label {10**15} is out of range"),
         ({"labels": np.array([0, 1, 0, 1, 0, 3])}, "class 2 has no training node"),
+        ({"labels": np.zeros(6, np.int64)}, "has fewer than two classes of nodes"),
+        ({"labels": np.full(6, UNLABELLED)}, "has fewer than two classes of nodes"),
         ({"features": np.full((6, 3), np.nan, np.float32)}, "the features of node 0 hold NaN or Inf"),
         ({"features": np.full((6, 3), np.inf, np.float32)}, "the features of node 0 hold NaN or Inf"),
         ({"features": np.ones((5, 3), np.float32)}, "has 5 x 3 features for 6 labels"),
@@ -304,8 +308,10 @@ def test_a_raw_file_that_is_cut_short_is_named(tmp_path, part, left):
 def test_a_folder_without_the_files_is_named(tmp_path):
     with pytest.raises(InputError, match=rf"data\.root={tmp_path} holds no ind\.cora\.\*"):
         cora(tmp_path)
-    with pytest.raises(InputError, match=r"data\.root is not set"):
+    with pytest.raises(InputError, match=r"data\.root is not set: .*, or data\.reader=pyg/NAME$"):
         cora(None)
+    with pytest.raises(InputError, match=r"data\.root is not set: .*, or data\.reader=pyg/NAME$"):
+        coauthors(None)
     with pytest.raises(InputError, match="is not a folder"):
         cora(tmp_path / "nowhere")
 
@@ -320,10 +326,13 @@ class Calls:
         return self.called
 
 
+NESTED = pickle.EMPTY_TUPLE + 60 * (pickle.DUP + pickle.TUPLE2)  # 2^60 tuples, if each is looked at
+
+
 def array_pickle(shape=(2, 2), kind=b"f8", content=b"\0" * 32, order=b"<"):
     """A pickled array by hand: its shape, its dtype and its bytes need not fit."""
-    text = lambda value: pickle.SHORT_BINSTRING + bytes([len(value)]) + value  # noqa: E731
-    number = lambda value: pickle.dumps(value, 2)[2:-1]  # noqa: E731
+    text = lambda value: value if value is NESTED else pickle.SHORT_BINSTRING + bytes([len(value)]) + value  # noqa: E731
+    number = lambda value: value if value is NESTED else pickle.dumps(value, 2)[2:-1]  # noqa: E731
     made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85" + text(b"b") + b"tR"
     dtype = b"cnumpy\ndtype\n(" + text(kind) + b"K\0K\x01tR(K\x03" + text(order) + b"tb"
     return b"\x80\x02" + made + b"(K\x01" + number(shape) + dtype + b"\x89" + text(content) + b"tb."
@@ -350,7 +359,13 @@ def test_a_pickle_that_names_a_function_is_refused_and_calls_none(tmp_path, part
         (array_pickle(order=b"?"), "not of plain numbers"),
         (array_pickle(shape=(10**9, 10**9)), "holds an array of shape (1000000000, 1000000000) with 32 bytes"),
         (array_pickle(shape=(-2, -2)), "holds an array of shape (-2, -2)"),
-        (array_pickle(shape=("a", 2)), "holds an array of shape ('a', 2)"),
+        (array_pickle(shape=("a", 2)), "whose shape is no tuple of a few whole numbers"),
+        (array_pickle(shape=(True, 4)), "whose shape is no tuple of a few whole numbers"),
+        (array_pickle(shape=(1,) * 10**5), "whose shape is no tuple of a few whole numbers"),
+        (array_pickle(shape=[2, 2]), "whose shape is no tuple of a few whole numbers"),
+        (array_pickle(shape=NESTED), "whose shape is no tuple of a few whole numbers"),
+        (array_pickle(kind=NESTED), "holds an array whose kind is no text"),
+        (array_pickle(kind=NESTED).replace(b"dtype", b"ndarray"), "holds an array whose kind is no text"),
         (array_pickle(content=b"\0" * 31), "with 31 bytes"),
         (dumps([1, 2]), "holds a list where an array is expected"),
         (dumps(None), "holds a NoneType where an array is expected"),
@@ -370,10 +385,18 @@ def test_an_array_that_is_none_is_refused_in_a_line(tmp_path, content, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def graph_with(first):
-    """The neighbours by node, those of node 0 exchanged."""
+def graph_with(found, node=0):
+    """The neighbours by node, those of one exchanged."""
     neighbours = planetoid()["graph"]
-    neighbours[0] = first
+    neighbours[node] = found
+    return {"graph": neighbours}
+
+
+def renumbered(node):
+    """The neighbours by node, the one without any under another number."""
+    neighbours = planetoid()["graph"]
+    del neighbours[LEFT_OUT]
+    neighbours[node] = []
     return {"graph": neighbours}
 
 
@@ -409,8 +432,10 @@ def test_a_sparse_matrix_that_leads_outside_itself_is_refused(tmp_path, parts):
         (graph_with([NODES]), f"an edge leads to node {NODES}, and there are only 0 to"),
         (graph_with([-1]), "an edge leads to node -1"),
         (graph_with(3), "the graph is no list of neighbours by node"),
-        (graph_with([10**30]), "the graph is no list of neighbours by node"),
-        (graph_with(["a"]), "the graph is no list of neighbours by node"),
+        (graph_with("12"), "the graph is no list of neighbours by node"),
+        *[(graph_with([n]), "a neighbour is not the number of a node") for n in (10**30, "a", "1", 1.7, True, None)],
+        *[(renumbered(n), f"are not numbered from 0 to {NODES - 1}") for n in (-1, NODES, 10**30, "4", 1.7)],
+        ({"graph": defaultdict(list, dict.fromkeys(range(NODES), [1] * 3000))}, "links are more than a file of"),
         (
             {"graph": defaultdict(list, list(planetoid()["graph"].items())[:BEFORE])},
             "test.index should number nodes from",
@@ -460,6 +485,14 @@ def test_an_npz_file_gives_words_edges_without_direction_and_a_drawn_split(tmp_p
         ({"adj_indices": np.full_like(npz()["adj_indices"], -5)}, "holds a broken sparse matrix"),
         ({"attr_shape": np.array([40, 10**12])}, "holds 40 x 1,000,000,000,000 features"),
         ({"adj_shape": np.array([10**12, 40])}, "holds a broken sparse matrix"),
+        ({"adj_shape": np.array([np.inf, 40])}, "holds a broken sparse matrix"),
+        ({"adj_shape": np.array(40)}, "holds a broken sparse matrix"),
+        ({"adj_data": npz()["adj_data"].astype("M8[s]")}, "holds a sparse matrix of datetime64[s], int32, int32"),
+        ({"attr_data": npz()["attr_data"] * 1j}, "holds a sparse matrix of complex64, int32, int32"),
+        ({"adj_indices": npz()["adj_indices"].astype(float)}, "holds a sparse matrix of float32, float64, int32"),
+        ({"adj_indices": npz()["adj_indices"] > 0}, "holds a sparse matrix of float32, bool, int32"),
+        ({"attr_indptr": npz()["attr_indptr"].astype(float)}, "holds a sparse matrix of float32, int32, float64"),
+        *[({"attr_data": npz()["attr_data"] * n}, "counts a word NaN, Inf or less") for n in (np.nan, np.inf, -1)],
         ({"labels": np.arange(39) % 4}, "does not hold a label for each of 40 nodes"),
         ({"labels": np.zeros(40)}, "does not hold a label for each of 40 nodes"),
         ({"labels": np.arange(40) % 4 - 1}, "label -1 is out of range"),
@@ -479,6 +512,16 @@ def test_an_npz_file_that_is_cut_short_or_lacks_a_part_is_named(tmp_path):
         file.write_bytes(content[: int(left * len(content))])
         with pytest.raises(InputError, match=r"ms_academic_cs\.npz is cut short or broken"):
             coauthors(tmp_path)
+    directory = content.index(b"PK\1\2")
+    file.write_bytes(content[: directory + 8] + b"\1" + content[directory + 9 :])
+    with pytest.raises(InputError, match=r"ms_academic_cs\.npz is cut short or broken \(.* is encrypted"):
+        coauthors(tmp_path)
+    held = io.BytesIO()
+    np.save(held, npz()["labels"])
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("adj_data.npy", held.getvalue().replace(b"(40,), }" + 20 * b" ", b"(%d,), }" % 10**21))
+    with pytest.raises(InputError, match=r"ms_academic_cs\.npz is cut short or broken \(Python int too large"):
+        coauthors(tmp_path)
     np.savez(file, labels=np.zeros(3))
     with pytest.raises(InputError, match="adj_data is not a file in the archive"):
         coauthors(tmp_path)

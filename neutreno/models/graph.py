@@ -64,7 +64,7 @@ class GraphNetwork(nn.Module):
         return FeatureLinear(self.num_features, dim, self.drop.p, bias)
 
     def token_layers(self) -> dict[str, list[str]]:
-        return {"layers": [f"layers.{i}" for i in range(len(self.layers))]}
+        return {"graph": [f"layers.{i}" for i in range(len(self.layers))]}
 
     def logits(self, x: Tensor) -> Tensor:
         """The network itself."""
@@ -249,7 +249,7 @@ class GCNII(GraphNetwork):
         self.layers.extend(InitialResidualConvolution(self.hidden, alpha, beta, norm) for beta in betas)
 
     def token_layers(self) -> dict[str, list[str]]:
-        return {"layers": [*super().token_layers()["layers"], "lin_out"]}  # the last are logits, as in the others
+        return {"graph": [*super().token_layers()["graph"], "lin_out"]}  # the last are logits, as in the others
 
     def logits(self, x: Tensor) -> Tensor:
         h = h0 = F.relu(self.lin_in(x))

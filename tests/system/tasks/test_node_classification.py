@@ -4,9 +4,11 @@ import json
 
 import pytest
 from support import assert_one_line_error, result, run_forked, train
+from support.graphs import write_planetoid
 from support.same_run import assert_same_run, dies_after, load, train_killed
 
 from neutreno.config.composing import compose
+from neutreno.tablefiles import read_table, tables_in
 
 # A run of a second: four layers, twelve steps, a validation of Lightning's after every fourth.
 GRAPH = [
@@ -74,6 +76,32 @@ def test_what_does_not_fit_is_said_in_a_line(words, tmp_path):
     typed = words.split()
     assert_one_line_error(run_forked("train.py", *typed, cwd=tmp_path), REFUSED[words])
     assert not (tmp_path / "outputs").exists()
+
+
+def of_graphs():
+    """The rows of tables of graphs, one of each kind: other depths and data sets leave the same classes to be built."""
+    found = {}
+    for name in filter(lambda name: name.startswith(("dgn_", "graph_")), tables_in()):
+        table = read_table(name)
+        for label in table.rows:
+            words = [*table.overrides, *table.rows[label]]
+            kind = {w for w in words if not w.startswith(("data=", "model.depth=", "trainer.", "propagation.lam="))}
+            inner = "model.depth=2" not in words  # a layer in which a propagation acts
+            found.setdefault((frozenset(kind), inner), (name, label))
+    return sorted(found.values())
+
+
+@pytest.mark.parametrize("name, label", of_graphs())
+def test_rows_of_tables_train_two_steps(name, label, tmp_path):
+    write_planetoid(tmp_path, "cora")
+    table = read_table(name)
+    small = ["data=cora", f"data.root={tmp_path}", "trainer.max_steps=2", "data.val_every_n_steps=2"]
+    words = table.words(label, 0, [*small, "probe.metrics=[cosine]", "name=x"])
+    words = ["data=cora" if word.startswith("data=") else word for word in words]
+    done = run_forked("train.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = result(tmp_path / "outputs/x")
+    assert (record["steps"], record["row"]) == (2, f"{name}/{label}") and "best/test/accuracy" in record["metrics"]
 
 
 def test_group_normalization_takes_its_weight_by_depth_from_the_recipe(tmp_path):

@@ -234,6 +234,7 @@ def make_trainer(
     # "last" has a separate callback: ModelCheckpoint(save_last=True) saves it only when "best" improved.
     checkpoints = {"dirpath": run.path / "checkpoints", "enable_version_counter": False}
     every_epoch = {**checkpoints, "save_on_train_epoch_end": True}
+    best = {"monitor": task.main_metric, "mode": task.main_metric_mode}
     callbacks = [
         MicroBatch(),
         ExactResume(config.seed),
@@ -241,11 +242,11 @@ def make_trainer(
         FiniteLoss(),
         *callbacks,
         RunProgress(**config.progress),
+        *(
+            [] if task.keeps_best else [Checkpoint(**every_epoch, filename="best", **best)]
+        ),  # before "last", which knows it
         Checkpoint(**every_epoch, filename="last"),
     ]
-    if not task.keeps_best:
-        best = {"monitor": task.main_metric, "mode": task.main_metric_mode}
-        callbacks.append(Checkpoint(**every_epoch, filename="best", **best))
     if every_n_steps := config.checkpoint.every_n_steps:
         callbacks.append(Checkpoint(**checkpoints, filename="last", every_n_train_steps=every_n_steps))
     trainer = build_trainer(

@@ -242,9 +242,7 @@ def make_trainer(
         FiniteLoss(),
         *callbacks,
         RunProgress(**config.progress),
-        *(
-            [] if task.keeps_best else [Checkpoint(**every_epoch, filename="best", **best)]
-        ),  # before "last", which knows it
+        *([] if task.keeps_best else [Checkpoint(**every_epoch, filename="best", **best)]),  # before last
         Checkpoint(**every_epoch, filename="last"),
     ]
     if every_n_steps := config.checkpoint.every_n_steps:

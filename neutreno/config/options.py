@@ -93,6 +93,10 @@ Folder = Annotated[
 ]
 Weights = Annotated[str | Path | None, START]  # a run folder, a checkpoint file, or a name that a library knows
 
+Root = Annotated[str | Path | None, EXECUTION]  # a folder of this machine
+Reader = Annotated[str | None, FREE, READS]  # a library's, in its place
+ReaderArgs = Annotated[dict[str, Any] | None, FREE, Reads(beside="reader")]
+
 _LIBRARIES = {"builtins", "torch", "lightning"}  # their constructors are not described by annotations of this kind
 
 

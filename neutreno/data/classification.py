@@ -15,7 +15,7 @@ from lightning import Trainer
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
-from neutreno.config.options import EXECUTION, FREE, READS, Count, Positive, Reads, checked
+from neutreno.config.options import EXECUTION, FREE, Count, Positive, Reader, ReaderArgs, Root, checked
 from neutreno.data import images
 from neutreno.data.base import ImageData, check_root
 from neutreno.data.fingerprint import digest
@@ -64,13 +64,13 @@ class ImageClassification(ClassificationData):
     @checked
     def __init__(
         self,
-        root: Annotated[str | Path | None, EXECUTION],
+        root: Root,
         mean: Annotated[Sequence[float], FREE],
         std: Annotated[Sequence[Positive], FREE],
-        reader: Annotated[str | None, FREE, READS] = None,
+        reader: Reader = None,
         splits: Annotated[dict[Split, str | None] | None, FREE] = None,
         samples: Annotated[dict[Split, Count | None] | None, FREE] = None,
-        reader_args: Annotated[dict[str, Any] | None, FREE, Reads(beside="reader")] = None,
+        reader_args: ReaderArgs = None,
         download: Annotated[bool, EXECUTION] = False,
         classes: Annotated[Sequence[str] | None, FREE] = None,
         train_samples: Count | None = None,

@@ -17,7 +17,7 @@ from sklearn.neighbors import kneighbors_graph
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from neutreno.config.options import EXECUTION, FREE, READS, Count, Reads, Rule, Share, checked
+from neutreno.config.options import EXECUTION, Count, Reader, ReaderArgs, Root, Rule, Share, checked
 from neutreno.data.base import SteppedData
 from neutreno.data.fingerprint import digest, of_array
 from neutreno.data.graph_files import (
@@ -249,9 +249,9 @@ class GraphFiles(GraphData):
     @checked
     def __init__(
         self,
-        root: Annotated[str | Path | None, EXECUTION],
-        reader: Annotated[str | None, FREE, READS] = None,
-        reader_args: Annotated[dict[str, Any] | None, FREE, Reads(beside="reader")] = None,
+        root: Root,
+        reader: Reader = None,
+        reader_args: ReaderArgs = None,
         split: Annotated[int, Ge(0), Le(10**6)] = 0,
         **kwargs,
     ) -> None:

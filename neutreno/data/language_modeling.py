@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from neutreno.config.options import EXECUTION, FREE, READS, Count, Reads, Size, checked
+from neutreno.config.options import FREE, Count, Reader, ReaderArgs, Root, Size, checked
 from neutreno.data.base import SteppedData
 from neutreno.data.loading import Resumable
 from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, open_folder, open_hub, prepare
@@ -219,10 +219,10 @@ class TextFiles(TextData):
     @checked
     def __init__(
         self,
-        root: Annotated[str | Path | None, EXECUTION],
-        reader: Annotated[str | None, FREE, READS] = None,
-        reader_args: Annotated[dict[str, Any] | None, FREE, Reads(beside="reader")] = None,
-        cache: Annotated[str | Path | None, EXECUTION] = None,
+        root: Root,
+        reader: Reader = None,
+        reader_args: ReaderArgs = None,
+        cache: Root = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)

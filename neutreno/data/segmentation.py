@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from neutreno.config.options import EXECUTION, FREE, READS, Count, NonNegative, Positive, Share, Size, checked
+from neutreno.config.options import FREE, Count, NonNegative, Positive, Reader, Root, Share, Size, checked
 from neutreno.data.base import ImageData, check_root
 from neutreno.data.fingerprint import of_files
 from neutreno.data.images import EncodedImages, decode, load_hub
@@ -107,8 +107,8 @@ class SegmentationFolders(SegmentationData):
     @checked
     def __init__(
         self,
-        root: Annotated[str | Path | None, EXECUTION],
-        reader: Annotated[str | None, FREE, READS] = None,
+        root: Root,
+        reader: Reader = None,
         splits: Annotated[dict[str, str | None] | None, FREE] = None,
         reader_args: Annotated[dict[str, str] | None, FREE] = None,  # names of columns alone
         class_names: Annotated[str | None, FREE] = None,

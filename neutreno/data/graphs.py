@@ -27,11 +27,11 @@ from neutreno.data.graph_files import (
     check_graph,
     check_masks,
     draw_masks,
-    read_npz,
-    read_planetoid,
-    read_pyg,
     undirected,
 )
+from neutreno.data.graph_files.npz import read_npz
+from neutreno.data.graph_files.planetoid import read_planetoid
+from neutreno.data.graph_files.pyg import read_pyg
 from neutreno.data.images import SPLIT_SEED
 from neutreno.data.loading import Resumable, derive_seed
 from neutreno.errors import InputError
@@ -268,7 +268,7 @@ class GraphFiles(GraphData):
 
 
 class Planetoid(GraphFiles):
-    """A citation graph with its public split, see :func:`neutreno.data.graph_files.read_planetoid`.
+    """A citation graph with its public split, see :func:`neutreno.data.graph_files.planetoid.read_planetoid`.
 
     Args:
         name: of the raw files ``ind.NAME.*``.
@@ -284,7 +284,7 @@ class Planetoid(GraphFiles):
 
 
 class NpzGraph(GraphFiles):
-    """A graph of Shchur et al. (2018) in one npz file, see :func:`neutreno.data.graph_files.read_npz`.
+    """A graph of Shchur et al. (2018) in one npz file, see :func:`neutreno.data.graph_files.npz.read_npz`.
 
     Args:
         file: its name.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ class Graph:
     @property
     def num_classes(self) -> int:
         return int(self.labels.max(initial=-1)) + 1
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """As they are published, edges without direction."""
+        nodes, features = self.features.shape
+        edges = self.edges.shape[1] // 2
+        return {"nodes": nodes, "edges": edges, "features": features, "classes": self.num_classes}
 
 
 def undirected(pairs: np.ndarray, nodes: int, where: str | Path) -> np.ndarray:
@@ -107,22 +114,24 @@ def draw_masks(labels: np.ndarray, per_class: Mapping[str, int], seed: int) -> d
     return masks
 
 
-def find_folder(root: Path, pattern: str, folders: tuple[str, ...]) -> Path:
-    """The folder of the files ``pattern``: ``root``, or within it at most two of ``folders``, in any spelling.
+def find_folder(root: Path, pattern: str, folders: Sequence[str]) -> Path:
+    """The folder of the files ``pattern``: ``root``, or within it one of ``folders``, or within that another.
+
+    Capital letters in their names make no difference.
 
     Raises:
         InputError: there is none.
     """
-    level = [root]
+    level, names = [root], {name.lower() for name in folders}
     try:
         for _ in range(3):
             for folder in level:
                 if any(folder.glob(pattern)):
                     return folder
-            level = [p for f in level for p in sorted(f.iterdir()) if p.name.lower() in folders and p.is_dir()]
+            level = [p for f in level for p in sorted(f.iterdir()) if p.name.lower() in names and p.is_dir()]
     except OSError as error:
         raise InputError(f"data.root={root} cannot be read: {error.strerror}") from error
-    raise InputError(f"data.root={root} holds no {pattern}, nor does {'/'.join(folders)} in it; {WHERE}")
+    raise InputError(f"data.root={root} holds no {pattern}, nor do folders in it named {', '.join(folders)}; {WHERE}")
 
 
 def compressed(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: Any) -> sparse.csr_array:
@@ -148,7 +157,7 @@ def dense(matrix: sparse.csr_array) -> np.ndarray:
         InputError: it would not fit into memory.
     """
     check_size(*matrix.shape)
-    return matrix.toarray().astype(np.float32)
+    return matrix.astype(np.float32).toarray()
 
 
 def check_size(nodes: int, features: int) -> None:

@@ -37,10 +37,9 @@ class _Made:
         self.items[key] = value
 
 
-class _Recorder(pickle.Unpickler):
-    """Notes what a Planetoid pickle asks for and makes none of it: a pickle may name any function to call."""
-
-    NAMES = (
+_KINDS = {
+    path: type(path, (_Made,), {"name": path})
+    for path in (
         "numpy.ndarray",
         "numpy.dtype",
         "numpy.core.multiarray._reconstruct",
@@ -48,12 +47,17 @@ class _Recorder(pickle.Unpickler):
         "collections.defaultdict",
         "__builtin__.list",
     )
+}
+
+
+class _Recorder(pickle.Unpickler):
+    """Notes what a Planetoid pickle asks for and makes none of it: a pickle may name any function to call."""
 
     def find_class(self, module: str, name: str) -> type[_Made]:
         path = f"{module}.{name}"
-        if path not in self.NAMES:
+        if path not in _KINDS:
             raise InputError(f"names {one_line(path[:100])}, which no file of this kind does; refused")
-        return type(path, (_Made,), {"name": path})  # a new one each time: a pickle can set its attributes
+        return _KINDS[path]
 
 
 def read_pickle(file: Path) -> Any:

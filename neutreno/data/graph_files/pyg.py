@@ -16,13 +16,13 @@ from neutreno.data.graph_files import SPLITS, UNLABELLED, Graph, undirected
 from neutreno.errors import InputError, one_line
 
 
-def read_pyg(reader: str, root: str | Path | None, reader_args: Mapping[str, Any], split: int) -> Graph:
+def read_pyg(reader: str, root: str | Path | None, reader_args: Mapping[str, Any], split: int | None) -> Graph:
     """The one graph of a data set of PyTorch Geometric: ``pyg/NAME``, a class of ``torch_geometric.datasets``.
 
     Args:
         root: where it keeps its files.
         reader_args: further arguments of the class.
-        split: which one, where the data set has several.
+        split: which one, where the data set has several; None: the first.
 
     Raises:
         InputError: there is no such data set, it cannot be read, or it is not one graph of classified nodes.
@@ -69,8 +69,9 @@ def _pyg_class(reader: str) -> Callable:
     return getattr(datasets, name)
 
 
-def _pyg_masks(data: Any, split: int, where: str) -> dict[str, np.ndarray]:
+def _pyg_masks(data: Any, split: int | None, where: str) -> dict[str, np.ndarray]:
     """The masks of the three splits; none where the data set lacks one. Of several splits (N, S), number ``split``."""
+    split = split or 0
     found = {name: getattr(data, f"{name}_mask", None) for name in SPLITS}
     if any(mask is None for mask in found.values()):
         return {}

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -434,25 +436,31 @@ def test_a_trial_that_ends_within_its_recipes_warm_up_says_so(tmp_path):
     assert "note: the warm-up of 12 steps is longer than the run of 4" in done.stdout
 
 
+WARNS = """
+import logging, runpy, sys, warnings
+import neutreno.data.digits as digits
+
+def warning(read=digits.split_digits):
+    warnings.warn("first word", stacklevel=1)
+    logging.getLogger("library").warning("second word")
+    return read()
+
+digits.split_digits = warning
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_what_libraries_warn_of_does_not_stand_beside_a_refusal(tmp_path):
-    def warn():
-        import logging
-        import warnings
+    """In processes of their own, since the end of Python flushes what waits."""
 
-        import neutreno.data.digits as digits
+    def run(*words):
+        command = [sys.executable, "-c", WARNS, str(ROOT / "train.py"), *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
 
-        read = digits.split_digits
-
-        def warning():
-            warnings.warn("first word", stacklevel=1)
-            logging.getLogger("library").warning("second word")
-            return read()
-
-        digits.split_digits = warning
-
-    refused = run_forked("train.py", "model.img_size=16", cwd=tmp_path, setup=warn)
-    assert_one_line_error(refused, "model.img_size=16")
-    done = run_forked("train.py", *TINY, "trainer.max_epochs=1", cwd=tmp_path, setup=warn)
+    assert_one_line_error(run("model.img_size=16"), "model.img_size=16")
+    done = run(*TINY, "trainer.max_epochs=1")
     assert done.returncode == 0 and done.stderr.splitlines() == ["WARNING: first word", "WARNING: second word"]
 
 

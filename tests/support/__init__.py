@@ -95,6 +95,11 @@ def measure_briefly() -> None:
     Timer.blocked_autorange = lambda timer, min_run_time: measure(timer, min_run_time=min(min_run_time, 0.1))
 
 
+def deaf_to_nothing() -> None:
+    """A ``setup``: a shell that starts the tests in the background has told them to ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Forked:
     """The same without the imports: a fork of the test process runs the script as ``__main__``.
 

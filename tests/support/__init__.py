@@ -59,14 +59,16 @@ TEXT = [
 ]
 
 
-def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_script(
+    script: str, *arguments: str, cwd: Path, timeout_s: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """A command line in a separate process, exactly as a user starts it; its imports take seconds."""
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout_s,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 

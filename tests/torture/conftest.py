@@ -22,8 +22,8 @@ from support.same_run import dies_after
 from support.torture import SHORT_RUN, Hang, SilentlyWrong, ended
 from tabulate import tabulate
 
-SHORT = {"kill": 9, "damage": 40, "hostile": 24, "mistake": 30}
-PER_KILL = {"damage": 5, "hostile": 1.5, "mistake": 5}
+SHORT = {"kill": 9, "damage": 40, "hostile": 24, "mistake": 28}
+PER_KILL = {"damage": 5, "hostile": 1.5, "mistake": 5.25}
 OUTCOMES = ("held", "failed", "silently wrong", "hang")
 RUN = pytest.StashKey[dict]()  # what all cases of a run of the tests share: seed and commit
 TOLD = pytest.StashKey[dict]()  # the cases of that seed and commit by kind and number

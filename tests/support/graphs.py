@@ -13,6 +13,19 @@ BEFORE = CLASSES * PER_CLASS + VALIDATION + 20  # nodes before those to test
 NODES = BEFORE + TESTED + 1  # one is in no file but the graph's, as some of Citeseer's are
 LEFT_OUT = BEFORE + 4
 
+# A run of a second: four layers, twelve steps, a validation of Lightning's after every fourth.
+GRAPH = [
+    "data=digits_graph",
+    "model.depth=4",
+    "model.hidden=8",
+    "trainer.max_steps=12",
+    "trainer.log_every_n_steps=1",
+    "data.val_every_n_steps=4",
+    "probe.every_n_epochs=1",
+    "trainer.accelerator=cpu",
+]
+ARM = ["propagation=neutreno", "propagation.anchor=shuffled", "norm=group", "checkpoint.every_n_steps=3"]
+
 
 class _Python2(pickle._Pickler):
     """Bytes are text of one byte a character, as Python 2 wrote them."""

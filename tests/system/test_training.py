@@ -15,7 +15,17 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from support import ROOT, TINY, Forked, assert_one_line_error, encode, make_image, run_forked, run_script
+from support import (
+    ROOT,
+    TINY,
+    Forked,
+    assert_one_line_error,
+    deaf_to_nothing,
+    encode,
+    make_image,
+    run_forked,
+    run_script,
+)
 
 from neutreno.reports.layers import curve
 from neutreno.tablefiles import read_table, tables_in
@@ -655,10 +665,7 @@ def test_a_disk_that_takes_nothing_more_is_said_in_a_line(tmp_path):
 
 
 def test_ctrl_c_is_recorded(tmp_path):
-    def listen():  # a shell that starts the tests in the background has told them to ignore it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    run = Forked("train.py", *TINY, "trainer.max_epochs=300", "name=x", cwd=tmp_path, setup=listen)
+    run = Forked("train.py", *TINY, "trainer.max_epochs=300", "name=x", cwd=tmp_path, setup=deaf_to_nothing)
     checkpoint = tmp_path / "outputs/x/checkpoints/last.ckpt"
     while not checkpoint.exists() and run.poll() is None:
         time.sleep(0.05)

@@ -72,8 +72,8 @@ def stopping(kill: Callable[[int], None] | None) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in STOPS}
-    before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}  # nohup ignores
+    before = {number: signal.getsignal(number) for number in STOPS}  # a shell has background jobs ignore SIGINT
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, stop.take)
     _stops.append(stop)
@@ -85,8 +85,6 @@ def stopping(kill: Callable[[int], None] | None) -> Iterator[Stop]:
             if stop.number is None or isinstance(error, KeyboardInterrupt):
                 raise
             raise stop.interruption() from error
-        if stop.number is not None:  # Python swallows what is raised while an object is deleted
-            raise stop.interruption()
     finally:
         if stop.number is None:  # else the thread sees to it that this process ends
             disarm()

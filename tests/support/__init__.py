@@ -59,14 +59,16 @@ TEXT = [
 ]
 
 
-def run_script(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_script(
+    script: str, *arguments: str, cwd: Path, timeout_s: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """A command line in a separate process, exactly as a user starts it; its imports take seconds."""
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout_s,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
@@ -93,6 +95,11 @@ def measure_briefly() -> None:
     neutreno.preflight.MEASURED_S = 0.5
     measure = Timer.blocked_autorange
     Timer.blocked_autorange = lambda timer, min_run_time: measure(timer, min_run_time=min(min_run_time, 0.1))
+
+
+def deaf_to_nothing() -> None:
+    """A ``setup``: a shell that starts the tests in the background has told them to ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Forked:

@@ -24,6 +24,19 @@ class Calls:
     def __reduce__(self):
         return self.called
 
+# A run of a second: four layers, twelve steps, a validation of Lightning's after every fourth.
+GRAPH = [
+    "data=digits_graph",
+    "model.depth=4",
+    "model.hidden=8",
+    "trainer.max_steps=12",
+    "trainer.log_every_n_steps=1",
+    "data.val_every_n_steps=4",
+    "probe.every_n_epochs=1",
+    "trainer.accelerator=cpu",
+]
+ARM = ["propagation=neutreno", "propagation.anchor=shuffled", "norm=group", "checkpoint.every_n_steps=3"]
+
 
 class _Python2(pickle._Pickler):
     """Bytes are text of one byte a character, as Python 2 wrote them."""

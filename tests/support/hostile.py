@@ -23,7 +23,7 @@ def nested(depth):
     return "[" * depth + "]" * depth
 
 
-def laughs():
+def billion_laughs():
     lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     return "\n".join(lines)
 
@@ -57,7 +57,7 @@ def config_with(more):
 
 
 HOSTILE = {
-    "aliases": ("config.yaml", planted("config.yaml", config_with(laughs()))),
+    "aliases": ("config.yaml", planted("config.yaml", config_with(billion_laughs()))),
     "an alias of itself": ("config.yaml", planted("config.yaml", config_with("own: &own [*own]"))),
     "deep yaml": ("config.yaml", planted("config.yaml", config_with(f"deep: {nested(100)}"))),
     "very deep yaml": ("config.yaml", planted("config.yaml", config_with(f"deep: {nested(100_000)}"))),

@@ -4,7 +4,7 @@ import signal
 
 import torch
 
-from support import TINY, result, run_forked
+from support import TINY, deaf_to_nothing, result, run_forked
 
 # Everything that draws random numbers or carries state: augmentation, mixup, dropout, drop path, EMA, both checkpoints.
 BUSY = [
@@ -67,33 +67,31 @@ def train_killed(words, cwd, *more, setup, name="x"):
     return cwd / "outputs" / name
 
 
-def dies_after(write=None, *, step=None):
-    """Send SIGKILL to the run right after its n-th checkpoint is in place or its n-th optimizer step is taken.
+def dies_after(write=None, *, step=None, number=signal.SIGKILL):
+    """Send a signal to the run right after its n-th checkpoint is in place or its n-th optimizer step is taken.
 
     The run does it to itself: a watcher beside it would meet the moment or not, as the machine pleases.
     """
 
     def setup():
-        replace, adam, done = os.replace, torch.optim.Adam.step, []  # AdamW's too
+        deaf_to_nothing()
+        from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        def kill_at(count):
+        replace, done = os.replace, []
+
+        def stop_at(count):
             done.append(1)
             if len(done) == count:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
         def replaced(source, target):
             replace(source, target)
             if str(target).endswith(".ckpt"):
-                kill_at(write)
-
-        def stepped(self, closure=None):
-            loss = adam(self, closure)
-            kill_at(step)
-            return loss
+                stop_at(write)
 
         if write:
             os.replace = replaced
         if step:
-            torch.optim.Adam.step = stepped
+            register_optimizer_step_post_hook(lambda *_: stop_at(step))
 
     return setup

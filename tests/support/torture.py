@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from support import Forked
+from support import Forked, deaf_to_nothing
 from support.same_run import BUSY
 
 LIMIT_S = 90  # of one process; the slowest ends within 20 s on a busy machine
@@ -42,17 +42,25 @@ def ended(process: Forked, limit_s: float = LIMIT_S) -> subprocess.CompletedProc
 
 
 def end_together(processes: list[Forked]) -> list[subprocess.CompletedProcess[str]]:
-    """What the processes of a run said; where one fails, the others are killed, as torchrun does it."""
+    """What the processes of a run said; where one fails, the others are killed, as torchrun does it.
+
+    Raises:
+        Hang: they did not end within :data:`LIMIT_S`; all are killed.
+    """
     until = time.monotonic() + LIMIT_S
-    while not any(process.poll() for process in processes) and not all(p.poll() == 0 for p in processes):
+    while not any(process.poll() for process in processes) and any(process.poll() is None for process in processes):
         if time.monotonic() > until:
             break
         time.sleep(0.02)
-    if any(process.poll() for process in processes):
-        for process in processes:
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-    return [ended(process, max(0, until - time.monotonic())) for process in processes]
+    alive = [process for process in processes if process.poll() is None]
+    hang = bool(alive) and time.monotonic() > until
+    for process in alive:
+        os.kill(process.pid, signal.SIGKILL)
+    done = [process.finish() for process in processes]
+    if hang:
+        said = "; ".join(one.stderr for one in done)
+        raise Hang(f"{' '.join(processes[0].args)}: {len(alive)} still running after {LIMIT_S} s; {said}")
+    return done
 
 
 def assert_no_traceback(done: subprocess.CompletedProcess[str]) -> None:
@@ -68,11 +76,6 @@ def assert_refused(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 2 and lines and all(line.startswith("error: ") for line in lines), done.stderr
 
 
-def deaf_to_nothing() -> None:
-    """A ``setup``: a shell that starts the tests in the background has told them to ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 class FileOperations:
     """A ``setup`` that counts what a run does to files below ``root``, and sends it a signal at one of these points.
 
@@ -81,7 +84,7 @@ class FileOperations:
 
     Args:
         log: takes a line for each point. point: from 1; 0 sends nothing.
-        half: cut the file that is being written to half of its length before.
+        half: count only syncs, and cut the file that is being written to half of its length before.
     """
 
     def __init__(self, root: Path, log: Path, point: int = 0, number: int = signal.SIGKILL, half: bool = False) -> None:
@@ -89,7 +92,7 @@ class FileOperations:
 
     def __call__(self) -> None:
         deaf_to_nothing()
-        self.process, self.count, self.lines = os.getpid(), 0, os.open(self.log, os.O_WRONLY | os.O_CREAT)
+        self.process, self.count, self.lines = os.getpid(), 0, os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.fsync, os.replace = self._around(os.fsync), self._around(os.replace)
         sys.addaudithook(self._hear)
 
@@ -112,32 +115,14 @@ class FileOperations:
         """Loading workers, which are forks, do not count."""
         if isinstance(name, int) or os.getpid() != self.process or not os.path.abspath(name).startswith(self.root):
             return
-        self.count += 1
         os.write(self.lines, f"{event} {os.path.basename(name)}\n".encode())
+        if self.half and file is None:
+            return
+        self.count += 1
         if self.count == self.point:
-            if self.half and file is not None:
+            if self.half:
                 os.ftruncate(file, os.fstat(file).st_size // 2)
             os.kill(self.process, self.number)
-
-
-class AfterStep:
-    """A ``setup`` that sends the run a signal after its n-th optimizer step."""
-
-    def __init__(self, step: int, number: int = signal.SIGKILL) -> None:
-        self.step, self.number = step, number
-
-    def __call__(self) -> None:
-        deaf_to_nothing()
-        from torch.optim.optimizer import register_optimizer_step_post_hook
-
-        taken = []
-
-        def stepped(*_) -> None:
-            taken.append(1)
-            if len(taken) == self.step:
-                os.kill(os.getpid(), self.number)
-
-        register_optimizer_step_post_hook(stepped)
 
 
 class Announced:

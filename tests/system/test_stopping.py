@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, TINY, Forked, result, run_forked, train
+from support import ROOT, TINY, Forked, deaf_to_nothing, result, run_forked, train
 from support.same_run import load
 
 from neutreno.tasks.classification import Classification
@@ -91,7 +91,7 @@ def test_a_signal_to_one_or_to_all_ends_all(pair, tmp_path, number, of, outcome)
 def test_a_signal_to_a_group_with_loading_workers_is_an_interruption(tmp_path, number):
     """As ``timeout``, ``scancel`` and a terminal send it; the workers' end must not stand for the run's."""
     words = [*TINY, "trainer.max_epochs=3000", "data.num_workers=2", "trainer.accelerator=cpu", "name=x"]
-    run = Forked("train.py", *words, cwd=tmp_path, setup=lambda: (os.setsid(), listen()))
+    run = Forked("train.py", *words, cwd=tmp_path, setup=lambda: (os.setsid(), deaf_to_nothing()))
     until = time.monotonic() + 200
     while not (tmp_path / "outputs/x/checkpoints/last.ckpt").exists():
         assert run.poll() is None and time.monotonic() < until
@@ -104,10 +104,6 @@ def test_a_signal_to_a_group_with_loading_workers_is_an_interruption(tmp_path, n
     assert (done.returncode, done.stderr) == (130, "interrupted; resume=true continues the run\n")
     assert (record["status"], record["reason"]) == ("interrupted", number.name)
     assert not list((tmp_path / "outputs").rglob("*.unfinished"))
-
-
-def listen():  # a shell that starts the tests in the background has told them to ignore it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_an_evaluation_that_is_interrupted_says_so(tmp_path):

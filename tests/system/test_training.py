@@ -7,13 +7,25 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from support import ROOT, TINY, Forked, assert_one_line_error, encode, make_image, run_forked, run_script
+from support import (
+    ROOT,
+    TINY,
+    Forked,
+    assert_one_line_error,
+    deaf_to_nothing,
+    encode,
+    make_image,
+    run_forked,
+    run_script,
+)
 
 from neutreno.reports.layers import curve
 from neutreno.tablefiles import read_table, tables_in
@@ -434,25 +446,31 @@ def test_a_trial_that_ends_within_its_recipes_warm_up_says_so(tmp_path):
     assert "note: the warm-up of 12 steps is longer than the run of 4" in done.stdout
 
 
+WARNS = """
+import logging, runpy, sys, warnings
+import neutreno.data.digits as digits
+
+def warning(read=digits.split_digits):
+    warnings.warn("first word", stacklevel=1)
+    logging.getLogger("library").warning("second word")
+    return read()
+
+digits.split_digits = warning
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_what_libraries_warn_of_does_not_stand_beside_a_refusal(tmp_path):
-    def warn():
-        import logging
-        import warnings
+    """In processes of their own, since the end of Python flushes what waits."""
 
-        import neutreno.data.digits as digits
+    def run(*words):
+        command = [sys.executable, "-c", WARNS, str(ROOT / "train.py"), *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
 
-        read = digits.split_digits
-
-        def warning():
-            warnings.warn("first word", stacklevel=1)
-            logging.getLogger("library").warning("second word")
-            return read()
-
-        digits.split_digits = warning
-
-    refused = run_forked("train.py", "model.img_size=16", cwd=tmp_path, setup=warn)
-    assert_one_line_error(refused, "model.img_size=16")
-    done = run_forked("train.py", *TINY, "trainer.max_epochs=1", cwd=tmp_path, setup=warn)
+    assert_one_line_error(run("model.img_size=16"), "model.img_size=16")
+    done = run(*TINY, "trainer.max_epochs=1")
     assert done.returncode == 0 and done.stderr.splitlines() == ["WARNING: first word", "WARNING: second word"]
 
 
@@ -647,10 +665,7 @@ def test_a_disk_that_takes_nothing_more_is_said_in_a_line(tmp_path):
 
 
 def test_ctrl_c_is_recorded(tmp_path):
-    def listen():  # a shell that starts the tests in the background has told them to ignore it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    run = Forked("train.py", *TINY, "trainer.max_epochs=300", "name=x", cwd=tmp_path, setup=listen)
+    run = Forked("train.py", *TINY, "trainer.max_epochs=300", "name=x", cwd=tmp_path, setup=deaf_to_nothing)
     checkpoint = tmp_path / "outputs/x/checkpoints/last.ckpt"
     while not checkpoint.exists() and run.poll() is None:
         time.sleep(0.05)

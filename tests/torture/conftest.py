@@ -2,27 +2,31 @@
 
 A case is a test, drawn from the seed, its kind and its number alone. A minute of them is part of every run of the
 tests; ``pytest tests/torture --kills 120 --journal FILE`` is the long form: FILE takes a line of JSON for each case
-that has ended, those that stand in it are not repeated, and the table of all is printed at the end.
+that has ended; those that held, from the same seed and commit, are not repeated. Their table is printed at the end.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
+import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from support import Forked
-from support.torture import SHORT_RUN, AfterStep, Hang, SilentlyWrong, ended
+from support import ROOT, Forked
+from support.same_run import dies_after
+from support.torture import SHORT_RUN, Hang, SilentlyWrong, ended
 from tabulate import tabulate
 
-SHORT = {"kill": 8, "damage": 40, "hostile": 24, "mistake": 30}
-PER_KILL = {"damage": 5, "hostile": 1.5, "mistake": 5}
+SHORT = {"kill": 9, "damage": 40, "hostile": 24, "mistake": 28}
+PER_KILL = {"damage": 5, "hostile": 1.5, "mistake": 5.25}
 OUTCOMES = ("held", "failed", "silently wrong", "hang")
-TOLD = pytest.StashKey[dict]()
+RUN = pytest.StashKey[dict]()  # what all cases of a run of the tests share: seed and commit
+TOLD = pytest.StashKey[dict]()  # the cases of that seed and commit by kind and number
 
 
 def pytest_addoption(parser):
@@ -57,11 +61,11 @@ def drawn(kind):
 
     @pytest.fixture(name=kind)
     def draw(request, record_property):
-        seed, number = option(request.config, "seed") or 0, request.param
-        if (kind, number, seed) in request.config.stash[TOLD]:
-            pytest.skip("stands in the journal")
-        draw = random.Random(f"{seed} {kind} {number}")
-        draw.number, draw.told = number, {"kind": kind, "number": number, "seed": seed}
+        run, number = request.config.stash[RUN], request.param
+        if request.config.stash[TOLD].get((kind, number), {}).get("outcome") == "held":
+            pytest.skip("held, says the journal")
+        draw = random.Random(f"{run['seed']} {kind} {number}")
+        draw.number, draw.told = number, {"kind": kind, "number": number, **run}
         record_property("case", draw.told)  # filled while the test runs
         return draw
 
@@ -72,13 +76,25 @@ kill, damage, hostile, mistake = map(drawn, SHORT)
 
 
 def pytest_configure(config):
-    file, told = option(config, "journal"), {}
-    for line in file.read_text().splitlines() if file is not None and file.exists() else ():
-        case = json.loads(line)
-        told[case["kind"], case["number"], case["seed"]] = case
-    config.stash[TOLD] = told
-    if not hasattr(config, "workerinput"):  # of xdist's processes the first
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    run = {"seed": option(config, "seed") or 0, "commit": commit}
+    file = option(config, "journal")
+    first = not hasattr(config, "workerinput")  # of xdist's processes
+    told = cases_in(file, mend=first) if file is not None and file.exists() else []
+    config.stash[RUN] = run
+    config.stash[TOLD] = {(c["kind"], c["number"]): c for c in told if run.items() <= c.items()}
+    if first:
         config.pluginmanager.register(Journal(config, file), "torture")
+
+
+def cases_in(journal, mend):
+    """A last line that was not written to its end counts for nothing; ``mend`` removes it from the file."""
+    lines = journal.read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+        if mend:
+            journal.write_text("".join(lines))
+    return [json.loads(line) for line in lines]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -104,7 +120,7 @@ class Journal:
         case = dict(report.user_properties).get("case", {})
         if report.when != "call" or "outcome" not in case:
             return
-        self.config.stash[TOLD][case["kind"], case["number"], case["seed"]] = case
+        self.config.stash[TOLD][case["kind"], case["number"]] = case
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a") as journal:
@@ -117,6 +133,12 @@ class Journal:
             terminalreporter.write_line(table(cases))
 
 
+def landed_of(cases):
+    """How many kills met a run that had not ended, of how many; empty for other kinds."""
+    kills = [kill["landed"] for case in cases for kill in case.get("kills", ())]
+    return f"{sum(kills)} of {len(kills)}" if kills else ""
+
+
 def table(cases):
     """Markdown: a row for each kind and way."""
     groups = {}
@@ -126,9 +148,9 @@ def table(cases):
     for (kind, way), group in sorted(groups.items()):
         found = Counter(case["outcome"] for case in group)
         seconds = round(sum(case["seconds"] for case in group))
-        rows.append([kind, way, len(group), *(found[outcome] for outcome in OUTCOMES), seconds])
-    rows.append(["all", "", *(sum(row[i] for row in rows) for i in range(2, 8))])
-    return tabulate(rows, ["kind", "way", "tried", *OUTCOMES, "seconds"], tablefmt="github")
+        rows.append([kind, way, len(group), *(found[outcome] for outcome in OUTCOMES), seconds, landed_of(group)])
+    rows.append(["all", "", *(sum(row[i] for row in rows) for i in range(2, 8)), ""])
+    return tabulate(rows, ["kind", "way", "tried", *OUTCOMES, "seconds", "kills that landed"], tablefmt="github")
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +163,8 @@ def once(tmp_path_factory, worker_id):
         folder = shared / name
         with FileLock(f"{folder}.lock"):
             if not (folder / "made").exists():
-                folder.mkdir(exist_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)  # of a making that failed
+                folder.mkdir()
                 make(folder)
                 (folder / "made").touch()
         return folder
@@ -162,8 +185,8 @@ def runs(once):
         for name in commands:
             (folder / name).mkdir()
             for command in commands[name]:
-                setup = AfterStep(5 if name == "killed" else 0)
-                done = ended(Forked(*command, cwd=folder / name, setup=setup))
+                setup = {"setup": dies_after(step=5)} if name == "killed" else {}
+                done = ended(Forked(*command, cwd=folder / name, **setup))
                 assert done.returncode == (-signal.SIGKILL if name == "killed" else 0), done.stderr
 
     return once("short runs", make)

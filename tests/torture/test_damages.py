@@ -61,7 +61,7 @@ def append(draw, data, other):
 
 
 def mix_with_anothers(draw, data, other):
-    """The second half, or less of it, of another run's file of the same size."""
+    """From a place in its second half on, the bytes of another run's file from there on: of about the same size."""
     start = draw.randrange(len(data) // 2, len(data))
     data[start:] = other[start:]
 

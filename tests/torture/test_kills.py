@@ -1,24 +1,25 @@
 """Runs that are killed, once or several times in a row, and resumed: they end in the same bits as one that was not."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from support import ROOT, TEXT, Forked, start_ranks
-from support.same_run import BUSY, assert_equal, assert_same_run
+from support import ROOT, TEXT, Forked, deaf_to_nothing, start_ranks
+from support.graphs import ARM, GRAPH
+from support.same_run import BUSY, assert_equal, assert_same_run, dies_after
 from support.torture import (
     LIMIT_S,
-    AfterStep,
     Announced,
     FileOperations,
     Hang,
     SilentlyWrong,
     assert_no_traceback,
-    deaf_to_nothing,
     end_together,
 )
 
@@ -33,6 +34,7 @@ WORDS = [*TEXT, "model.drop_rate=0.2", "task.ema_decay=0.9", "checkpoint.every_n
 TWO = ["trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu", "trainer.devices=2"]
 RUNS = {
     "images": IMAGES,
+    "graph": [*GRAPH, *ARM, "name=x"],
     "segmentation": SCENES,
     "text": WORDS,
     "images, accumulated": [*IMAGES, "trainer.accumulate_grad_batches=2", "checkpoint.every_n_steps=1"],
@@ -42,11 +44,15 @@ RUNS = {
     "images, two processes": [*IMAGES, *TWO],
 }
 PROCESSES = {name: 2 if name.endswith("two processes") else 1 for name in RUNS}
-STEPS = 18  # of the longest
-SIGNALS = {1: [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], 2: [signal.SIGKILL]}  # by the number of processes
+TO_WHOM = {  # by the number of processes: the signals, and to which of the processes each is sent
+    1: {signal.SIGKILL: [[0]], signal.SIGTERM: [[0]], signal.SIGINT: [[0]]},
+    2: {signal.SIGKILL: [[0], [1], [0, 1]], signal.SIGTERM: [[0], [0, 1]]},
+}
 WAYS = ("in the first seconds", "at any time", "after a step", "at a file operation", "within a write", "at the end")
 LAST = 25  # file operations at the end of a run: the last checkpoints, tables, figures and the record
-INTERRUPTED = 130
+FEW_SYNCS = 4  # among as many at the start
+TRIES = 5  # for a first kill that meets the run; one at any time may come when it has ended
+INTERRUPTED = (130, 128 + signal.SIGTERM)  # the latter where another process was waited for
 ANOTHER_ENDED = "another process of this run ended"
 PLACES_AND_TIMES = {"started", "command", "overrides", "first_checkpoint", "wall_clock_s"}  # of a record
 
@@ -77,34 +83,41 @@ def start(name, cwd, *words, setup=deaf_to_nothing):
 
 
 def killed(draw, name, way, cwd, words, whole):
-    """Start a run and kill it in one of the ways; what it said, and what was done to it."""
-    _, operations, seconds = whole
-    number = draw.choice(SIGNALS[PROCESSES[name]])
+    """Start a run and kill it in one of the ways; what it said, and what was done to it.
+
+    A resumed run, of which little may be left, is met near its start.
+    """
+    run, operations, seconds = whole
+    number = draw.choice([*TO_WHOM[PROCESSES[name]]])
     if way == "in the first seconds" and PROCESSES[name] == 1:
         return killed_while_it_imports(draw, name, cwd, words, number)
     if way in ("at any time", "in the first seconds"):
-        after, announced = draw.uniform(0, seconds if way == "at any time" else 1), Announced()
+        after = draw.uniform(0, seconds if way == "at any time" and not words else 1)
+        ranks, announced = draw.choice(TO_WHOM[PROCESSES[name]][number]), Announced()
         processes = start(name, cwd, *words, setup=announced)
         announced.wait(after)
-        for process in processes if number == signal.SIGKILL else processes[:1]:
-            os.kill(process.pid, number)
-        return end_together(processes), f"{number.name} after {after:.2f} s"
+        for rank in ranks:
+            os.kill(processes[rank].pid, number)
+        return end_together(processes), f"{number.name} to {ranks} after {after:.2f} s"
     if way == "after a step":
-        step = draw.randint(1, STEPS)
-        setup, said = AfterStep(step, number), f"{number.name} after {step} steps"
-    else:
-        half = way == "within a write"
-        points = [i for i, operation in enumerate(operations, 1) if not half or operation.startswith("fsync")]
-        point = draw.choice(points[-LAST:] if way == "at the end" else points)
-        number = signal.SIGKILL if half else number
-        setup = FileOperations(cwd / "outputs", cwd / "made of", point, number, half)
-        said = f"{number.name} at file operation {point} ({operations[point - 1]} of the whole run)"
-    return end_together(start(name, cwd, *words, setup=setup)), said
+        step = draw.randint(1, 3 if words else record(run)["steps"])
+        done = end_together(start(name, cwd, *words, setup=dies_after(step=step, number=number)))
+        return done, f"{number.name} after {step} steps"
+    half = way == "within a write"
+    number = signal.SIGKILL if half else number
+    count = sum(operation.startswith("fsync ") for operation in operations) if half else len(operations)
+    last = FEW_SYNCS if half else LAST
+    first = count - LAST + 1 if way == "at the end" and not words else 1
+    point = draw.randint(first, last if words else count)
+    setup = FileOperations(cwd / "outputs", cwd / "made of", point, number, half)
+    done = end_together(start(name, cwd, *words, setup=setup))
+    at = (cwd / "made of").read_text().splitlines()[-1]
+    return done, f"{number.name} at {'sync' if half else 'file operation'} {point}: {at}"
 
 
 def killed_while_it_imports(draw, name, cwd, words, number):
     """In a process of its own, which imports for seconds before it begins."""
-    after = draw.uniform(0, 8)
+    after = draw.uniform(0, 5 if words else 8)
     command = [sys.executable, str(ROOT / "train.py"), *RUNS[name], *words]
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                preexec_fn=deaf_to_nothing, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
@@ -132,21 +145,49 @@ def files(run):
     return sorted(str(file.relative_to(run)) for file in run.rglob("*"))
 
 
+def pair(number):
+    """The run and the way of a kill: each run meets each way."""
+    return [*RUNS][number % len(RUNS)], WAYS[sum(divmod(number, len(RUNS))) % len(WAYS)]
+
+
+def test_every_run_is_killed_in_every_way():
+    assert {*map(pair, range(len(RUNS) * len(WAYS)))} == {*itertools.product(RUNS, WAYS)}
+
+
+def check_end(all_said):
+    for done in all_said:
+        if not met_python_itself(done):
+            assert_no_traceback(done)
+        alone = ANOTHER_ENDED in done.stderr and len(all_said) > 1
+        assert done.returncode <= 0 or done.returncode in INTERRUPTED or alone, done.stderr
+
+
+def kill_it(draw, name, way, cwd, whole, kills):
+    """Kill and resume a run several times in a row; ``kills`` takes what was done, and whether it met the run.
+
+    The first does: where the run had ended before, it is drawn again.
+    """
+    wanted, tries = draw.choice([1, 1, 2, 3]), 0
+    while len(kills) < wanted:
+        all_said, what = killed(draw, name, way, cwd, ["resume=true"] * bool(kills), whole)
+        kills.append({"what": what, "landed": any(done.returncode for done in all_said)})
+        check_end(all_said)
+        if not kills[0]["landed"]:
+            tries += 1
+            assert tries < TRIES, f"no kill met the run; the last was {what}"
+            kills.clear()
+            shutil.rmtree(cwd / "outputs")
+
+
 def test_a_run_that_is_killed_and_resumed_is_the_same_run(kill, whole, tmp_path):
-    name = [*RUNS][kill.number % len(RUNS)]
-    way = WAYS[(kill.number + kill.number // len(RUNS)) % len(WAYS)]
+    name, way = pair(kill.number)
     uninterrupted, run, kills = whole(name), tmp_path / "outputs/x", []
     kill.told |= {"way": way, "run": name, "kills": kills}
-    for _ in range(kill.choice([1, 1, 2, 3])):
-        words = ["resume=true"] * bool(kills)
-        all_said, what = killed(kill, name, way, tmp_path, words, uninterrupted)
-        kills.append(what)
-        for done in all_said:
-            if not met_python_itself(done):
-                assert_no_traceback(done)
-            alone = ANOTHER_ENDED in done.stderr and len(all_said) > 1
-            assert done.returncode <= 0 or done.returncode == INTERRUPTED or alone, done.stderr
-    at_work = (run / "checkpoints/last.ckpt").exists() and record(run)["status"] != "finished"
+    kill_it(kill, name, way, tmp_path, uninterrupted, kills)
+    found = record(run) if (run / "result.json").exists() else {}
+    lost = found.get("status") == "failed" and PROCESSES[name] > 1 and found["reason"].startswith(ANOTHER_ENDED)
+    assert found.get("status") in (None, "running", "interrupted", "finished") or lost, found
+    at_work = (run / "checkpoints/last.ckpt").exists() and found.get("status") != "finished"
     log = run / "train.log"
     before = log.stat().st_size if at_work else 0
     for done in end_together(start(name, tmp_path, "resume=true")):

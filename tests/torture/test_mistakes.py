@@ -7,12 +7,14 @@ refused in a line, before a folder is made. An *odd* value may be legal: then th
 import functools
 import json
 import math
+import subprocess
 import types
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from support import TEXT, TINY, Forked, run_script
-from support.torture import assert_no_traceback, assert_refused, ended
+from support.graphs import ARM, GRAPH
+from support.torture import LIMIT_S, Hang, assert_no_traceback, assert_refused, ended
 
 from neutreno.config.building import locate
 from neutreno.config.composing import compose
@@ -26,10 +28,11 @@ SCENES += ["model.depth=1", "model.decoder_depth=1", "model.embed_dim=16", "mode
 RUNS = {
     "images": [*TINY, "trainer.max_epochs=1", "name=x"],
     "text": [*TEXT, "trainer.max_steps=4"],
+    "graph": [*GRAPH, *ARM, "trainer.max_steps=4", "name=x"],
     "scenes": [*SCENES, "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "probe.num_samples=4", "name=x"],
 }
-GROUPS = ("attention", "block", "model", "data", "trainer", "logger", "experiment", "recipe")
-IN_A_PROCESS_OF_ITS_OWN = 25
+GROUPS = ("attention", "block", "norm", "propagation", "model", "data", "trainer", "logger", "experiment", "recipe")
+IN_A_PROCESS_OF_ITS_OWN = 21  # one in so many; shares no factor with the number of ways
 NOT_ODD = {  # legal values would start other processes or machines, write elsewhere, or be as large as they say
     *("trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator", "trainer.plugins"),
     *("launcher.max_parallel", "name", "output_dir", "data.num_workers", "preflight", "compile", "resume"),
@@ -183,7 +186,10 @@ WAYS = {
 def run(words, cwd, cold):
     if not cold:
         return ended(Forked("train.py", *words, cwd=cwd))
-    return run_script("train.py", *words, cwd=cwd)
+    try:
+        return run_script("train.py", *words, cwd=cwd, timeout_s=LIMIT_S)
+    except subprocess.TimeoutExpired as late:
+        raise Hang(f"{' '.join(words)}: still running after {LIMIT_S} s; {late.stderr}") from None
 
 
 def test_a_mistake_is_refused_in_a_line(mistake, tmp_path):

@@ -14,8 +14,8 @@ HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)
-def as_it_was(monkeypatch):
-    """Python's own handlers before and after, whatever started the tests; no process ends here."""
+def as_it_was():
+    """Python's own handlers within a test, whatever started the tests; theirs after it."""
     before = [signal.signal(signal.SIGTERM, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)]
     yield
     for number, handler in zip(HANDLED, before, strict=True):
@@ -87,12 +87,23 @@ def test_a_forked_process_ends_at_the_signal_by_itself():
 
 
 @pytest.mark.parametrize("environment", [{"LOCAL_RANK": "0"}, {}, {"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}])
-def test_only_a_rank_that_another_started_ends_with_it(monkeypatch, environment):
-    """Others may inherit the variable: a shell below rank 0, ranks of torchrun."""
+def test_what_merely_inherits_the_variable_does_not_end_with_rank_zero(monkeypatch, environment):
+    """A shell below rank 0, ranks of torchrun."""
+    assert parents(monkeypatch, environment) == []
+
+
+def test_a_rank_that_rank_zero_started_ends_with_it(monkeypatch):
+    assert parents(monkeypatch, {"LOCAL_RANK": "1"}) == [123]
+
+
+def parents(monkeypatch, environment):
+    """With which processes this one would end, where 123 starts the other ranks."""
+    found = []
     for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in {STARTED_BY: "1", **environment}.items():
+    for name, value in {STARTED_BY: "123", **environment}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(module, "die_with", lambda parent: pytest.fail("this process would end"))
+    monkeypatch.setattr(module, "die_with", found.append)
     die_with_rank_zero()
     assert STARTED_BY not in os.environ
+    return found

@@ -4,24 +4,11 @@ import json
 
 import pytest
 from support import assert_one_line_error, result, run_forked, train
-from support.graphs import write_planetoid
+from support.graphs import ARM, GRAPH, write_planetoid
 from support.same_run import assert_same_run, dies_after, load, train_killed
 
 from neutreno.config.composing import compose
 from neutreno.tablefiles import read_table, tables_in
-
-# A run of a second: four layers, twelve steps, a validation of Lightning's after every fourth.
-GRAPH = [
-    "data=digits_graph",
-    "model.depth=4",
-    "model.hidden=8",
-    "trainer.max_steps=12",
-    "trainer.log_every_n_steps=1",
-    "data.val_every_n_steps=4",
-    "probe.every_n_epochs=1",
-    "trainer.accelerator=cpu",
-]
-ARM = ["propagation=neutreno", "propagation.anchor=shuffled", "norm=group", "checkpoint.every_n_steps=3"]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +53,7 @@ REFUSED = {
     "data=digits_graph trainer.devices=2 trainer.accelerator=cpu": "one batch, for one process, not 2",
     "data=digits_graph data.batch_size=2": "should be 1",
     "data=digits_graph trainer.max_steps=75": "not a multiple of data.val_every_n_steps=50",
+    "data=digits_graph norm=group model.depth=abc": "model.depth=abc should be a valid integer",
     "data=digits norm=group": "model=deit_neutreno has no axis norm; its axes are attention, block",
     "data=digits model=gcn": "this model is not made for this data set",
 }

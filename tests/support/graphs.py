@@ -24,6 +24,7 @@ class Calls:
     def __reduce__(self):
         return self.called
 
+
 # A run of a second: four layers, twelve steps, a validation of Lightning's after every fourth.
 GRAPH = [
     "data=digits_graph",

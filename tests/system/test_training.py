@@ -362,7 +362,7 @@ BAD_INPUT = {
     "torchvision without a folder": (["data=cifar10", "data.reader=torch/cifar10"], ["data.root=FOLDER"]),
     "rate for a batch of nobody": (["+task.lr_batch=512"], ["task.lr_batch=512 needs task.batch_size"]),
     "unknown key": (["attention.lamm=0.2"], ["no key attention.lamm", "did you mean attention.lam"]),
-    "unknown option": (["model=resnet"], ["no option model=resnet; available: ", "deit_neutreno"]),
+    "unknown option": (["model=swin"], ["no option model=swin; available: ", "deit_neutreno"]),
     "not a key=value": (["lam"], ["lam is not KEY=VALUE"]),
     "lam is a word": (["attention.lam=abc"], ["attention.lam=abc should be a valid number"]),
     "lam is negative": (["attention.lam=-1"], ["attention.lam=-1 should be greater than or equal to 0"]),

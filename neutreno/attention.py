@@ -12,6 +12,8 @@ A is the row-softmax of Q Kᵀ / √D and D = 11ᵀ / N the uniform average; in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -141,6 +143,12 @@ class SoftmaxAttention(nn.Module):
         """Queries, keys and values of tokens (B, N, C): three of (B, H, N, D)."""
         batch, tokens, _ = x.shape
         return self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def averaged(self, x: Tensor, v0: Tensor | None = None) -> dict[str, Callable]:
+        """What makes ``weights``, ``kernel`` and ``values`` of :class:`neutreno.oversmoothing.metrics.LayerTokens`."""
+        q, k, v = self.project(x)
+        weights = partial(self.weights, q, k)
+        return {"weights": weights, "kernel": weights, "values": lambda: (v, v if v0 is None else v0)}
 
     def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q, k, v = self.project(x)

@@ -89,6 +89,17 @@ class Step(nn.Module):
     def average(self, v: Tensor, graph: Graph) -> Tensor:
         return graph(v)
 
+    def averaged(self, v: Tensor, graph: Graph, v0: Tensor | None = None) -> dict[str, Callable]:
+        """What makes ``kernel`` and ``values`` of :class:`neutreno.oversmoothing.metrics.LayerTokens`.
+
+        Â V is a step on J of V / √deg under the kernel A + I, and with λ̃ (V_0 − V) it is one on E.
+        """
+        root = graph.degrees.to(v.dtype).sqrt()[:, None]
+        return {
+            "kernel": lambda: graph.dense(torch.ones_like(graph.weights))[None, None],
+            "values": lambda: tuple(x[None] / root for x in (v, v if v0 is None else v0)),
+        }
+
     def forward(self, v: Tensor, graph: Graph, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         out = self.average(v, graph)
         return self.norm(out if v0 is None else self.propagation(out, v, v0)), v
@@ -105,6 +116,9 @@ class Convolution(Step):
         super().__init__(lin.out_features, propagation, norm)
         self.lin, self.residual = lin, residual
         nn.init.xavier_uniform_(self.lin.weight)
+
+    def averaged(self, x: Tensor, graph: Graph, v0: Tensor | None = None) -> dict[str, Callable]:
+        return super().averaged(self.lin(x), graph, v0)
 
     def forward(self, x: Tensor, graph: Graph, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         out, v = super().forward(self.lin(x), graph, v0)
@@ -124,11 +138,19 @@ class AttentionConvolution(Convolution):
         for weight in (self.att_src, self.att_dst):
             nn.init.xavier_uniform_(weight[None])
 
-    def average(self, v: Tensor, graph: Graph) -> Tensor:
+    def weights(self, v: Tensor, graph: Graph) -> Tensor:
+        """A's entries, (E + N,)."""
         src, dst = ((v @ weight)[0] for weight in (self.att_src, self.att_dst))
         scores = src.index_select(0, graph.source) + dst.index_select(0, graph.target)
-        weights = graph.softmax(F.leaky_relu(scores, 0.2))
-        return graph.weighted(F.dropout(weights, self.attn_drop, self.training), v)
+        return graph.softmax(F.leaky_relu(scores, 0.2))
+
+    def average(self, v: Tensor, graph: Graph) -> Tensor:
+        return graph.weighted(F.dropout(self.weights(v, graph), self.attn_drop, self.training), v)
+
+    def averaged(self, x: Tensor, graph: Graph, v0: Tensor | None = None) -> dict[str, Callable]:
+        v, told = self.lin(x), {}
+        told["weights"] = told["kernel"] = lambda: graph.dense(self.weights(v, graph))[None, None]
+        return {**told, "values": lambda: (v[None], v[None] if v0 is None else v0[None])}
 
 
 class InitialResidualConvolution(Step):

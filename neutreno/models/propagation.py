@@ -56,6 +56,15 @@ class Graph(nn.Module):
         pattern = self.pattern
         return product(self.weights, v[0], pattern, pattern)[None]
 
+    @property
+    def degrees(self) -> Tensor:
+        """Of each node, its self-loop included: (N,)."""
+        return self.starts.diff()
+
+    def dense(self, values: Tensor) -> Tensor:
+        """(N, N) with a value (E + N,) for every edge and self-loop: for the energies, which hold a whole kernel."""
+        return values.new_zeros(self.num_nodes, self.num_nodes).index_put((self.target, self.source), values)
+
     def weighted(self, values: Tensor, v: Tensor) -> Tensor:
         """S v, with a value (E + N,) for every edge and self-loop in place of Â's; differentiable in both."""
         pattern = self.pattern

@@ -63,15 +63,17 @@ def _distance(u: Tensor, end: Tensor, kernel: Tensor) -> Tensor:
 def measure_energies(model: nn.Module, samples: Any, batch_size: int = 8, **fixed: Any) -> list[dict[str, Any]]:
     """The layer-wise metrics J and G of a model's native values, and the cosine similarity, of all tokens per stack.
 
-    Layer k of J and G is the attention of block k, from 1, on the tokens that enter it; of ``cosine`` what leaves
-    block k, layer 0 being the embedding. ``samples`` as for :func:`neutreno.oversmoothing.measure.measure`.
+    Layer k of J and G is the attention of block k, from 1, on the tokens that enter it, or the propagation of layer k
+    of a graph network; of ``cosine`` what leaves block k, layer 0 being the embedding. ``samples`` as for
+    :func:`neutreno.oversmoothing.measure.measure`.
 
     Raises:
-        InputError: the model does not use the project's attention, whose values are measured.
+        InputError: the model has neither the project's attention nor its propagation, whose values are measured.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the layer-wise metric [JG] needs")  # said below
         rows = measure(model, samples, ["J", "G", "cosine"], batch_size=batch_size, **fixed)
     if not any(row["metric"] == "J" for row in rows):
-        raise InputError(f"{type(model).__name__} does not use this project's attention, whose values are measured")
+        own = "attention or propagation, whose values are measured"
+        raise InputError(f"{type(model).__name__} does not use this project's {own}")
     return [row for row in rows if row["subset"] == ALL]

@@ -46,13 +46,19 @@ def self_attentions(layer: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in found if not _CROSS.search(f"{name} {type(module).__name__}")}
 
 
+def passes_messages(module: nn.Module) -> bool:
+    """Whether it is a graph layer of PyTorch Geometric's kind."""
+    return all(callable(getattr(module, name, None)) for name in ("propagate", "message"))
+
+
 def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> list[Layer]:
     """The layers of ``model``, in the order of its modules.
 
     Those that it names itself, by ``token_layers() -> {stack: [name of the module]}``, where a stage of maps is
     ``(name, channels)``; else the blocks of its trunks; else every child of an ``nn.ModuleList`` or ``nn.Sequential``
     that holds self-attention (``nn.MultiheadAttention``, or a class whose name has "attention" or "attn" in it) and
-    weight matrices outside of attention, and no such layer within itself.
+    weight matrices outside of attention, and no such layer within itself; else every such child that holds a graph
+    layer of PyTorch Geometric, and those that are in none.
 
     Raises:
         InputError: there is none, or nothing has a name given by ``layers``.
@@ -67,14 +73,29 @@ def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
     found = _children(named, Trunk) or [
         layer for layer in _children(named, nn.ModuleList | nn.Sequential) if _is_layer(layer.module)
     ]
-    found = [a for a in found if not any(b.name.startswith(f"{a.name}.") for b in found)]
-    if not found:
-        raise InputError(
-            f"no transformer layers found in {type(model).__name__}: looked for children of an nn.ModuleList or "
-            "nn.Sequential that hold self-attention (nn.MultiheadAttention, or a class named …Attention or …Attn) and "
-            f"weight matrices beside it; name them by layers=, e.g. layers='blocks.*'; {_containers(named)}"
-        )
-    return found
+    if found := _innermost(found) or _graph_layers(named):
+        return found
+    raise InputError(
+        f"no layers found in {type(model).__name__}: looked for children of an nn.ModuleList or nn.Sequential that "
+        "hold self-attention (nn.MultiheadAttention, or a class named …Attention or …Attn) and weight matrices beside "
+        "it, and for graph layers of PyTorch Geometric; name them by layers=, e.g. layers='blocks.*'; "
+        f"{_containers(named)}"
+    )
+
+
+def _innermost(layers: list[Layer]) -> list[Layer]:
+    return [a for a in layers if not any(b.name.startswith(f"{a.name}.") for b in layers)]
+
+
+def _graph_layers(named: Mapping[str, nn.Module]) -> list[Layer]:
+    passing = [name for name, module in named.items() if name and passes_messages(module)]
+    children = _children(named, nn.ModuleList | nn.Sequential)
+    held = _innermost([a for a in children if any(f"{name}.".startswith(f"{a.name}.") for name in passing)])
+    alone = [name for name in passing if not any(f"{name}.".startswith(f"{a.name}.") for a in held)]
+    outermost = [a for a in alone if not any(a.startswith(f"{b}.") for b in alone)]
+    found = held + [Layer(name.rpartition(".")[0], name, named[name]) for name in outermost]
+    order = {name: number for number, name in enumerate(named)}
+    return sorted(found, key=lambda layer: order[layer.name])
 
 
 def _children(named: Mapping[str, nn.Module], kind: Any) -> list[Layer]:
@@ -118,7 +139,10 @@ def first_tensor(value: Any) -> Tensor | None:
 
 
 def tokens_in(x: Tensor, layer: Layer) -> Tensor | None:
-    """(B, N, C) of what a layer gives: of tokens, of torch's (N, B, C), of maps (B, H, W, C) or (B, C, H, W)."""
+    """(B, N, C) of what a layer gives: of tokens, of torch's (N, B, C), of maps (B, H, W, C) or (B, C, H, W).
+
+    Nodes of graphs stay (N, C), whose samples the batch tells.
+    """
     modules = list(layer.module.modules())
     if x.ndim == 4:  # channels stand first where a layer convolves; of a stage, the shape tells, or its model
         first = any(isinstance(m, nn.Conv2d) for m in modules)
@@ -126,6 +150,8 @@ def tokens_in(x: Tensor, layer: Layer) -> Tensor | None:
             told = (x.shape[1] == layer.channels) != (x.shape[-1] == layer.channels)
             first = x.shape[1] == layer.channels if told else not layer.channels_last
         return x.flatten(2).mT if first else x.flatten(1, 2)
+    if x.ndim == 2 and any(map(passes_messages, modules)):
+        return x
     if x.ndim != 3:
         return None
     of_torch = [m for m in modules if isinstance(m, nn.MultiheadAttention)]

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from neutreno.errors import InputError, check_number
-from neutreno.oversmoothing.metrics import LayerTokens, Metric, named_metrics
+from neutreno.oversmoothing.metrics import OF_LAYER, LayerTokens, Metric, named_metrics
 from neutreno.oversmoothing.recorder import Place, record
 from neutreno.reports.layers import ALL
 
 # A row of every table of layer-wise metrics: where, what, of which tokens, and over how many samples.
 COLUMNS = ("stack", "name", "layer", "subset", "metric", "mean", "sd", "samples", "tokens", "dim")
-ATTENTION = {"weights", "values"}  # what a metric may need of a layer's attention
 
 
 def measure(
@@ -61,7 +60,7 @@ def measure(
     """
     check_number("batch_size", batch_size, 1, integer=True)
     found = _Measured(named_metrics(metrics, "metrics"), getattr(model, "token_subsets", lambda stack, tokens: {}))
-    attention = any({*metric.needs} & ATTENTION for metric in found.metrics)
+    attention = any({*metric.needs} & {*OF_LAYER} for metric in found.metrics)
     ran = record(model, _each(batches, batch_size), layers, found.take, attention)
     rows = found.rows([layer.stack for layer in ran])
     for name, reason in found.reasons().items():
@@ -107,10 +106,10 @@ class _Measured:
 
     def reasons(self) -> dict[str, str]:
         """Why metrics were left out; layer 0 and subsets have no attention, which is no reason."""
-        said = {"weights": "attention weights", "values": "the values of attention"}
+        said = {"weights": "attention weights", "kernel": "a kernel", "values": "the values that are averaged"}
         found: dict[str, str] = {}
         for (name, place, subset), missing in self.missing.items():
-            if not {*missing} <= ATTENTION or (place.layer and subset == ALL):
+            if not {*missing} <= {*OF_LAYER} or (place.layer and subset == ALL):
                 what = " and ".join(said.get(need, need) for need in missing)
                 found.setdefault(name, f"needs {what}, which are not there (in {place.name})")
         return found

@@ -33,7 +33,8 @@ from neutreno.functional import J as smoothing_functional
 from neutreno.functional import fidelity_weights
 from neutreno.oversmoothing import groups
 
-NEEDS = ("labels", "inputs", "weights", "values")  # what a metric may ask for beside the features
+OF_LAYER = ("weights", "kernel", "values")  # made by the layer itself, a batch at a time
+NEEDS = ("labels", "inputs", *OF_LAYER)  # what a metric may ask for beside the features
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,11 @@ class LayerTokens:
         mask: which tokens count, (B, N); None: all. Padding and token subsets are masks.
         labels: of the samples, (B, …), as the data gives them; None: there are none.
         inputs: what the network was given, (B, …).
-        weights: makes A (B, H, N, N) of the layer's attention; None where the layer has none that can be rebuilt.
-        values: makes V_l and V_0 (B, H, N, D), the layer's values and those of the first layer of its stack.
+        weights: makes A (B, H, N, N) of the layer's attention, rows that sum to 1; None where the layer has none that
+            can be rebuilt.
+        kernel: makes K (B, H, N, N) of J: of attention A; of Â of a graph, A + I.
+        values: makes V_l and V_0 (B, H, N, D), the layer's values and those of the first layer of its stack; of Â of a
+            graph, over √deg.
     """
 
     features: Tensor
@@ -54,6 +58,7 @@ class LayerTokens:
     labels: Tensor | None = None
     inputs: Tensor | None = None
     weights: Callable[[], Tensor] | None = None
+    kernel: Callable[[], Tensor] | None = None
     values: Callable[[], tuple[Tensor, Tensor]] | None = None
 
     def counting(self) -> Tensor:
@@ -71,8 +76,9 @@ class LayerTokens:
     def of(self, samples: Tensor) -> LayerTokens:
         """The same of some samples alone, (B,) of booleans."""
         chosen = {name: value[samples] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        if self.weights is not None:
-            chosen["weights"] = lambda: self.weights()[samples]
+        for name in ("weights", "kernel"):
+            if (make := getattr(self, name)) is not None:
+                chosen[name] = lambda make=make: make()[samples]
         if self.values is not None:
             chosen["values"] = lambda: tuple(v[samples] for v in self.values())
         return replace(self, **chosen)
@@ -109,7 +115,7 @@ def layerwise_metric(
         raise ValueError(f"{name!r} is no name of a layer-wise metric; write letters, digits and _")
     if unknown := set(needs) - {*NEEDS}:
         raise ValueError(f"a layer-wise metric may need {', '.join(NEEDS)}, not {', '.join(sorted(unknown))}")
-    if whole_set and {"weights", "values"} & {*needs}:
+    if whole_set and {*OF_LAYER} & {*needs}:
         raise ValueError("attention is made a batch at a time: a metric over the whole set cannot have it")
 
     def register(function: Callable) -> Callable:
@@ -257,24 +263,26 @@ def of_attention(tokens: LayerTokens) -> Tensor:
     return attention_entropy(tokens.weights())
 
 
-@layerwise_metric(needs=["weights", "values"])
+@layerwise_metric(needs=["kernel", "values"])
 def J(tokens: LayerTokens) -> Tensor:
     """The smoothing functional J of the layer's values under its native attention, summed over heads, over ‖V_l‖².
 
-    u = V_l, K = A_l, whose rows sum to 1: 0 if all tokens have one value. Divided, so that layers compare.
+    u = V_l, K = A_l, whose rows sum to 1: 0 if all tokens have one value. Divided, so that layers compare. In a graph
+    network without attention u = V_l / √deg and K = A + I, under which Â V_l is a step on J, and J is the Dirichlet
+    energy of the normalised graph.
     """
     v, _ = tokens.values()
-    return _relative(smoothing_functional(v.double(), tokens.weights().double()), v)
+    return _relative(smoothing_functional(v.double(), tokens.kernel().double()), v)
 
 
-@layerwise_metric(needs=["weights", "values"])
+@layerwise_metric(needs=["kernel", "values"])
 def G(tokens: LayerTokens) -> Tensor:
     """The fidelity term G of the layer's values, f = V_0, summed over heads, over ‖V_l‖²; 0 if V_l = V_0.
 
     λ(x) = 1 / Δt(x), so it is that of λ̃ = 1 and is told of softmax attention too; E is J + λ̃ G.
     """
-    (v, v0), weights = tokens.values(), tokens.weights().double()
-    return _relative(fidelity_term(v.double(), v0.double(), fidelity_weights(weights, 1.0)), v)
+    (v, v0), kernel = tokens.values(), tokens.kernel().double()
+    return _relative(fidelity_term(v.double(), v0.double(), fidelity_weights(kernel, 1.0)), v)
 
 
 def _relative(energy: Tensor, v: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
-from neutreno.attention import SoftmaxAttention
 from neutreno.errors import InputError
 from neutreno.oversmoothing.layers import Layer, find_layers, first_tensor, tokens_in
 from neutreno.oversmoothing.metrics import LayerTokens
@@ -48,21 +48,21 @@ class _Recorder:
             return (~mask if mask.dtype == torch.bool else mask == 0) if isinstance(mask, Tensor) else None
 
         self.calls: Counter[str] = Counter()  # by stack
-        self.attended: dict[nn.Module, tuple[Tensor, ...]] = {}  # of an attention: q, k, v, V_0
+        self.averaged: dict[nn.Module, dict[str, Callable]] = {}  # by what averages values in a layer
         self.labels = labels
         self.inputs = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        graphs = kwargs.get("batch")  # PyTorch Geometric's: the graph of each node, sorted
+        self.nodes = graphs.bincount().tolist() if isinstance(graphs, Tensor) and len(graphs) else None
         own = real("attention_mask", "src_key_padding_mask")
         decoder = real("decoder_attention_mask", "tgt_key_padding_mask")
         self.masks = (own, decoder) if self.decoders else (decoder if own is None else own, None)
 
     def hooks(self, layer: Layer, attention: bool) -> Iterator[RemovableHandle]:
-        """Hook a layer; with ``attention`` its values and weights are handed on, too."""
-        own = next((m for m in layer.module.modules() if attention and isinstance(m, SoftmaxAttention)), None)
+        """Hook a layer; with ``attention`` what its ``averaged(…)`` tells of its values is handed on, too."""
+        own = next((m for m in layer.module.modules() if attention and hasattr(m, "averaged")), None)
 
-        def attend(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            x, v0, *_ = *args, kwargs.get("v0"), None
-            q, k, v = module.project(x)
-            self.attended[module] = (q, k, v, v if v0 is None else v0)
+        def average(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            self.averaged[module] = module.averaged(*args, **kwargs)
 
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             if self.calls[layer.stack] == 0:
@@ -73,32 +73,40 @@ class _Recorder:
             self.record(layer, first_tensor(output), own)
 
         if own is not None:
-            yield own.register_forward_pre_hook(attend, with_kwargs=True)
+            yield own.register_forward_pre_hook(average, with_kwargs=True)
         if layer.channels is None:  # what enters a stage has no shape that could be told
             yield layer.module.register_forward_pre_hook(enter, with_kwargs=True)
         yield layer.module.register_forward_hook(leave)
 
     def record(self, layer: Layer, x: Tensor | None, attention: nn.Module | None = None) -> None:
         x = None if x is None else tokens_in(x, layer)
+        mask, given = self.masks[layer.stack in self.decoders], (self.labels, self.inputs)
+        if x is not None and x.ndim == 2:
+            x, mask, *given = self.by_graph(x)
         if x is None or x.shape[1] < 2:
             what = "gives no tokens" if x is None else "has a single token"
             warnings.warn(f"{layer.name} {what}; left out", stacklevel=2)
             return
-        mask = self.masks[layer.stack in self.decoders]
         if mask is not None and mask.shape != x.shape[:2]:
             shapes = f"{tuple(mask.shape)}, the tokens {tuple(x.shape[:2])}"
             warnings.warn(f"the padding mask has the shape {shapes} in {layer.name}; all are measured", stacklevel=2)
             mask = None
-        given = [y if y is not None and y.ndim and len(y) == len(x) else None for y in (self.labels, self.inputs)]
+        given = [y if y is not None and y.ndim and len(y) == len(x) else None for y in given]
         mask, labels, inputs = (None if y is None else y.to(x.device) for y in (mask, *given))
-        weights = values = None
-        if attention in self.attended:
-            q, k, v, v0 = self.attended[attention]
-            weights, values = cache(lambda: attention.weights(q, k)), lambda: (v, v0)
-        tokens = LayerTokens(x, mask, labels, inputs, weights, values)
+        told = {name: cache(make) for name, make in self.averaged.get(attention, {}).items()}
+        tokens = LayerTokens(x, mask, labels, inputs, **told)
         if mask is not None and not mask.any(1).all():
             tokens = tokens.of(mask.any(1))  # samples of padding alone
         self.take(Place(layer.stack, self.calls[layer.stack], layer.name), tokens)
+
+    def by_graph(self, x: Tensor) -> list[Tensor | None]:
+        """Nodes (N, C), their mask, labels and inputs as samples, one a graph; no nodes where others are left of it."""
+        sizes = self.nodes or [len(x)]
+        if sum(sizes) != len(x):
+            return [None] * 4
+        given = (x, x.new_ones(len(x), dtype=torch.bool), self.labels, self.inputs)
+        alike = [y if y is not None and y.ndim and len(y) == len(x) else None for y in given]
+        return [None if y is None else pad_sequence(y.split(sizes), batch_first=True) for y in alike]
 
 
 def record(

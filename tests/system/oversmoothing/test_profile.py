@@ -120,7 +120,7 @@ def test_a_run_folder_is_profiled_on_its_own_data(tmp_path):
         (["hf:bert", "--layers", "blocks.*"], ["no module named 'blocks.*'", "encoder.layer (3 × BertLayer)"]),
         (["hf:bert", "--device", "none"], ["--device=none: Expected one of cpu, cuda"]),
         (["hf:bert", "--output", "no/folder/here"], ["could not write no/folder/here.csv: no folder no/folder"]),
-        (["timm:test_resnet", "--random-weights"], ["no transformer layers found in ResNet"]),
+        (["timm:test_resnet", "--random-weights"], ["no layers found in ResNet"]),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from neutreno.errors import InputError
+from neutreno.functional import descend
 from neutreno.models import sparse
 from neutreno.models.graph import APPNP, GAT, GCN, GCNII, SGC
 from neutreno.models.graph_norms import BatchNorm, GroupNorm, NodeNorm, NoNorm, PairNorm
@@ -58,6 +59,40 @@ def test_the_product_is_that_of_the_normalized_adjacency_forward_and_backward():
     v = torch.randn(1, NODES, 3, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(Graph(EDGES, NODES)(v)[0], dense() @ v[0])
     assert torch.autograd.gradcheck(Graph(EDGES, NODES), v)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.4])
+def test_propagation_is_a_step_on_E_of_the_values_over_the_roots_of_the_degrees(lam):
+    """Under the kernel A + I; λ̃ = 0 is a step on J."""
+    graph, kernel = Graph(EDGES, NODES), (dense() > 0).double()
+    v, v0 = torch.randn(2, 1, NODES, 3, dtype=torch.float64)
+    root = kernel.sum(1, keepdim=True).sqrt()
+    step = root * descend(v / root, kernel, v0 / root, lam)
+    torch.testing.assert_close(NeutrenoPropagation(lam)(graph(v), v, v0), step)
+
+
+@pytest.mark.parametrize("network", [GCN, GAT, SGC, GCNII])
+def test_the_energies_of_a_layer_are_those_of_its_values(network):
+    model = built(network, **({"propagation": NeutrenoPropagation} if network in WITH_V0 else {})).eval()
+    found = {(row["metric"], row["layer"]): row["mean"] for row in measure(model, features(), ["J", "G"])}
+    seen = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda layer, args, output: seen.append((layer, args[2], output[1][0])))
+    model(features())
+    for k, (layer, v0, v) in enumerate(seen, 1):
+        v0 = v if v0 is None else v0[0]
+        if network is GAT:
+            identity = torch.eye(NODES, dtype=torch.float64)[None]
+            a = model.graph.weighted(layer.weights(v[None], model.graph), identity)[0]
+            size, energy = v.square().sum(), (a * (v[:, None] - v).square().sum(-1)).sum() / 2
+            apart = ((a.sum(0) + 1) * (v - v0).square().sum(1)).sum() / 2
+        else:
+            size = (v.square().sum(1) / (dense() > 0).sum(1)).sum()
+            energy = (v * (v - dense() @ v)).sum()  # tr Vᵀ (I − Â) V
+            apart = (v - v0).square().sum()
+        assert found["J", k] == pytest.approx((energy / size).item()) and energy > 0
+        assert found["G", k] == pytest.approx((apart / size).item(), abs=1e-12)
+    assert found["G", 1] == 0 < found["G", 2] or network is GCNII
 
 
 def test_a_weighted_product_has_gradients_of_weights_and_values():

@@ -412,7 +412,7 @@ class Own(nn.Module):
             "NeutrenoAttention .* choose its λ̃ where the model",
         ),
         (lambda: timm.create_model("cait_xxs24_224", img_size=32, depth=2), "TalkingHeadAttn .* weighted means"),
-        (lambda: timm.create_model("resnet18"), "no transformer layers found in ResNet"),
+        (lambda: timm.create_model("resnet18"), "no layers found in ResNet"),
         (lambda: Own("functional"), "does not call Linear for its values"),
         (lambda: Own("values first"), "does not hand weighted means of its values"),
         (lambda: Own("gated"), "does not hand weighted means of its values"),

@@ -83,5 +83,5 @@ def test_energies_of_a_model_are_those_of_its_values_under_its_attention(kind):
 
 
 def test_a_model_with_attention_of_its_own_is_refused():
-    with pytest.raises(InputError, match="does not use this project's attention"):
+    with pytest.raises(InputError, match="does not use this project's attention or propagation"):
         measure_energies(timm_model("test_vit"), torch.randn(2, 3, 160, 160))

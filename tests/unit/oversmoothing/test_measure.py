@@ -362,7 +362,7 @@ def test_two_metrics_of_one_name_and_functions_that_are_none_are_refused():
         named_metrics(["cosine", f"{__name__}.another"])
     with pytest.raises(InputError, match="two layer-wise metrics are named cosine"):
         probed([f"{__name__}.another"])
-    with pytest.raises(ValueError, match="may need labels, inputs, weights, values, not colour"):
+    with pytest.raises(ValueError, match="may need labels, inputs, weights, kernel, values, not colour"):
         layerwise_metric(needs=["colour"])
     with pytest.raises(ValueError, match="is no name"):
         layerwise_metric(name="mine.metric")

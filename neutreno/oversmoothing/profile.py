@@ -1,4 +1,4 @@
-"""Over-smoothing by layer of any transformer or graph network, as it is: timm's, Hugging Face's, PyTorch Geometric's, ours."""
+"""Over-smoothing by layer of any network as it is: timm's, Hugging Face's, PyTorch Geometric's, ours."""
 
 from __future__ import annotations
 

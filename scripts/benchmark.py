@@ -28,7 +28,7 @@ PARTS = {
     "graph_epoch": graph.bench_epoch,
 }
 PASSES = {kind: partial(attention.attention_pass, built) for kind, built in attention.ATTENTIONS.items()}
-PASSES |= {kind: partial(graph.norm_pass, built) for kind, built in graph.NORMS.items()}
+PASSES |= {kind: partial(graph.norm_pass, built) for kind, built in graph.NORMS.items()} | {"gain": graph.gain_pass}
 
 
 def main() -> None:

@@ -12,12 +12,15 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import benchmarks
 from benchmarks.attention import peak_mib
 from neutreno.evaluation.step_time import ratio, seconds
 from neutreno.models.graph import GCN
 from neutreno.models.graph_norms import GroupNorm, NoNorm
+from neutreno.models.sparse import FeatureLinear
+from neutreno.oversmoothing.metrics import LayerTokens, instance_information_gain
 
 NODES, EDGES, FEATURES, CLASSES = 2708, 5278, 1433, 7  # Cora's
 PUBMED = 19_717  # nodes
@@ -42,6 +45,23 @@ def norm_pass(kind: type[GroupNorm], nodes: int) -> Callable[[], None]:
     return lambda: layer(x).sum().backward()
 
 
+def gain_pass(nodes: int) -> Callable[[], None]:
+    """Instance information gain of a layer; of a small graph, the first call makes what all layers share."""
+    tokens = LayerTokens(torch.randn(1, nodes, 16), inputs=torch.rand(1, nodes, 500))
+    return lambda: instance_information_gain(tokens)
+
+
+def features_pass(layer: nn.Module) -> Callable[[], None]:
+    """Dropout of Cora's features and a linear layer, forward and backward."""
+    layer, x = layer.to(benchmarks.DEVICE).train(), bags_of_words()
+    return lambda: layer(x).sum().backward()
+
+
+def bags_of_words() -> torch.Tensor:
+    words = torch.rand(1, NODES, FEATURES, device=benchmarks.DEVICE) < 0.0127  # Cora's share
+    return F.normalize(words.float(), p=1.0, dim=-1)
+
+
 def random_edges(nodes: int, edges: int) -> torch.Tensor:
     """Both directions of random edges, (2, 2 · edges) or a few less: loops and duplicates are left out."""
     pairs = torch.randint(nodes, (2, edges))
@@ -49,12 +69,11 @@ def random_edges(nodes: int, edges: int) -> torch.Tensor:
     return torch.cat([pairs, pairs.flip(0)], 1).unique(dim=1)
 
 
-def training_step(depth: int, norm: Callable[..., torch.nn.Module]) -> Callable[[], None]:
+def training_step(depth: int, norm: Callable[..., nn.Module]) -> Callable[[], None]:
     network = GCN(FEATURES, CLASSES, random_edges(NODES, EDGES), num_nodes=NODES, depth=depth, norm=norm)
     network.to(benchmarks.DEVICE).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.0)
-    words = torch.rand(1, NODES, FEATURES, device=benchmarks.DEVICE) < 0.0127  # Cora's share
-    x, labels = F.normalize(words.float(), p=1.0, dim=-1), torch.full((NODES,), -100, device=benchmarks.DEVICE)
+    x, labels = bags_of_words(), torch.full((NODES,), -100, device=benchmarks.DEVICE)
     labels[: 20 * CLASSES] = torch.arange(20 * CLASSES, device=benchmarks.DEVICE) % CLASSES
 
     def once() -> None:
@@ -77,6 +96,15 @@ def bench_graph(repeats: int) -> list[tuple[str, str]]:
         rows.append((f"{what}: forward and backward", f"{1000 * spent:.2f} ms"))
         ours, theirs = (statistics.median(peak_mib(kind, nodes) for _ in range(3)) for kind in NORMS)
         rows.append(("its peak memory", f"{ours:.1f} MiB against {theirs:.1f} MiB"))
+    sparse = features_pass(FeatureLinear(FEATURES, 16, drop_rate=0.6))
+    dense = features_pass(nn.Sequential(nn.Dropout(0.6), nn.Linear(FEATURES, 16)))
+    what = "dropout of Cora's features and X W: of the words that occur against dense"
+    rows.append((what, ratio(sparse, dense, repeats)))
+    for nodes in (NODES, PUBMED):
+        call = gain_pass(nodes)
+        first, further = seconds(call), statistics.median(seconds(call) for _ in range(3))
+        what = f"instance information gain, N = {nodes:,}: the first layer, a further one, peak memory"
+        rows.append((what, f"{first:.2f} s, {further:.2f} s, {peak_mib('gain', nodes):.0f} MiB"))
     for depth in (2, 15, 30):
         for name, norm in {"no": NoNorm, "group": partial(GroupNorm, skip_weight=0.03)}.items():
             step = training_step(depth, norm)

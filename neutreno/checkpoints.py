@@ -118,22 +118,17 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
         InputError: there are none.
     """
     if Path(source).exists():
-        return by_name(read_checkpoint(checkpoint_file(source)), source)
+        return by_name(state_dict_of(read_checkpoint(checkpoint_file(source))), source)
     if not timm.is_model(str(source)):
         raise InputError(f"{source} is neither a run folder, nor a checkpoint file, nor the name of a timm model")
     return pretrained_timm_model(str(source)).state_dict()
 
 
-def by_name(content: dict[str, Any], source: str | Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint's ``content`` by name.
-
-    Raises:
-        InputError: there are none.
+def by_name(weights: Any, source: str | Path) -> dict[str, Tensor]:
     """
-    return _named(state_dict_of(content), source)
-
-
-def _named(weights: Any, source: str | Path) -> dict[str, Tensor]:
+    Raises:
+        InputError: these are no weights by name.
+    """
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise InputError(f"{source} holds no weights by name")
     return weights
@@ -217,7 +212,7 @@ def check_fit(module: nn.Module, weights: Any, source: str | Path) -> None:
     Raises:
         InputError: parameters are missing, unexpected or of another shape, and which option chooses the module's.
     """
-    own, weights = module.state_dict(), _named(weights, source)
+    own, weights = module.state_dict(), by_name(weights, source)
     differ = [name for name in own if name in weights and weights[name].shape != own[name].shape]
     problems = {
         "of another shape (file ≠ model)": [f"{k} {tuple(weights[k].shape)} ≠ {tuple(own[k].shape)}" for k in differ],

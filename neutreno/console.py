@@ -43,7 +43,8 @@ def quiet(rank: int, wait: bool = False) -> None:
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     root = logging.getLogger()
     nothing = logging.CRITICAL + 1  # brings it to the terminal before
-    waiting = logging.handlers.MemoryHandler(10**6, nothing, terminal, flushOnClose=False)
+    waiting = logging.handlers.MemoryHandler(10**6, nothing)  # without a target, nor does the end of Python
+    waiting.terminal = terminal
     waiting.setLevel(logging.WARNING)
     root.handlers = [waiting if wait else terminal] if rank == 0 else [logging.NullHandler()]
     root.setLevel(logging.INFO)
@@ -57,8 +58,9 @@ def begin() -> None:
     root = logging.getLogger()
     for handler in root.handlers:
         if isinstance(handler, logging.handlers.MemoryHandler):
+            handler.setTarget(handler.terminal)
             handler.flush()
-            root.handlers = [handler.target if one is handler else one for one in root.handlers]
+            root.handlers = [handler.terminal if one is handler else one for one in root.handlers]
 
 
 def log_to(file: Path) -> None:

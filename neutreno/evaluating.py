@@ -76,6 +76,7 @@ def weights_opened(composed: Composed) -> Opened:
     target = RunFolder(Path(config.output_dir) / "evaluations", config.name or evaluation_name(composed))
     data = build(settings["data"])
     model = build(settings["model"], **data.model_arguments())
+    data.check_model(model, settings["model"])
     data.check_batches(model)
     check_weights(settings, axes, other)
     task = build(settings["task"], model=model)
@@ -119,6 +120,7 @@ def made_ready(
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = build_trainer(settings["trainer"], **quiet)
     data.setup("validate")
+    data.check_limits(trainer)
     title = folder.resolve().name
     return Subject(task, data, trainer, settings, folder, title, source, other_variants=other_variants)
 

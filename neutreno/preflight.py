@@ -198,7 +198,8 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
     step_s, model_s = clock.total_s / clock.steps, clock.model_s / clock.steps
     waiting = 1 - model_s / step_s
     validation_s = clock.validation_batch_s * batches
-    validations = trainer.max_epochs // (trainer.check_val_every_n_epoch or 1) + 2  # last and best at the end
+    at_the_end = 1 if task.keeps_best else 2  # of the last weights, and of the best
+    validations = trainer.max_epochs // (trainer.check_val_every_n_epoch or 1) + at_the_end
     hours = (trainer.max_epochs * data.steps_per_epoch * step_s + validations * validation_s) / 3600
     lines = {
         "parameters": f"{sum(p.numel() for p in task.model.parameters()):,}",

@@ -72,8 +72,8 @@ def stopping(kill: Callable[[int], None] | None) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in STOPS}
-    before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}  # nohup ignores
+    before = {number: signal.getsignal(number) for number in STOPS}  # a shell has background jobs ignore SIGINT
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, stop.take)
     _stops.append(stop)
@@ -119,12 +119,24 @@ def _watch(kill: Callable[[int], None]) -> Callable[[], None]:
     return disarm
 
 
+def _hold() -> None:
+    """While a process is forked: Python forgets what comes between that and :func:`_alone`."""
+    if _stops:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+
+
+def _go_on() -> None:
+    if _stops:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
 def _alone() -> None:
     """In a forked process, such as a loading worker: its signals are its own."""
     if _stops:
-        _stops.clear()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _go_on()
+        _stops.clear()
 
 
-os.register_at_fork(after_in_child=_alone)
+os.register_at_fork(before=_hold, after_in_parent=_go_on, after_in_child=_alone)

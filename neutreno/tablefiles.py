@@ -103,6 +103,7 @@ class Table(Content):
     name: str
     file: Path
     config_dirs: list[str]
+    whole: bool = True  # all rows of the file are there
 
     def only(self, pattern: str) -> Table:
         """The same with the rows whose labels match, as file names match ``*`` and ``?``, and those that they need.
@@ -113,9 +114,13 @@ class Table(Content):
         chosen = set(fnmatch.filter(self.rows, pattern))
         if not chosen:
             raise InputError(f"no row of {self.name} matches {pattern!r}; rows: {', '.join(self.rows)}")
-        chosen |= {row for label in chosen for row in self.needs.get(label, {}).values()}
+        todo = [*chosen]
+        while todo:
+            more = {*self.needs.get(todo.pop(), {}).values()} & self.rows.keys() - chosen
+            chosen |= more
+            todo += more
         own = {name: {label: x for label, x in getattr(self, name).items() if label in chosen} for name in BY_ROW}
-        return self.model_copy(update=own)
+        return self.model_copy(update={**own, "whole": self.whole and chosen == self.rows.keys()})
 
     def origin(self, label: str) -> tuple[str, str]:
         """What a run that was started for a row is said to come from, see ``Run.origin`` of reports/reading.py."""

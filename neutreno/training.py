@@ -81,6 +81,8 @@ def train(composed: Composed) -> None:
     model = build(network, **data.model_arguments())
     data.check_model(model, settings["model"])
     data.check_batches(model)
+    if (samples := settings["probe"]["num_samples"]) < data.least_at_once:
+        raise InputError(f"probe.num_samples={samples}, but {data.needs_others}; raise it")
     task = build(settings["task"], model=model)
     task.variants = describe(composed)["axes"]
     task.run = {"settings": identity_of(settings), "digests": data.digests}
@@ -179,7 +181,7 @@ def check_schedule(composed: Composed, trainer: Trainer, task: Task, data: Split
         InputError: it ends within its warm-up, and that was typed.
     """
     lr, notes = task.opt["lr"], []
-    if task.min_lr > lr:
+    if task.min_lr > lr and task.schedule != "constant":
         notes.append(f"task.lr is {lr:g} for this batch, below task.min_lr={task.min_lr:g}: the learning rate rises")
     data.trainer = trainer  # as Lightning does later: it says how many steps an epoch has
     run, warmup = task.spans(trainer.max_epochs, data)

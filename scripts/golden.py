@@ -167,13 +167,13 @@ def own_graph_name(released: str) -> str:
 def _graph_network(golden: dict[str, np.ndarray], meta: dict) -> GraphNetwork:
     group = partial(GroupNorm, groups=meta["groups"], skip_weight=meta["skip_weight"])
     norms = {"none": NoNorm, "batch": BatchNorm, "pair": PairNorm, "group": group}
-    build = {"gcn": GCN, "gat": partial(GAT, attn_drop_rate=0.0), "sgc": SGC}[meta["model"]]
-    model = build(
+    hidden = meta["hidden"]
+    build = {"gcn": partial(GCN, hidden=hidden), "gat": partial(GAT, hidden=hidden, attn_drop_rate=0.0), "sgc": SGC}
+    model = build[meta["model"]](
         meta["num_features"],
         meta["num_classes"],
         torch.from_numpy(golden["edge_index"]),
         num_nodes=len(golden["x"]),
-        hidden=meta["hidden"],
         depth=meta["layers"],
         drop_rate=0.0,
         norm=norms[meta["norm"]],

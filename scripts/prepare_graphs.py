@@ -56,7 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="NAME", choices=SIZES, help=", ".join(SIZES))
     parser.add_argument("root", metavar="FOLDER", type=Path, nargs="?", help="what data.root will be")
-    parser.add_argument("--any-size", action="store_true", help="check another graph in the same format")
+    parser.add_argument("--any-size", action="store_true", help="another graph in the same format, however it is split")
     arguments = parser.parse_args()
     name, root = arguments.name, arguments.root
     source = (NPZ if name == "coauthor_cs" else PLANETOID).format(name=name)
@@ -74,23 +74,25 @@ def main() -> int:
 
 
 def check(name: str, root: Path, any_size: bool) -> list[str]:
-    from neutreno.data.graph_files import find_folder
-    from neutreno.data.graphs import NpzGraph, Planetoid
+    from neutreno.config.building import build
+    from neutreno.config.composing import compose
+    from neutreno.data.graph_files import SPLITS, check_graph, find_folder
 
-    how = {"root": root, "val_every_n_steps": 1}
-    if name == "coauthor_cs":
-        data = NpzGraph(file="ms_academic_cs.npz", per_class={"train": 40, "val": 150}, **how)
-    else:
-        data = Planetoid(name=name, **how)
+    data = build(compose([f"data={name}"]).settings["data"], root=root)
     try:
-        data.setup()
+        if any_size:
+            graph, where = data.read_graph()
+            check_graph(graph, where)
+        else:
+            data.setup()
+            graph = data.graph
     except InputError as error:
         return [str(error)]
-    found = data.record()["graph"]
-    print(", ".join(f"{found[key]:,} {key}" for key in SIZES[name]))
-    print(", ".join(f"{count:,} to {split}" for split, count in found["splits"].items()))
+    found = graph.sizes
+    print(", ".join(f"{size:,} {key}" for key, size in found.items()))
     if any_size:
         return []
+    print(", ".join(f"{data.count(split):,} to {split}" for split in SPLITS))
     wrong = [(key, size) for key, size in SIZES[name].items() if found[key] != size]
     problems = [f"{root} has {found[key]:,} {key}, not {size:,}; --any-size: another graph" for key, size in wrong]
     published = SHA256.get(name, {})

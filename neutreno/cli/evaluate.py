@@ -11,6 +11,8 @@ from neutreno.config.composing import Composed
 
 # Hydra's options that are followed by a value, which is no run
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
+WITH_VALUE += ("--experimental-rerun",)
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # of --info, which may stand alone
 
 
 @command
@@ -26,7 +28,8 @@ def prepare(arguments: list[str]) -> list[str]:
     """
 
     def is_run(i: int, argument: str) -> bool:
-        if i and arguments[i - 1] in WITH_VALUE:
+        before = arguments[i - 1] if i else ""
+        if before in WITH_VALUE or (before in ("--info", "-i") and argument in INFO):
             return False
         return argument.startswith("run=") or (
             argument[:1] != "-" and ("=" not in argument or os.path.exists(argument))

@@ -85,7 +85,7 @@ def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """(all other words, the folders after ``--config-dir``).
 
     Raises:
-        InputError: one is no folder.
+        InputError: one is no folder, or a file of it would not be read.
     """
     rest, folders, waiting = [], [], False
     for word in words:
@@ -105,5 +105,9 @@ def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[str]]:
             raise InputError(f"--config-dir {folder}: no such folder")
     if waiting:
         raise InputError("--config-dir has no value: give a folder of config files")
-    resolved = dict.fromkeys(str(Path(folder).resolve()) for folder in folders)
-    return rest, [folder for folder in resolved if folder != str(CONFIGS.resolve())]
+    resolved = [path for path in map(Path.resolve, map(Path, folders)) if path != CONFIGS.resolve()]
+    ours = [file.relative_to(CONFIGS) for file in sorted(CONFIGS.rglob("*.yaml"))]
+    for folder in resolved:
+        if hidden := [str(file) for file in ours if (folder / file).exists()]:
+            raise InputError(f"--config-dir {folder}: the project's own {hidden[0]} hides yours; rename it")
+    return rest, list(dict.fromkeys(map(str, resolved)))

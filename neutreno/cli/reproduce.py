@@ -44,7 +44,7 @@ def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[
     listed = (probed(composed.settings["probe"]["metrics"]) for composed in first.values())
     measured = {metric.name for metrics in listed for metric in named_metrics(metrics)}
     try:
-        check_columns(table.columns, measured.__contains__)
+        check_columns(table.columns if table.whole else (), measured.__contains__)
     except InputError as error:
         raise InputError(f"{table.file}: columns: {error}") from error
     labels = sorted(table.rows, key=lambda label: (table.level(label), not at_baseline(first[label])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +17,9 @@ CONFIGS = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def piecewise(at: float, table: dict[str, Any]) -> Any:
-    """``${piecewise:AT,${TABLE}}`` in a config: of ``{'0': A, '6': B}`` A where ``AT`` is below 6, else B."""
+    """``${piecewise:AT,${TABLE}}`` in a config: of ``{'0': A, '6': B}`` A where ``AT`` is below 6, else B; A also where
+    ``AT`` is no number, which the gate judges where it is set."""
+    at = at if isinstance(at, int | float) else -math.inf
     return table[max((key for key in table if float(key) <= at), key=float, default=min(table, key=float))]
 
 

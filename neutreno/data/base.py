@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from neutreno.attention import needs_others
 from neutreno.config.options import EXECUTION, FREE, Count, Seed, Size, checked
-from neutreno.data.fingerprint import fingerprint
+from neutreno.data.fingerprint import fingerprint, sampled
 from neutreno.data.loading import (
     AugmentedDataset,
     CorruptLog,
@@ -131,7 +131,9 @@ class SplitData(LightningDataModule):
         if self.trains and self.batch_size > (samples := len(splits["train"])):
             raise InputError(f"data.batch_size={self.batch_size} is larger than the training set of {samples}")
         self.splits = splits
-        self.eval_transform(), self.trains and self.train_transform()  # what is wrong with them is said early
+        self.eval_transform()  # what is wrong with them is said early
+        if self.trains:
+            self.train_transform()
 
     def accumulated_batches(self, world: int, micro_batches: int = 1, fits: int | None = None) -> int:
         """Number of micro-batches into which each of ``world`` ranks splits its share of the global batch:
@@ -144,7 +146,7 @@ class SplitData(LightningDataModule):
         found = self._micro_batches(world, micro_batches, fits)
         if self.batch_size // (world * found) < self.least_at_once:
             parts = f"{world} processes x {found} accumulated micro-batches"
-            alone = f"data.batch_size={self.batch_size} in {parts} is one of the {self.samples_are} at a time"
+            alone = f"data.batch_size={self.batch_size} in {parts} is one at a time"
             raise InputError(f"{alone}, but {self.needs_others}; raise it, or data.micro_batch_size")
         return found
 
@@ -198,29 +200,35 @@ class SplitData(LightningDataModule):
             InputError: names the split and the first of its samples.
         """
         for name in ("train", "val"):
-            first = None
-            for index in range(min(TRIED, len(self.splits[name]))):
+            first, tried = None, sampled(len(self.splits[name]), TRIED)
+            for index in tried:
                 try:
-                    self.splits[name][index]
+                    self.splits[name][int(index)]
                     break
                 except CorruptSample as error:
                     first = first or error
             else:
-                raise InputError(f"none of the {name} split's {self.samples_are} can be read, the first: {first}")
+                few = "" if len(tried) == len(self.splits[name]) else f" {TRIED:,} that were tried of the"
+                raise InputError(f"none of the{few} {name} split's {self.samples_are} can be read, the first: {first}")
 
     def check_limits(self, trainer: Trainer) -> None:
         """
         Raises:
             InputError: the share of the batches that ``trainer`` is limited to is less than one batch.
         """
-        there = {"train": self.whole_epoch * trainer.accumulate_grad_batches}
-        there["val"] = self.eval_batches(trainer.world_size)
+        there = {s: self.eval_batches(trainer.world_size, s) for s in ("val", "test") if self.splits.get(s) is not None}
+        if self.trains:
+            there["train"] = self.whole_epoch * trainer.accumulate_grad_batches
         for name, batches in there.items():
             limit = getattr(trainer, f"limit_{name}_batches")
             if isinstance(limit, float) and limit * batches < 1:
                 key = f"trainer.limit_{name}_batches={limit:g}"
                 key += " (by overfit_batches)" if trainer.overfit_batches else ""
                 raise InputError(f"{key} is less than one of {batches} batches; raise it, or give a number of batches")
+        interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
+        if self.trains and isinstance(interval, int) and every is not None and interval > there["train"]:
+            said = f"trainer.val_check_interval={interval}, but an epoch has {there['train']} batches"
+            raise InputError(f"{said}; lower it, or set trainer.check_val_every_n_epoch=null")
 
     def record(self) -> dict[str, Any]:
         """What a run's record says of the data beside its settings."""
@@ -245,9 +253,9 @@ class SplitData(LightningDataModule):
         """In units of ``samples_are``."""
         return self.batch_size
 
-    def eval_batches(self, world: int) -> int:
-        """Validation batches of each of ``world`` processes."""
-        return -(-len(self.splits["val"]) // (world * self.eval_batch_size))
+    def eval_batches(self, world: int, split: str = "val") -> int:
+        """Batches of a split that is evaluated, of each of ``world`` processes."""
+        return -(-len(self.splits[split]) // (world * self.eval_batch_size))
 
     @property
     def whole_epoch(self) -> int:

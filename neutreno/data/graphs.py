@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le
 from sklearn.datasets import load_digits
 from sklearn.neighbors import kneighbors_graph
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from neutreno.config.options import EXECUTION, Count, Reader, ReaderArgs, Root, Rule, Share, checked
+from neutreno.config.options import EXECUTION, FREE, Count, Reader, ReaderArgs, Root, Rule, Share, checked
 from neutreno.data.base import SteppedData
 from neutreno.data.fingerprint import digest, of_array
 from neutreno.data.graph_files import (
@@ -27,23 +27,30 @@ from neutreno.data.graph_files import (
     check_graph,
     check_masks,
     draw_masks,
-    read_npz,
-    read_planetoid,
-    read_pyg,
     undirected,
 )
+from neutreno.data.graph_files.npz import read_npz
+from neutreno.data.graph_files.planetoid import read_planetoid
+from neutreno.data.graph_files.pyg import read_pyg
 from neutreno.data.images import SPLIT_SEED
 from neutreno.data.loading import Resumable, derive_seed
 from neutreno.errors import InputError
 
-FileName = Annotated[str, Rule(lambda name: Path(name).name == name, "should be a file name, without its folder")]
+FileName = Annotated[
+    str,
+    Rule(
+        lambda name: Path(name).name == name and name not in ("", "..") and not {*"*?["} & {*name},
+        "should be the name of a file or folder, without those above it and without *, ? and [",
+    ),
+]
 One = Literal[1]  # a batch is the whole graph
 
 
 class WholeGraph(Sequence):
-    """A split: one sample, the features of all nodes (N, F) and labels (N,), ``UNLABELLED`` at nodes of other splits.
+    """A split: one batch, the features of all nodes (1, N, F) and labels (1, N), ``UNLABELLED`` at nodes of other
+    splits. The tensors are the same each time, so that they are moved to a device only once.
 
-    ``batch`` is the same tensors each time, (1, N, F) and (1, N), so that they are moved to a device only once.
+    It has no ``sampler`` on purpose: Lightning takes an evaluation loader that has one for PyTorch's.
     """
 
     def __init__(self, *batch: Tensor) -> None:
@@ -53,21 +60,7 @@ class WholeGraph(Sequence):
         return 1
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(part[index] for part in self.batch)
-
-
-class EvaluationLoader(Sequence):
-    """The one batch of a split. It has no ``sampler`` on purpose: Lightning takes an evaluation loader that has one for
-    PyTorch's."""
-
-    def __init__(self, split: WholeGraph) -> None:
-        self.split = split
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return (self.split.batch,)[index]
+        return (self.batch,)[index]
 
 
 class StepLoader(Resumable):
@@ -81,7 +74,7 @@ class StepLoader(Resumable):
         return self.steps
 
     def batches_from(self, first: int) -> Iterator[tuple[Tensor, ...]]:
-        return itertools.repeat(self.split.batch, len(self) - first)
+        return itertools.repeat(self.split[0], len(self) - first)
 
 
 class GraphData(SteppedData):
@@ -95,7 +88,7 @@ class GraphData(SteppedData):
             1: of all of them (Zhou et al., 2020).
         per_class: ``{train: 20, val: 30}`` draws so many nodes of each class with ``seed``, and the rest to test; null:
             the data set's own split.
-        batch_size, repeats, micro_batch_size: there is nothing to choose.
+        batch_size, eval_batch_size, micro_batch_size, repeats, num_workers, max_corrupt: there is nothing to choose.
         kwargs: of :class:`neutreno.data.base.SteppedData`.
     """
 
@@ -107,11 +100,15 @@ class GraphData(SteppedData):
         missing: Share = 0.0,
         per_class: dict[Literal["train", "val"], Count] | None = None,
         batch_size: One = 1,
-        repeats: One = 1,
+        eval_batch_size: Annotated[One, EXECUTION] = 1,
         micro_batch_size: Annotated[One | Literal["auto"] | None, EXECUTION] = None,
+        repeats: One = 1,
+        num_workers: Annotated[Literal[0], EXECUTION] = 0,
+        max_corrupt: Annotated[Annotated[float, Ge(0), Le(0)], FREE] = 0.0,
         **kwargs,
     ) -> None:
-        super().__init__(batch_size=batch_size, repeats=repeats, micro_batch_size=micro_batch_size, **kwargs)
+        batches = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "micro_batch_size": micro_batch_size}
+        super().__init__(**batches, repeats=repeats, num_workers=num_workers, max_corrupt=max_corrupt, **kwargs)
         if per_class is not None and len(per_class) < 2:
             raise InputError("data.per_class needs both numbers: 'data.per_class={train:20,val:30}'")
         self.missing, self.per_class = missing, per_class
@@ -156,15 +153,6 @@ class GraphData(SteppedData):
         sizes = {"num_nodes": nodes, "num_features": features, "num_classes": self.graph.num_classes}
         return {**sizes, "edges": torch.from_numpy(self.graph.edges)}
 
-    def check_model(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
-        """
-        Raises:
-            InputError: the model says that it is one of anything but nodes.
-        """
-        if (output := getattr(model, "output", "nodes")) != "nodes":
-            said = f"a graph needs a model of nodes, and {type(model).__name__} gives {output}"
-            raise InputError(f"{said}; leave model=… out, and the data set chooses one that fits")
-
     def accumulated_batches(self, world: int, micro_batches: int = 1, fits: int | None = None) -> int:
         if world > 1:
             raise InputError(f"a graph is one batch, for one process, not {world}: set trainer.devices=1")
@@ -180,10 +168,8 @@ class GraphData(SteppedData):
         return {"graph": digest(map(of_array, parts))}
 
     def record(self) -> dict[str, Any]:
-        nodes, features = self.graph.features.shape
-        sizes = {"nodes": nodes, "edges": self.graph.edges.shape[1] // 2, "features": features}
         splits = {split: self.count(split) for split in SPLITS}
-        return {**super().record(), "graph": {**sizes, "classes": self.graph.num_classes, "splits": splits}}
+        return {**super().record(), "graph": {**self.graph.sizes, "splits": splits}}
 
     @property
     def samples_per_step(self) -> int:
@@ -192,9 +178,9 @@ class GraphData(SteppedData):
     def train_dataloader(self) -> StepLoader:
         return StepLoader(self.splits["train"], self.val_every_n_steps)
 
-    def _eval_loader(self, split: str) -> EvaluationLoader:
+    def _eval_loader(self, split: str) -> WholeGraph:
         self.accumulated_batches(self.trainer.world_size)
-        return EvaluationLoader(self.splits[split])
+        return self.splits[split]
 
     def transfer_batch_to_device(self, batch: Sequence[Tensor], device: torch.device, dataloader_idx: int) -> tuple:
         """Each tensor is moved once and kept there: every step takes the same ones."""
@@ -210,7 +196,7 @@ class GraphData(SteppedData):
 
     def probe_samples(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """Features (1, N, F) and labels (1, N) of all nodes, which are one sample."""
-        return self.splits["val"].batch[0], torch.from_numpy(self.graph.labels)[None]
+        return self.splits["val"][0][0], torch.from_numpy(self.graph.labels)[None]
 
 
 class DigitsGraph(GraphData):
@@ -243,7 +229,10 @@ class GraphFiles(GraphData):
         root: folder of the data set; with ``reader``, where it keeps its files.
         reader: instead of files ``pyg/NAME``, a class of ``torch_geometric.datasets`` with one graph.
         reader_args: further arguments of that class, ``name`` among them.
-        split: which of a reader's splits, where it has several.
+        split: which of a reader's splits, where it has several; null: the first.
+
+    Raises:
+        InputError: ``split`` is given without a reader, or where the split is drawn.
     """
 
     @checked
@@ -252,10 +241,14 @@ class GraphFiles(GraphData):
         root: Root,
         reader: Reader = None,
         reader_args: ReaderArgs = None,
-        split: Annotated[int, Ge(0), Le(10**6)] = 0,
+        split: Annotated[int, Ge(0), Le(10**6)] | None = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
+        if split is not None and reader is None:
+            raise InputError(f"data.split={split} goes with data.reader; leave it out")
+        if split is not None and self.per_class is not None:
+            raise InputError(f"data.split={split} is the reader's, and data.per_class draws another; leave one out")
         self.root, self.reader, self.reader_args, self.split = root, reader, reader_args or {}, split
 
     def read_files(self) -> Graph:
@@ -268,7 +261,7 @@ class GraphFiles(GraphData):
 
 
 class Planetoid(GraphFiles):
-    """A citation graph with its public split, see :func:`neutreno.data.graph_files.read_planetoid`.
+    """A citation graph with its public split, see :func:`neutreno.data.graph_files.planetoid.read_planetoid`.
 
     Args:
         name: of the raw files ``ind.NAME.*``.
@@ -284,16 +277,17 @@ class Planetoid(GraphFiles):
 
 
 class NpzGraph(GraphFiles):
-    """A graph of Shchur et al. (2018) in one npz file, see :func:`neutreno.data.graph_files.read_npz`.
+    """A graph of Shchur et al. (2018) in one npz file, see :func:`neutreno.data.graph_files.npz.read_npz`.
 
     Args:
         file: its name.
+        folders: names of folders below ``root`` in which it may lie, itself or in one named raw.
     """
 
     @checked
-    def __init__(self, file: FileName, **kwargs) -> None:
+    def __init__(self, file: FileName, folders: Annotated[list[FileName], EXECUTION] = (), **kwargs) -> None:
         super().__init__(**kwargs)
-        self.file = file
+        self.file, self.folders = file, folders
 
     def read_files(self) -> Graph:
-        return read_npz(self.root, self.file)
+        return read_npz(self.root, self.file, self.folders)

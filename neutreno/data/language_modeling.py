@@ -168,8 +168,8 @@ class TextData(SteppedData):
     def samples_per_step(self) -> int:
         return self.batch_size * self.sequence_length
 
-    def eval_batches(self, world: int) -> int:
-        return len(self._sequences("val", world))
+    def eval_batches(self, world: int, split: str = "val") -> int:
+        return len(self._sequences(split, world))
 
     def train_dataloader(self) -> TokenStreamLoader:
         length = self.sequence_length
@@ -192,7 +192,7 @@ class TextData(SteppedData):
         most = max(least, sequences_in(len(ids), length) // world)
         cut = ids, length, min(self.eval_batch_size, most), world
         if not len(SequenceLoader(*cut, rank=world - 1, least=least)):
-            few = f"has fewer sequences of {length} than the {least * world} that {world} processes need"
+            few = f"has fewer sequences of {length} than the {least * world} that are needed by {world} process(es)"
             raise InputError(f"the {split} text of {len(ids):,} tokens {few}; use fewer, or shorter sequences")
         return SequenceLoader(*cut, rank=rank, least=least)
 

@@ -227,7 +227,8 @@ def read_fitting(
 def open_run(
     folder: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = (), trust_readers: bool = False
 ) -> tuple[nn.Module, LightningDataModule, dict[str, Any]]:
-    """The model of a run folder with its last epoch's weights, its data ready for validation, and its settings.
+    """The model of a run folder with the last checkpoint's weights (see ``Task.measured``), its data ready for
+    validation, and its settings.
 
     Args:
         overrides: ``data.KEY=VALUE`` and the like, as for ``evaluate.py``; for instance where the data has moved to.
@@ -253,6 +254,7 @@ def build_run(
     """Data and task (with its model) of a run folder by its settings, as :func:`run_settings` gives them."""
     data = build(settings["data"])
     model = build(settings["model"], **data.model_arguments())
+    data.check_model(model, settings["model"])
     data.check_batches(model)
     task = build(settings["task"], model=model)
     task.variants, task.run = axes_of(settings, config_dirs), {"settings": identity_of(run.config())}

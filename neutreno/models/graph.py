@@ -34,7 +34,6 @@ class GraphNetwork(nn.Module):
         num_classes: of nodes.
         edges: of the graph, (2, E); see :class:`neutreno.models.propagation.Graph`.
         num_nodes: N; None: as the edges say.
-        hidden: width of the layers between the first and the last.
         drop_rate: dropout.
 
     Raises (``model(x)``):
@@ -50,11 +49,10 @@ class GraphNetwork(nn.Module):
         num_classes: Annotated[Size, SUPPLIED],
         edges: Annotated[Tensor, SUPPLIED],
         num_nodes: Annotated[Count | None, SUPPLIED] = None,
-        hidden: Size = 16,
         drop_rate: DropRate = 0.6,
     ) -> None:
         super().__init__()
-        self.num_features, self.num_classes, self.hidden = num_features, num_classes, hidden
+        self.num_features, self.num_classes = num_features, num_classes
         self.graph = Graph(edges, num_nodes)
         self.drop = nn.Dropout(drop_rate)
         self.layers = nn.ModuleList()
@@ -80,8 +78,8 @@ class GraphNetwork(nn.Module):
 class Step(nn.Module):
     """``norm(U)``, U being the values propagated along the edges: (1, N, d) → (1, N, d).
 
-    ``step(v, graph, v0)`` also returns the layer's values, as the first layer hands them on; without ``v0`` the
-    propagation is plain. See :class:`neutreno.models.propagation.Propagation`.
+    ``step(v, graph, v0)`` also returns the layer's values; without ``v0`` the propagation is plain. See
+    :class:`neutreno.models.propagation.Propagation`.
     """
 
     def __init__(self, dim: int, propagation: Part, norm: Part) -> None:
@@ -93,9 +91,7 @@ class Step(nn.Module):
 
     def forward(self, v: Tensor, graph: Graph, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         out = self.average(v, graph)
-        if v0 is None:
-            return self.norm(out), self.propagation.hand_on(v)
-        return self.norm(self.propagation(out, v, v0)), v
+        return self.norm(out if v0 is None else self.propagation(out, v, v0)), v
 
 
 class Convolution(Step):
@@ -143,9 +139,9 @@ class InitialResidualConvolution(Step):
         self.beta = beta
         self.lin = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, h: Tensor, graph: Graph, h0: Tensor) -> Tensor:
+    def forward(self, h: Tensor, graph: Graph, h0: Tensor) -> tuple[Tensor, Tensor]:
         u = self.propagation(self.average(h, graph), h, h0)
-        return F.relu(self.norm(torch.lerp(u, self.lin(u), self.beta)))
+        return F.relu(self.norm(torch.lerp(u, self.lin(u).to(u.dtype), self.beta))), h
 
 
 class GCN(GraphNetwork):
@@ -154,6 +150,7 @@ class GCN(GraphNetwork):
     The values of the first layer are V_0 of the layers 1 … depth − 2; the first and the last have other widths.
 
     Args:
+        hidden: width of the layers between the first and the last.
         residual: add its input to the output of the layers 1 … depth − 2.
         propagation, norm: constructors, called as ``propagation()`` and ``norm(dim)`` for every layer.
 
@@ -167,6 +164,7 @@ class GCN(GraphNetwork):
     def __init__(
         self,
         *args,
+        hidden: Size = 16,
         depth: Depth = 2,
         residual: bool = False,
         propagation: Part = Propagation,
@@ -175,8 +173,8 @@ class GCN(GraphNetwork):
     ) -> None:
         super().__init__(*args, **kwargs)
         for i in range(depth):
-            dim, inner = self.hidden if i < depth - 1 else self.num_classes, 0 < i < depth - 1
-            lin = nn.Linear(self.hidden, dim, bias=False) if i else self.of_features(dim, bias=False)
+            dim, inner = hidden if i < depth - 1 else self.num_classes, 0 < i < depth - 1
+            lin = nn.Linear(hidden, dim, bias=False) if i else self.of_features(dim, bias=False)
             self.layers.append(self.convolution(lin, propagation, norm, residual=residual and inner))
         check_acts(self.layers, 3, "layers 1 … L − 2")
         if residual and depth < 3:
@@ -186,7 +184,7 @@ class GCN(GraphNetwork):
         v0, last = None, len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             x, v = layer(self.drop(x) if 0 < i == last else x, self.graph, v0 if i < last else None)
-            v0 = v if i == 0 else v0
+            v0 = layer.propagation.hand_on(v) if i == 0 else v0
         return x
 
 
@@ -223,9 +221,9 @@ class SGC(GraphNetwork):
 
     def logits(self, x: Tensor) -> Tensor:
         x, v0 = self.lin(x), None
-        for i, step in enumerate(self.layers):
-            x, v = step(x, self.graph, v0)
-            v0 = v if i == 0 else v0
+        for i, layer in enumerate(self.layers):
+            x, v = layer(x, self.graph, v0)
+            v0 = layer.propagation.hand_on(v) if i == 0 else v0
         return x
 
 
@@ -236,17 +234,25 @@ class GCNII(GraphNetwork):
     Dropout precedes every layer. A norm stands before the ReLU of every layer.
 
     Args:
+        hidden: width of the layers.
         alpha: α, the share of the initial values. theta: θ; layer l has ``β = log(θ / l + 1)``.
     """
 
     @checked
     def __init__(
-        self, *args, depth: Depth = 64, alpha: Share = 0.1, theta: NonNegative = 0.5, norm: Part = NoNorm, **kwargs
+        self,
+        *args,
+        hidden: Size = 64,
+        depth: Depth = 64,
+        alpha: Share = 0.1,
+        theta: NonNegative = 0.5,
+        norm: Part = NoNorm,
+        **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.lin_in, self.lin_out = self.of_features(self.hidden), nn.Linear(self.hidden, self.num_classes)
+        self.lin_in, self.lin_out = self.of_features(hidden), nn.Linear(hidden, self.num_classes)
         betas = (math.log(theta / (i + 1) + 1) for i in range(depth))
-        self.layers.extend(InitialResidualConvolution(self.hidden, alpha, beta, norm) for beta in betas)
+        self.layers.extend(InitialResidualConvolution(hidden, alpha, beta, norm) for beta in betas)
 
     def token_layers(self) -> dict[str, list[str]]:
         return {"graph": [*super().token_layers()["graph"], "lin_out"]}  # the last are logits, as in the others
@@ -254,7 +260,7 @@ class GCNII(GraphNetwork):
     def logits(self, x: Tensor) -> Tensor:
         h = h0 = F.relu(self.lin_in(x))
         for layer in self.layers:
-            h = layer(self.drop(h), self.graph, h0)
+            h, _ = layer(self.drop(h), self.graph, h0)
         return self.lin_out(self.drop(h))
 
 
@@ -263,13 +269,16 @@ class APPNP(GraphNetwork):
     (Gasteiger et al., "Predict then Propagate: Graph Neural Networks meet Personalized PageRank", ICLR 2019.)
 
     Args:
+        hidden: width of the MLP.
         alpha: α, the probability of teleporting. norm: after every step.
     """
 
     @checked
-    def __init__(self, *args, depth: Depth = 10, alpha: Share = 0.1, norm: Part = NoNorm, **kwargs) -> None:
+    def __init__(
+        self, *args, hidden: Size = 64, depth: Depth = 10, alpha: Share = 0.1, norm: Part = NoNorm, **kwargs
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.lin_in, self.lin_out = self.of_features(self.hidden), nn.Linear(self.hidden, self.num_classes)
+        self.lin_in, self.lin_out = self.of_features(hidden), nn.Linear(hidden, self.num_classes)
         self.layers.extend(Step(self.num_classes, partial(InitialResidual, alpha), norm) for _ in range(depth))
 
     def logits(self, x: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ class GroupNorm(nn.Module):
     In closed form: with ``a = γ / √(variance + ε)`` (G, d) the sum is ``H ⊙ (S a) − Σ_g (mean_g a_g − β_g)``, and mean
     and variance are products of S and S² with H and H²; so no N × G × d tensor is built, forward or backward. All of
     it is centered first, H = h̄ + δ and S = s̄ + σ, since E[x²] − E[x]² loses every digit where nodes collapse. S is laid
-    out as (G, N), because softmax over short rows is slow.
+    out as (G, N), because softmax over short rows is slow. As in batch normalization, autocast changes the type of the
+    result alone: sums over all nodes take float32.
 
     Parameters and running statistics have the released code's names and shapes (``bn`` over G·d channels).
 
@@ -110,6 +111,10 @@ class GroupNorm(nn.Module):
         return torch.addmm(self.group_func.bias[:, None], self.group_func.weight, h.T).softmax(0)
 
     def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self._added(x.to(torch.promote_types(x.dtype, self.bn.weight.dtype))).to(x.dtype)
+
+    def _added(self, x: Tensor) -> Tensor:
         h, per_group = x.flatten(0, 1), (self.groups, x.shape[-1])
         s = self.assignment(h)
         s_mean, h_mean = s.mean(1, keepdim=True), h.mean(0)

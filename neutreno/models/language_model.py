@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
-from neutreno.checkpoints import by_name, checkpoint_file, load_strictly, read_checkpoint
+from neutreno.checkpoints import by_name, checkpoint_file, load_strictly, read_checkpoint, state_dict_of
 from neutreno.config.options import SUPPLIED, Count, Depth, DropRate, NonNegative, Positive, Size, Weights, checked
 from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
@@ -107,7 +107,7 @@ class LanguageModel(nn.Module):
         content = read_checkpoint(checkpoint_file(source))
         if isinstance(vocabulary, Vocabulary):
             vocabulary.check(content.get("vocabulary"), source)
-        named, size = own_names(by_name(content, source)), len(self.softmax.weight)
+        named, size = own_names(by_name(state_dict_of(content), source)), len(self.softmax.weight)
         if (word := named.get("softmax.weight")) is not None and len(word) != size:
             theirs = f"a vocabulary of {len(word):,} tokens"
             raise InputError(f"the weights of {source} are for {theirs}, the data has {size:,}")

@@ -137,7 +137,7 @@ class InitialResidual(Propagation):
         self.acts = "propagation=initial_residual" if alpha else ""
 
     def forward(self, out: Tensor, v: Tensor, v0: Tensor) -> Tensor:
-        return torch.lerp(out, v0, self.alpha)
+        return torch.lerp(out, v0.to(out.dtype), self.alpha)  # which autocast and norms may make differ
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"

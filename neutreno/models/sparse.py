@@ -68,7 +68,7 @@ class FeatureLinear(nn.Linear):
     """Dropout and a linear layer for the features of a graph's nodes, (1, N, F) → (1, N, d).
 
     Bags of words are zero almost everywhere. Where no more than a quarter is not, only that is dropped and multiplied;
-    a tensor is searched for it once. That makes a step on Cora some 100 times faster on a CPU.
+    a tensor is searched for it once. That makes a step of a two-layer GCN on Cora some 17 times faster on a CPU.
     """
 
     def __init__(self, in_features: int, out_features: int, drop_rate: float, bias: bool = True) -> None:

@@ -11,18 +11,18 @@ import math
 from collections.abc import Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK = 2**22  # entries of a block of rows: 32 MiB
 _ROUNDING = 1e-24  # a squared distance on the unit sphere that rounding makes
+_SHORTEST = 1e-150  # length of a row whose square is still exact
 VARIANCE = 0.1  # of the Gaussians around inputs
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Rows of length 1; zero rows stay zero."""
-    x = x.double()
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.where(length > 0, x / length, 0.0)
+    """Rows of length 1 in float64, (…, N, d); zero rows stay zero."""
+    return F.normalize(x.double(), dim=-1, eps=_SHORTEST)
 
 
 def squared_distances(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

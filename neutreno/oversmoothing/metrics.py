@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from neutreno.config.building import locate
+from neutreno.data.graph_files import UNLABELLED
 from neutreno.errors import InputError
 from neutreno.functional import G as fidelity_term
 from neutreno.functional import J as smoothing_functional
@@ -168,9 +169,7 @@ def mean_cosine_similarity(x: Tensor) -> Tensor:
     Returns:
         (…), between −1 / (N − 1) and 1.
     """
-    tokens = x.shape[-2]
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    unit = torch.where(norm > 0, x / norm, 0.0)
+    tokens, unit = x.shape[-2], groups.unit_rows(x)
     return (unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))) / (tokens * (tokens - 1))
 
 
@@ -302,7 +301,7 @@ def _by_class(tokens: LayerTokens, formula: Callable[[Tensor, Tensor], Tensor]) 
     if tuple(tokens.labels.shape) != shape:
         labels = tuple(tokens.labels.shape)
         raise InputError(f"the group distance ratio takes a label of every token, {shape}, not labels {labels}")
-    chosen = tokens.counting() & (tokens.labels != -100)
+    chosen = tokens.counting() & (tokens.labels != UNLABELLED)
     samples = zip(tokens.features, tokens.labels, chosen, strict=True)
     return torch.stack([formula(x[mask], labels[mask]) for x, labels, mask in samples])
 
@@ -326,11 +325,11 @@ def instance_information_gain(tokens: LayerTokens) -> Tensor:
 
 
 _KEPT = WeakTensorKeyDictionary()  # kernels by the inputs that they are of, which all layers of a pass share
-_LARGEST_KEPT = 4096  # nodes: 128 MiB
+_MOST_KEPT = 2**24  # entries of the kernels of all samples: 128 MiB
 
 
 def _kernel(inputs: Tensor, sample: int) -> Iterable[tuple[slice, Tensor]]:
-    if inputs.shape[1] > _LARGEST_KEPT:
+    if inputs.shape[0] * inputs.shape[1] ** 2 > _MOST_KEPT:
         return groups.kernel(inputs[sample])
     version = None if inputs.is_inference() else inputs._version
     kept = _KEPT.get(inputs)

@@ -131,10 +131,8 @@ def difference(group: Group, baseline: Group, metric: str, paired: bool = False)
 
     Paired, only seeds that both groups have count. Fewer than two runs on a side leave no interval: NaN.
     """
-    values = (
-        {run.seed: value for run, value in zip(g.runs, g.values(metric), strict=False)} for g in (group, baseline)
-    )
-    a, b = (pd.Series(found, dtype=float) for found in values)
+    by_seed = ({run.seed: run.metrics[metric] for run in g.runs if len(g.values(metric))} for g in (group, baseline))
+    a, b = (pd.Series(found, dtype=float) for found in by_seed)
     if paired:
         a, b = a.align(b, join="inner")
     mean = float(a.mean() - b.mean())

@@ -83,8 +83,10 @@ def print_tables(
     absent = [metric for metric in (of.metric, *of.metrics) if metric not in (None, *known)]
     notes += [f"{metric}: no run has this metric; available: {', '.join(known)}" for metric in absent]
     fixed = None if baseline is None else _row_named(baseline, rows)
-    columns = columns or of.columns
-    check_columns(columns, lambda name: any(row.group.curves(metric=name).size for row in rows))
+    check_columns(columns, measured := lambda name: any(row.group.curves(metric=name).size for row in rows))
+    if not columns:
+        columns = [name for name in of.columns if "." in name or name == "parameters" or measured(name)]
+        notes += [f"{name}: no run has measured it" for name in of.columns if name not in columns]
     if of.title and style == "md":
         print(f"{of.title}\n")
     asked = {task: [m for m in metrics or _asked(own, of) if m in _known(own)] for task, own in tasks.items()}

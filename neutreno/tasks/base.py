@@ -48,8 +48,8 @@ class Task(LightningModule):
         lr_batch, batch_size: if given, ``lr`` is meant for a global batch of ``lr_batch`` samples and grows in
             proportion to the global ``batch_size`` (Goyal et al., 2017; DeiT).
         schedule, warmup_epochs, warmup_lr, min_lr, lr_per: timm's schedule, ``cosine``, ``poly`` (of power 0.9)
-            or ``constant``, with linear warm-up, moved on per ``step`` or per ``epoch`` (DeiT's way: there epochs 0
-            and 1 both run at ``warmup_lr``).
+            or ``constant`` (without ``min_lr``), with linear warm-up, moved on per ``step`` or per ``epoch`` (DeiT's
+            way: there epochs 0 and 1 both run at ``warmup_lr``).
         warmup_steps: instead of ``warmup_epochs``, with ``lr_per=step``.
         ema_decay: keep EMA of the weights, updated each step, evaluated in addition to the raw weights; None: off.
     """
@@ -93,7 +93,7 @@ class Task(LightningModule):
                 f"this task takes a model of {self.accepts}, and {type(model).__name__} gives {given}; leave model=… "
                 "out, and the data set chooses one that fits"
             )
-        if min_lr > lr:
+        if min_lr > lr and schedule != "constant":
             raise InputError(f"task.min_lr={min_lr:g} is above task.lr={lr:g}; lower it, or raise task.lr")
         if lr_batch is not None:
             if batch_size is None:
@@ -154,7 +154,7 @@ class Task(LightningModule):
 
     @property
     def measured(self) -> nn.Module:
-        """The network whose layers are measured: that of the result."""
+        """The network whose layers are measured; by default the last epoch's, whose metrics are the result."""
         return self.model
 
     def per_network(self, new_metric: Callable[[], nn.Module]) -> nn.ModuleDict:

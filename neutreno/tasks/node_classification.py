@@ -77,12 +77,13 @@ class NodeClassification(Task):
     def _keep_best(self) -> None:
         x, _, labels = self._batch
         self.model.eval()
-        correct = (self.model(x).argmax(-1) == labels).sum()
+        with self.trainer.precision_plugin.val_step_context():  # as it is validated
+            correct = (self.model(x).argmax(-1) == labels).sum()
         self.model.train()
         if correct > self.best_correct:
             self.best_correct.copy_(correct)
             self.best_step.fill_(self.global_step + 1)  # Lightning counts the step after this hook
-            torch._foreach_copy_(*([*network.state_dict().values()] for network in (self.best, self.model)))
+            self.best.load_state_dict(self.model.state_dict())
 
     def report(self, metrics: dict[str, float]) -> None:
         super().report({**metrics, "best/step": self.best_step.item()})

@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 from support import ROOT, TINY, make_run
 from support.tables import TWO_ROWS, rows_in, run_of, write
 
 from neutreno.cli.reproduce import plan_runs
 from neutreno.config.composing import compose
+from neutreno.errors import InputError
 from neutreno.reports.tables import print_tables
 from neutreno.sweep import plan
 from neutreno.tablefiles import read_table, tables_in
@@ -121,3 +123,31 @@ def test_a_data_set_of_ones_own_names_the_recipe_of_another(tmp_path):
     assert found.choices["recipe"] == "cifar10" and found.settings["model"]["num_classes"] == 7
     other = compose(["data=mine", "recipe=imagenet"], config_dirs=[str(tmp_path / "conf")])
     assert other.settings["data"]["repeats"] == 3
+
+
+def test_some_rows_of_a_table_are_those_that_match_and_what_they_need():
+    whole = read_table("table2")
+    assert whole.only("*") == whole and whole.whole
+    some = read_table("dgn_gcn").only("pubmed 2 *")
+    assert [*some.rows] == [f"pubmed 2 {norm}" for norm in ("none", "batch", "pair", "dgn")] == [*some.paper]
+    jobs, _ = plan_runs(some, 1, ["data.root=x"])  # a column of the table that these rows do not measure is no error
+    assert len(jobs) == 4
+    with pytest.raises(InputError, match="no row of dgn_gcn matches 'cora'; rows: cora 2 none, "):
+        read_table("dgn_gcn").only("cora")
+
+
+def test_needed_rows_come_along(tmp_path):
+    write(tmp_path, TWO_ROWS + "needs: {theirs: {model.weights: 'mine + λ̃=0.2'}}\n")
+    table = read_table("mine", [str(tmp_path / "conf")])
+    assert [*table.only("theirs").rows] == [*table.rows] and [*table.only("mine*").rows] == ["mine + λ̃=0.2"]
+
+
+def test_a_column_that_no_run_has_measured_is_left_out_and_said(tmp_path, capsys):
+    write(tmp_path, TWO_ROWS + "columns: [attention_entropy]\n")
+    table = read_table("mine", [str(tmp_path / "conf")])
+    run_of(table, "theirs", tmp_path / "runs")
+    print_tables([tmp_path / "runs"], table, config_dirs=table.config_dirs)
+    said = capsys.readouterr().out
+    assert "not in the table: attention_entropy: no run has measured it" in said and rows_in(said)
+    with pytest.raises(InputError, match="no run has measured attention_entropy"):
+        print_tables([tmp_path / "runs"], table, columns=["attention_entropy"], config_dirs=table.config_dirs)

@@ -1,7 +1,7 @@
 """A package outside the repository trains, resumes, is swept, evaluated, tabled and drawn like ours.
 
-Its model is no transformer (layers that mix the elements of a set by their mean), its axis is its own (``norm``), its
-task is judged by a metric that is better when smaller. No file of ``neutreno/`` knows of it.
+Its model is no transformer (layers that mix the elements of a set by their mean), its axis is its own (``centring``),
+its task is judged by a metric that is better when smaller. No file of ``neutreno/`` knows of it.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 import textwrap
 
 import pytest
-from support import ROOT, assert_one_line_error, result, run_forked, runs_are_forks
+from support import ROOT, TINY, assert_one_line_error, result, run_forked, runs_are_forks
 from support.same_run import assert_same_run, dies_after
 
 from neutreno.reports.layers import curve
@@ -96,11 +96,16 @@ PACKAGE = {
         class SetNet(nn.Module):
             @checked
             def __init__(
-                self, points_dim: Size, width: Size, depth: Size, norm: Callable[..., nn.Module], drop: DropRate = 0.0
+                self,
+                points_dim: Size,
+                width: Size,
+                depth: Size,
+                centring: Callable[..., nn.Module],
+                drop: DropRate = 0.0,
             ) -> None:
                 super().__init__()
                 self.embed, self.head = nn.Linear(points_dim, width), nn.Linear(width, 1)
-                self.layers_ = nn.ModuleList(Layer(width, norm, drop) for _ in range(depth))
+                self.layers_ = nn.ModuleList(Layer(width, centring, drop) for _ in range(depth))
 
             def token_layers(self):
                 return {"layers": [f"layers_.{i}" for i in range(len(self.layers_))]}
@@ -202,24 +207,24 @@ PACKAGE = {
     "__init__.py": "",
 }
 CONFIGS = {
-    "norm/none.yaml": "{_target_: mine.model.NoNorm, _partial_: true}",
-    "norm/centre.yaml": "{_target_: mine.model.Centre, _partial_: true, scale: 0.5}",
+    "centring/none.yaml": "{_target_: mine.model.NoNorm, _partial_: true}",
+    "centring/centre.yaml": "{_target_: mine.model.Centre, _partial_: true, scale: 0.5}",
     "model/setnet.yaml": """
         # @package _global_
         defaults:
-          - /norm: none
+          - /centring: none
           - _self_
 
         family: setnet
-        variants: {norm: none}
-        labels: {model.depth: depth, norm.scale: s}
+        variants: {centring: none}
+        labels: {model.depth: depth, centring.scale: s}
         model:
           _target_: mine.model.SetNet
           points_dim: ${data.dim}
           width: 16
           depth: 2
           drop: 0.1
-          norm: ${norm}
+          centring: ${centring}
         """,
     "data/sets.yaml": """
         _target_: mine.data.Sets
@@ -252,8 +257,8 @@ CONFIGS = {
         overrides: model=setnet data=sets
         columns: [mine.report.elements]
         rows:
-          none: norm=none
-          centre: norm=centre
+          none: centring=none
+          centre: centring=centre
         paper:
           none: {val/mae: {value: 0.5, provenance: "from memory, unverified"}}
         """,
@@ -290,7 +295,7 @@ def swept(package, tmp_path_factory):
     cwd = tmp_path_factory.mktemp("swept")
     done = call(
         *("train.py", "-m", "model=setnet", "--config-dir", str(package / "conf"), "data=sets"),
-        *("norm=none,centre", "seed=0,1", "launcher.max_parallel=2"),
+        *("centring=none,centre", "seed=0,1", "launcher.max_parallel=2"),
         package=package,
         cwd=cwd,
         setup=runs_are_forks,
@@ -305,7 +310,7 @@ def test_it_is_swept_and_named_by_its_own_axis(swept):
     assert names == sorted(f"{depth}-{norm}-seed{seed}" for norm in ("none", "centre-scale0.5") for seed in (0, 1))
     record = result(swept / f"{depth}-centre-scale0.5-seed1")
     assert record["status"] == "finished" and record["task"] == "mine.task.SetRegression"
-    assert record["axes"]["norm"] == {"class": "mine.model.Centre", "arguments": {"scale": 0.5}, "baseline": False}
+    assert record["axes"]["centring"] == {"class": "mine.model.Centre", "arguments": {"scale": 0.5}, "baseline": False}
     assert (record["main_metric"], record["main_metric_mode"]) == ("val/mae", "min")
     assert "--config-dir" in record["command"] and record["started"]
     assert len(curve(record["oversmoothing"])) == 3
@@ -376,7 +381,7 @@ def test_weights_of_its_other_variant_are_refused(package, swept, tmp_path):
     other = swept / "sets-setnet_depth2-centre-scale0.5-seed0"
     shutil.copy(other / "checkpoints/last.ckpt", tmp_path / "run/checkpoints/last.ckpt")
     done = call("evaluate.py", "run", "trust=mine", package=package, cwd=tmp_path)
-    assert_one_line_error(done, "norm mine.model.Centre(scale=0.5)", "other_variants=[norm]")
+    assert_one_line_error(done, "centring mine.model.Centre(scale=0.5)", "other_variants=[centring]")
 
 
 def test_it_is_tabled_against_its_baseline_with_an_interval(package, swept, tmp_path):
@@ -416,13 +421,13 @@ def test_its_table_is_reproduced_with_a_column_of_its_own(package, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["norm=centered"], ["norm=centered", "did you mean centre"]),
-        (["attention=xsa"], ["attention=xsa", "no axis attention; its axes are norm"]),
-        (["norm=centre", "norm.scale=-1"], ["norm.scale=-1 should be greater than 0"]),
-        (["norm=centre", "+norm.power=1"], ["norm.power", "Centre has no such option"]),
+        (["centring=centered"], ["centring=centered", "did you mean centre"]),
+        (["attention=xsa"], ["attention=xsa", "no axis attention; its axes are centring"]),
+        (["centring=centre", "centring.scale=-1"], ["centring.scale=-1 should be greater than 0"]),
+        (["centring=centre", "+centring.power=1"], ["centring.power", "Centre has no such option"]),
         (["model.dept=3"], ["did you mean model.depth"]),
-        (["norm._target_=mine.model.Center"], ["norm._target_", "did you mean Centre"]),
-        (["norm._target_=their.model.Centre"], ["no module their"]),
+        (["centring._target_=mine.model.Center"], ["centring._target_", "did you mean Centre"]),
+        (["centring._target_=their.model.Centre"], ["no module their"]),
         (["data.points=100000000"], ["data.points=100000000 should be less than or equal to 65536"]),
         (["task.delta=0"], ["task.delta=0 should be greater than 0"]),
         (["task.ema_decay=0.9"], ["no key task.ema_decay", "+task.ema_decay=0.9"]),
@@ -455,7 +460,7 @@ def test_its_own_bug_ends_in_its_traceback(where, package, tmp_path):
     file = tmp_path / "copy/mine" / name
     file.write_text(file.read_text().replace(right, wrong, 1))
     line = next(i for i, text in enumerate(file.read_text().splitlines(), 1) if wrong.splitlines()[-1] in text)
-    conf = ["--config-dir", str(tmp_path / "copy/conf"), "norm=centre", "name=x"]
+    conf = ["--config-dir", str(tmp_path / "copy/conf"), "centring=centre", "name=x"]
     done = call("train.py", *TRAIN, *conf, package=tmp_path / "copy", cwd=tmp_path)
     assert done.returncode == 1 and kind in done.stderr, done.stderr
     assert f'{file}", line {line}' in done.stderr
@@ -465,8 +470,12 @@ def test_its_own_bug_ends_in_its_traceback(where, package, tmp_path):
     assert log.exists() == (where in ("in a forward pass", "in a loss", "in a transform"))
 
 
-def test_the_folder_of_configs_has_to_be_there(package, tmp_path):
+def test_a_folder_of_configs_has_to_be_there_and_be_read(package, tmp_path):
     assert_one_line_error(call("train.py", "--config-dir", "no", package=package, cwd=tmp_path), "--config-dir no")
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/vit.yaml").touch()
+    done = run_forked("train.py", *TINY, "--config-dir", "conf", cwd=tmp_path)
+    assert_one_line_error(done, "--config-dir ", "own model/vit.yaml hides yours; rename it")
     done = run_forked("train.py", *TRAIN, cwd=tmp_path)
     assert done.returncode == 2 and "no option model=setnet" in done.stderr and "no option data=sets" in done.stderr
 

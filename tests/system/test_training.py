@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -360,7 +362,7 @@ BAD_INPUT = {
     "torchvision without a folder": (["data=cifar10", "data.reader=torch/cifar10"], ["data.root=FOLDER"]),
     "rate for a batch of nobody": (["+task.lr_batch=512"], ["task.lr_batch=512 needs task.batch_size"]),
     "unknown key": (["attention.lamm=0.2"], ["no key attention.lamm", "did you mean attention.lam"]),
-    "unknown option": (["model=resnet"], ["no option model=resnet; available: ", "deit_neutreno"]),
+    "unknown option": (["model=swin"], ["no option model=swin; available: ", "deit_neutreno"]),
     "not a key=value": (["lam"], ["lam is not KEY=VALUE"]),
     "lam is a word": (["attention.lam=abc"], ["attention.lam=abc should be a valid number"]),
     "lam is negative": (["attention.lam=-1"], ["attention.lam=-1 should be greater than or equal to 0"]),
@@ -444,25 +446,31 @@ def test_a_trial_that_ends_within_its_recipes_warm_up_says_so(tmp_path):
     assert "note: the warm-up of 12 steps is longer than the run of 4" in done.stdout
 
 
+WARNS = """
+import logging, runpy, sys, warnings
+import neutreno.data.digits as digits
+
+def warning(read=digits.split_digits):
+    warnings.warn("first word", stacklevel=1)
+    logging.getLogger("library").warning("second word")
+    return read()
+
+digits.split_digits = warning
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_what_libraries_warn_of_does_not_stand_beside_a_refusal(tmp_path):
-    def warn():
-        import logging
-        import warnings
+    """In processes of their own, since the end of Python flushes what waits."""
 
-        import neutreno.data.digits as digits
+    def run(*words):
+        command = [sys.executable, "-c", WARNS, str(ROOT / "train.py"), *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
 
-        read = digits.split_digits
-
-        def warning():
-            warnings.warn("first word", stacklevel=1)
-            logging.getLogger("library").warning("second word")
-            return read()
-
-        digits.split_digits = warning
-
-    refused = run_forked("train.py", "model.img_size=16", cwd=tmp_path, setup=warn)
-    assert_one_line_error(refused, "model.img_size=16")
-    done = run_forked("train.py", *TINY, "trainer.max_epochs=1", cwd=tmp_path, setup=warn)
+    assert_one_line_error(run("model.img_size=16"), "model.img_size=16")
+    done = run(*TINY, "trainer.max_epochs=1")
     assert done.returncode == 0 and done.stderr.splitlines() == ["WARNING: first word", "WARNING: second word"]
 
 

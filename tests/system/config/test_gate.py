@@ -77,6 +77,8 @@ WORDS = {
     "trainer.gradient_clip_val=-1": ["trainer.gradient_clip_val=-1 should be greater than or equal to 0"],
     "trainer.gradient_clip_val=nan": ["trainer.gradient_clip_val=nan should be a finite number"],
     "trainer.check_val_every_n_epoch=0": ["trainer.check_val_every_n_epoch=0 should be greater than or equal to 1"],
+    "+trainer.val_check_interval=500": ["trainer.val_check_interval=500, but an epoch has 39 batches"],
+    "+trainer.limit_test_batches=0.3": ["trainer.limit_test_batches=0.3 is less than one of"],
     "+trainer.val_check_interval=0": ["trainer.val_check_interval=0 should be a number of batches"],
     "+trainer.val_check_interval=-1": ["trainer.val_check_interval=-1 should be a number of batches"],
     "trainer.limit_train_batches=0": ["trainer.limit_train_batches=0 should be a number of batches"],

@@ -230,6 +230,10 @@ def test_own_text_trains_and_another_vocabulary_is_refused(tmp_path):
         (["attention.anchor=none", "attention.pull=false"], ["by another name", "attention=softmax"]),
         (["attention.anchor=v1"], ["attention.anchor=v1", "'shuffled'"]),
         (["attention.anchor=shuffled", "data.batch_size=1"], ["data.batch_size=1", "another sequence of the batch"]),
+        (
+            ["attention.anchor=shuffled", "probe.num_samples=1"],
+            ["probe.num_samples=1", "another sequence of the batch"],
+        ),
         (["attention.anchor=shuffled", "data.micro_batch_size=1"], ["micro-batches is one", "data.micro_batch_size"]),
         (["model.size=huge"], ["model.size=huge is not known; available: mini, small"]),
         (["model=deit"], ["not made for this data set", "model=… out"]),

@@ -53,6 +53,7 @@ REFUSED = {
     "data=digits_graph trainer.devices=2 trainer.accelerator=cpu": "one batch, for one process, not 2",
     "data=digits_graph data.batch_size=2": "should be 1",
     "data=digits_graph trainer.max_steps=75": "not a multiple of data.val_every_n_steps=50",
+    "data=digits_graph norm=group model.depth=abc": "model.depth=abc should be a valid integer",
     "data=digits norm=group": "model=deit_neutreno has no axis norm; its axes are attention, block",
     "data=digits model=gcn": "this model is not made for this data set",
 }

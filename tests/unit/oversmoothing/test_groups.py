@@ -144,6 +144,16 @@ def test_layers_of_one_pass_share_the_kernel_of_their_inputs(tokens, monkeypatch
     assert torch.equal(first, again) and len(made) == 2  # two samples
 
 
+def test_kernels_that_are_large_taken_together_are_not_kept(tokens, monkeypatch):
+    metrics._KEPT.clear()
+    monkeypatch.setattr(metrics, "_MOST_KEPT", 2 * 40**2 - 1)  # more than one sample's
+    value(NAMES[2], tokens)
+    assert not metrics._KEPT
+    monkeypatch.setattr(metrics, "_MOST_KEPT", 2 * 40**2)
+    value(NAMES[2], tokens)
+    assert metrics._KEPT
+
+
 @pytest.mark.parametrize(
     "name, change, said",
     [

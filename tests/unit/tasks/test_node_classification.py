@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning import Trainer
 from torch import nn
 
 from neutreno.errors import InputError
@@ -36,10 +37,16 @@ def step(task, number, *answers):
     task._keep_best()
 
 
+def in_training(precision="32-true"):
+    task = NodeClassification(Fixed())
+    task.trainer = Trainer(precision=precision, accelerator="cpu", logger=False, enable_checkpointing=False)
+    return task
+
+
 @pytest.fixture
 def task(monkeypatch):
     monkeypatch.setattr(NodeClassification, "global_step", 0)
-    return NodeClassification(Fixed())
+    return in_training()
 
 
 def test_the_first_epoch_of_highest_validation_accuracy_is_kept(task):
@@ -68,6 +75,20 @@ def test_only_labelled_nodes_count(task):
         assert found["accuracy"] == right, name
         loss = nn.functional.cross_entropy(logits, labels[labels != UNLABELLED])
         assert found["loss"] == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize("precision, right", [("32-true", 2), ("bf16-mixed", 1)])
+def test_an_epoch_is_chosen_in_the_precision_in_which_it_is_validated(monkeypatch, precision, right):
+    """Node 3 answers 1 by a margin that bfloat16 rounds away, and of equal logits the first is taken."""
+    monkeypatch.setattr(NodeClassification, "global_step", 0)
+    monkeypatch.setattr(Fixed, "answer", lambda self, *answers: self.weight.data.copy_(torch.tensor(answers)))
+    task = in_training(precision)
+    step(task, 1, *[[1.0, 0.0]] * 3, [1.0, 1.001])
+    assert task.best_correct.item() == right
+    metric = task.metrics["val_"]["raw"]
+    with task.trainer.precision_plugin.val_step_context():
+        task._update(metric, task.best, (X, VAL))
+    assert task._figures(metric.compute())["accuracy"] == 50.0 * right
 
 
 def test_dropout_is_on_again_after_an_epochs_validation(task):

@@ -174,12 +174,14 @@ def once(tmp_path_factory, worker_id):
 
 @pytest.fixture
 def runs(once):
-    """``whole`` (evaluated, too), ``killed`` and ``other`` (another seed's): each with its run in outputs/x."""
+    """``whole`` (evaluated, too), ``killed``, ``other`` (another seed's) and ``good`` (which is shown beside them):
+    each with its run in outputs/x."""
 
     def make(folder):
         commands = {
             "whole": [("train.py", *SHORT_RUN), ("evaluate.py", "outputs/x")],
             "other": [("train.py", *SHORT_RUN, "seed=1")],
+            "good": [("train.py", *SHORT_RUN, "seed=1", "attention.lam=0.5")],
             "killed": [("train.py", *SHORT_RUN)],
         }
         for name in commands:

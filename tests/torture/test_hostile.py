@@ -4,20 +4,29 @@ Every case runs a command on one such folder, in a process with a bounded memory
 was planted (the file ``ran`` would appear), to end in a traceback, to hang, or to end well with other results.
 """
 
+import contextlib
 import io
 import json
 import os
 import pickle
+import pkgutil
 import resource
+import runpy
 import shutil
+import subprocess
 import zipfile
 
+import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from support import Forked
 from support.hostile import HOSTILE, change, nested
-from support.same_run import load
+from support.same_run import assert_equal, assert_same_run, load
 from support.torture import SHORT_RUN, SilentlyWrong, assert_no_traceback, ended
+
+from neutreno.config.composing import compose
 
 MEMORY = 3 * 2**30  # bytes beyond what the process of the tests holds
 COMMANDS = {
@@ -32,7 +41,9 @@ COMMANDS = {
 }
 OF_ALL = ("tables", "figures", "dashboard")  # they show what is left
 OF_WEIGHTS = ("evaluate", "resume", "start from it")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, and still read
 EXECUTE = "open('ran', 'w')"
+SHOWN = {"tables": "neutreno λ̃=0.5", "figures": "λ̃=0.5", "dashboard": '{"name":"good",'}  # of it, by what shows all
 
 
 class Call:
@@ -45,23 +56,66 @@ class Call:
         return self.call
 
 
-def calls():
-    """What executes ``EXECUTE``, where pickles are trusted."""
-    import runpy
-    import subprocess
+CALLS = {  # execute ``EXECUTE``, where pickles are trusted
+    "eval": Call(eval, EXECUTE),
+    "exec": Call(exec, EXECUTE),
+    "os.system": Call(os.system, "touch ran"),
+    "subprocess": Call(subprocess.check_call, ["touch", "ran"]),
+    "open": Call(open, "ran", "w"),
+    "runpy": Call(runpy.run_path, "ran.py"),
+    "a pickle within": Call(pickle.loads, pickle.dumps(Call(eval, EXECUTE))),
+    "map": Call(list, Call(map, exec, [EXECUTE])),
+    "getattr": Call(list, Call(map, Call(getattr, Call(__import__, "os"), "system"), ["touch ran"])),
+    "TorchScript": Call(torch.jit.load, "ran.pt"),
+}
+TARGETS = {  # do so, where the ``_target_`` of a config is trusted
+    "os.system": {"command": "touch ran"},
+    "builtins.eval": {"_args_": [EXECUTE]},
+    "subprocess.call": {"args": ["touch", "ran"]},
+    "runpy.run_path": {"path_name": "ran.py"},
+    "torch.load": {"f": "ran.pkl", "weights_only": False},
+    "torch.jit.load": {"f": "ran.pt"},
+    "torch.hub.load": {"repo_or_dir": ".", "model": "ran", "source": "local"},
+}
 
-    return [
-        Call(eval, EXECUTE),
-        Call(exec, EXECUTE),
-        Call(os.system, "touch ran"),
-        Call(subprocess.check_call, ["touch", "ran"]),
-        Call(open, "ran", "w"),
-        Call(runpy.run_path, "ran.py"),
-        Call(torch.load, "ran.pkl"),
-        Call(map, exec, [EXECUTE]),
-        Call(getattr, Call(__import__, "os"), "system"),
-        Call(torch.jit.load, "ran.pt"),
-    ]
+
+class Script(torch.nn.Module):
+    """TorchScript that writes the file ``ran`` as it is loaded."""
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return torch.zeros(1), self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        torch.save(state[0], "ran")
+        self.training = state[1]
+
+
+def write_what_executes(folder):
+    """The files that :data:`CALLS`, :data:`TARGETS` and plants name."""
+    (folder / "ran.py").write_text(EXECUTE)
+    (folder / "hubconf.py").write_text(f"def ran():\n    {EXECUTE}\n")
+    (folder / "ran.pkl").write_bytes(pickle.dumps(CALLS["eval"]))
+    torch.jit.save(torch.jit.script(Script()), folder / "ran.pt")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_executes_where_pickles_are_trusted(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_what_executes(tmp_path)
+    pickle.loads(pickle.dumps(CALLS[name]))
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_executes_where_it_is_called(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_what_executes(tmp_path)
+    arguments = dict(TARGETS[name])
+    with contextlib.suppress(RuntimeError):  # torch.load unpickles, and misses its magic number then
+        pkgutil.resolve_name(name)(*arguments.pop("_args_", ()), **arguments)
+    assert (tmp_path / "ran").exists()
 
 
 def laughs(depth=40):
@@ -100,7 +154,8 @@ VALUES = {  # of plain data and tensors, that nobody wrote
 
 def pickled(draw, file):
     """A call in a pickle or in an archive of torch, beside or within what a run writes."""
-    call, content = draw.choice(calls()), load(file.parents[1])
+    name, content = draw.choice([*CALLS]), load(file.parents[1])
+    call = CALLS[name]
     place = draw.choice(["state_dict", "callbacks", "x", "variants"])
     content = draw.choice([call, {**content, place: call}, {**content, place: [call]}])
     way = draw.choice(["zip", "legacy", "pickle"])
@@ -108,7 +163,7 @@ def pickled(draw, file):
         file.write_bytes(pickle.dumps(content, protocol=draw.choice([2, 4, 5])))
     else:
         torch.save(content, file, _use_new_zipfile_serialization=way == "zip")
-    return f"a call of {call.call[0].__name__} in {place}, {way}"
+    return f"a call, {name}, in {place}, {way}"
 
 
 def bombed(draw, file):
@@ -127,7 +182,7 @@ def bombed(draw, file):
 
 
 def torch_script(draw, file):
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
+    torch.jit.save(torch.jit.script(Script()), file)
     return "a TorchScript archive"
 
 
@@ -148,13 +203,22 @@ def odd(draw, file):
 
 CHECKPOINTS = [pickled, pickled, odd, odd, odd, bombed, torch_script]
 PLANTS = [
-    *({"_target_": name} for name in ("os.system", "builtins.eval", "torch.load", "neutreno.cli.train.main")),
-    {"_target_": "torch.hub.load", "repo_or_dir": ".", "model": "ran", "source": "local"},
+    *({"_target_": name, **more} for name, more in TARGETS.items()),
+    {"_target_": "neutreno.cli.train.main"},
     {"_target_": "neutreno.data.digits.Digits", "_args_": ["x"]},
     {"_target_": "hydra.utils.get_method", "path": "os.system"},
     *("${oc.env:HOME}", "${oc.create:{a:1}}", "pipe:touch ran", "http://localhost:9/x", "file:///etc/passwd"),
     *("=1+1", "<script>", "\x1b[31m", "x" * 90_000, "../../x", "", None, True, -1, 1e300, float("nan"), [], {}),
     [[]] * 1000,
+]  # fmt: skip
+
+
+ELSEWHERE = [  # what a library could take for a command, a URL or a reader that unpickles
+    *({"data": {"root": root}} for root in ("pipe:touch ran", "http://localhost:9/x", "file:///etc/passwd")),
+    *({"data": {"root": "pipe:touch ran", "reader": reader}} for reader in ("wds/", "wds/x", "hfds/x")),
+    {"data": {"reader": "hfds/pandas", "reader_args": {"data_files": "ran.pkl"}}},
+    {"data": {"root": ".", "reader": "wds/", "reader_args": {"class_map": "ran.pkl"}}},
+    *({"model": {"weights": file}} for file in ("pipe:touch ran", "http://localhost:9/x", "ran.pkl", "ran.pt")),
 ]  # fmt: skip
 
 
@@ -173,6 +237,18 @@ def edited(draw, file):
     return f"{'.'.join(key)}={str(value)[:60]} in {file.name}"
 
 
+def led_elsewhere(draw, file):
+    """A config whose data, which are classes of images then, or weights are read in another way."""
+    content, planted = yaml.safe_load(file.read_text()), draw.choice(ELSEWHERE)
+    if "data" in planted:
+        ours = {"img_size": 8, "in_chans": 1, "num_classes": 10, "mean": [0.5], "std": [0.5], "seed": 0}
+        content["data"] = compose(["data=imagenet"]).settings["data"] | ours
+    for part, more in planted.items():
+        content[part] |= more
+    file.write_text(yaml.safe_dump(content))
+    return f"{planted} in {file.name}"
+
+
 def scribbled(draw, file):
     """Bytes of a table that no run writes."""
     data = bytearray(file.read_bytes())
@@ -184,11 +260,19 @@ def scribbled(draw, file):
     return f"bytes in {file.name}"
 
 
-def bounded():
-    """A ``setup``: what asks for more memory fails, as it would on a small machine."""
+def prepared():
+    """A ``setup``: what asks for more memory fails, as on a small machine; ``texts`` takes the texts of the figures."""
     with open("/proc/self/status") as status:
         held = next(int(line.split()[1]) for line in status if line.startswith("VmData")) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY, held + MEMORY))
+    savefig = Figure.savefig
+
+    def noted(figure, *arguments, **more):
+        with open("texts", "a") as texts:
+            texts.write("\n".join(text.get_text() for text in figure.findobj(Text)))
+        savefig(figure, *arguments, **more)
+
+    Figure.savefig = noted
 
 
 def plant(draw, run, command):
@@ -199,39 +283,75 @@ def plant(draw, run, command):
         name = draw.choice([*HOSTILE])
         HOSTILE[name][1](run)
         return f"{name} in {HOSTILE[name][0]}"
+    if draw.random() < 0.3:
+        return led_elsewhere(draw, run / "config.yaml")
     file = draw.choice(["config.yaml", "config.yaml", "result.json", "metrics.csv", "oversmoothing.csv"])
     return (scribbled if file.endswith("csv") else edited)(draw, run / file)
 
 
+@pytest.fixture
+def untouched(once, runs):
+    """``untouched(command)``: the folder in which it ran beside what nobody changed."""
+
+    def get(command):
+        def make(folder):
+            done = ended(Forked(*COMMANDS[command], cwd=lay_out(runs, folder, command), setup=prepared))
+            assert done.returncode == 0, done.stderr
+            (folder / "stdout").write_text(done.stdout)
+
+        return once(f"untouched {command}", make)
+
+    return get
+
+
+def lay_out(runs, folder, command):
+    shutil.copytree(runs / ("killed" if command == "resume" else "whole"), folder, dirs_exist_ok=True)
+    shutil.copytree(runs / "good/outputs/x", folder / "outputs/good")
+    write_what_executes(folder)
+    return folder
+
+
+def check_shown(command, cwd, done):
+    """The other run has its row, its curve or its entry, whatever became of the hostile one."""
+    assert done.returncode == 0, done
+    texts = {"tables": lambda: done.stdout, "figures": (cwd / "texts").read_text}
+    if SHOWN[command] not in texts.get(command, (cwd / "dashboard.html").read_text)():
+        raise SilentlyWrong(f"the other run is not shown: {done}")
+
+
 def check_result(command, cwd, done, truth):
-    """Of what ended well."""
-    shown = {"tables": done.stdout, "dashboard": page.read_text() if (page := cwd / "dashboard.html").exists() else ""}
-    score = json.loads((truth / "result.json").read_text())["metrics"]["test/top1"]
-    if command in shown and f"{score:.2f}"[:4] not in shown[command]:
-        raise SilentlyWrong("the other run is not shown")
-    if command == "evaluate":
-        found = json.loads((cwd / "outputs/x/evaluation.json").read_text())["metrics"]
-        if found != json.loads((truth / "evaluation.json").read_text())["metrics"]:
-            raise SilentlyWrong(f"evaluated, with other metrics: {found}")
-    if command == "resume":
-        ours, theirs = load(cwd / "outputs/x")["state_dict"], load(truth)["state_dict"]
-        if any(not torch.equal(ours[name], theirs[name]) for name in theirs):
-            raise SilentlyWrong("resumed, with other weights")
+    """Of what ended well: what was written is what an untouched run folder gives."""
+    try:
+        if command == "theory":
+            assert_equal(done.stdout, (truth / "stdout").read_text())
+        elif command == "profile":
+            assert_equal(*((folder / "profile.csv").read_text() for folder in (cwd, truth)))
+        elif command == "evaluate":
+            assert_equal(*(evaluated(folder) for folder in (cwd, truth)))
+        elif command == "start from it":
+            assert_same_run(cwd / "outputs/y", truth / "outputs/y")
+        else:
+            assert_equal(*(load(folder / "outputs/x")["state_dict"] for folder in (cwd, truth)))
+    except AssertionError as error:
+        raise SilentlyWrong(f"ended well, with another result: {error}") from error
 
 
-def test_a_hostile_run_folder_is_refused_and_runs_nothing(hostile, runs, tmp_path):
+def evaluated(folder):
+    return json.loads((folder / "outputs/x/evaluation.json").read_text())["metrics"]
+
+
+def test_a_hostile_run_folder_is_refused_and_runs_nothing(hostile, runs, untouched, tmp_path):
     command = [*COMMANDS][hostile.number % len(COMMANDS)]
-    shutil.copytree(runs / ("killed" if command == "resume" else "whole"), tmp_path, dirs_exist_ok=True)
-    shutil.copytree(runs / "whole/outputs/x", tmp_path / "outputs/good")  # beside it, untouched
-    (tmp_path / "ran.py").write_text(EXECUTE)
-    (tmp_path / "ran.pkl").write_bytes(pickle.dumps(Call(eval, EXECUTE)))
+    lay_out(runs, tmp_path, command)
     hostile.told |= {"way": command, "planted": plant(hostile, tmp_path / "outputs/x", command)}
-    done = ended(Forked(*COMMANDS[command], cwd=tmp_path, setup=bounded))
+    done = ended(Forked(*COMMANDS[command], cwd=tmp_path, setup=prepared))
     hostile.told["end"] = f"{done.returncode} {done.stderr}"[:300]
     assert not (tmp_path / "ran").exists(), "executed"
     assert_no_traceback(done)
     assert done.returncode in (0, 2), done
-    if done.returncode:
+    if command in OF_ALL:
+        check_shown(command, tmp_path, done)
+    elif done.returncode:
         assert all(line.startswith(("error: ", "warning: ", "WARNING: ")) for line in done.stderr.splitlines()), done
     else:
-        check_result(command, tmp_path, done, runs / "whole/outputs/x")
+        check_result(command, tmp_path, done, untouched(command))

@@ -127,6 +127,7 @@ def killed_while_it_imports(draw, name, cwd, words, number):
         out, err = process.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
         process.kill()
+        process.communicate()
         raise Hang(f"{number.name} after {after:.2f} s of a process of its own") from None
     done = subprocess.CompletedProcess(command, process.returncode, out, err)
     return [done], f"{number.name} after {after:.2f} s of a process of its own"

@@ -47,6 +47,7 @@ READS = {
     "a stream": {"data__reader": "wds/x"},
     "the hub": {"data__reader": "hfds/somebody/something"},
     "a builder that unpickles": {"data__reader": "hfds/pandas", "data__reader_args": {"data_files": "x.pkl"}},
+    "PyTorch Geometric, which unpickles": {"data__reader": "pyg/WikiCS"},
     "torchvision, which unpickles": {"data__reader": "torch/cifar10"},
     "a class map that is unpickled": {"data__reader": "wds/x", "data__reader_args": {"class_map": "x.pkl"}},
 }

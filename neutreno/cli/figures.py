@@ -3,7 +3,9 @@
     neutreno figures outputs/digits-* outputs/digit_scenes-* outputs/python_docs-*
     neutreno figures outputs/digits-* --output docs/figures/digits_similarity --initial
     neutreno figures outputs/digits-* --metric effective_rank
+    neutreno figures outputs/cora-* --by model.depth --score best/test/accuracy
 
+With --by over a setting instead: the runs' score, and the metric after the last layer, a line per method.
 Writes PREFIX.pdf and PREFIX.png, sized for a column or a page: means over seeds, bands of ± one standard deviation.
 """
 
@@ -21,17 +23,28 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", default="similarity", metavar="PREFIX", help="default: %(default)s")
     parser.add_argument("--initial", action="store_true", help="before training instead of after it")
     parser.add_argument("--metric", default="cosine", help="of probe.metrics, e.g. effective_rank; default: cosine")
+    parser.add_argument("--by", metavar="SETTING", help="a setting that is a number, e.g. model.depth, attention.lam")
+    parser.add_argument("--score", metavar="METRIC", help="with --by; default: what the runs are judged by")
     parser.add_argument("--title", default="", help="of the figure; default: none")
     arguments = parser.parse_args(arguments)
+    if arguments.by is None and arguments.score is not None:
+        raise InputError(f"--score {arguments.score} goes with --by SETTING")
+    if arguments.by is not None and arguments.initial:
+        raise InputError("--initial goes without --by, which shows trained runs")
     from neutreno.reports.comparison import group_runs
-    from neutreno.reports.figures import plot_curves
+    from neutreno.reports.figures import plot_curves, plot_lines
     from neutreno.reports.reading import read_runs
-    from neutreno.reports.tables import panels_of, scale_of
+    from neutreno.reports.tables import lines_of, panels_of, scale_of
 
     runs, problems = read_runs(arguments.runs)
     groups, left_out = group_runs(runs)
     for problem in [*problems, *left_out]:
         print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
+    if arguments.by is not None:
+        lines = lines_of(groups, arguments.by, arguments.score, arguments.metric)
+        paths = plot_lines(lines, arguments.output, arguments.by, arguments.title)
+        print("figure: " + ", ".join(map(str, paths)))
+        return
     panels = panels_of(groups, "initial" if arguments.initial else "last", arguments.metric)
     if not panels:
         raise InputError(f"none of the runs is finished and has measured {arguments.metric} of its tokens")

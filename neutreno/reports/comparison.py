@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from neutreno.errors import InputError
+from neutreno.records import is_number
 from neutreno.reports.layers import curve
 from neutreno.reports.reading import Run
-from neutreno.variants import model_words
+from neutreno.variants import equation, model_words
 
 # Settings that differ because what they follow from does: by what they begin with, the choices that settle them.
 FOLLOWS = {"data": ["data"], "task": ["data"], "trainer": ["data"], "model": ["data", "model"]}
@@ -94,6 +96,57 @@ def _order(run: Run) -> tuple:
         [str(settings[axis]) for axis, _ in axes],
         [run.numbers.get(key, -np.inf) for key in result["labels"]],
     )
+
+
+def lines_by(key: str, groups: Sequence[Group]) -> dict[str, dict[float, Group]]:
+    """Groups over a setting that is a number, as lines by their labels: each of one data set, model and choice of axes.
+
+    Further settings that labels name tell lines apart only where they differ at one number: a setting that follows
+    from the other, such as DGN's λ from the depth, does not.
+
+    Raises:
+        InputError: the setting is a number in no two groups, or groups at one number differ in what no label names.
+    """
+    placed = [(number, g) for g in groups if is_number(number := g.runs[0].row.get(key))]
+    if len({number for number, _ in placed}) < 2:
+        raise InputError(f"{key} takes no two numbers among the {len(groups)} rows of these runs")
+    kinds: dict[tuple, list[tuple[float, Group]]] = defaultdict(list)
+    for number, group in placed:
+        kinds[tuple(group.settings[name] for name in _chosen(group))].append((number, group))
+    lines: dict[str, dict[float, Group]] = {}
+    for alike in kinds.values():
+        others = [name for name in alike[0][1].settings if "." in name and name != key]
+        telling = [name for name in others if _differs_beside(name, alike)]
+        for number, group in alike:
+            line = lines.setdefault(_line_label(group, list(kinds), telling), {})
+            if line.setdefault(number, group) is not group:
+                raise InputError(f"{group.label} and {line[number].label} stand at {key}={number:g}; give fewer runs")
+    return {label: dict(sorted(line.items())) for label, line in lines.items()}
+
+
+def _chosen(group: Group) -> list[str]:
+    """Data, model and axes: the settings that choices name."""
+    return [name for name in group.settings if "." not in name and name != "seed"]
+
+
+def _differs_beside(name: str, alike: Sequence[tuple[float, Group]]) -> bool:
+    values: dict[float, set[str]] = defaultdict(set)
+    for number, group in alike:
+        values[number].add(str(group.settings.get(name)))
+    return any(len(found) > 1 for found in values.values())
+
+
+def _line_label(group: Group, kinds: Sequence[tuple], telling: Sequence[str]) -> str:
+    """What tells a line from the others; axes at their baseline go without saying."""
+    run, named = group.runs[0], []
+    for name, values in zip(_chosen(group), zip(*kinds, strict=True), strict=True):
+        if name in run.result["axes"]:
+            named += [group.settings[name]] if group.settings[name] != run.result["baseline"][name] else []
+        elif len(set(values)) > 1 or name == "model":
+            named.append(group.settings[name])
+    labels = run.result["labels"]
+    numbers = [equation(name, labels[name] or name, group.settings[name]) for name in telling if name in group.settings]
+    return " ".join([*map(str, named), *numbers])
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:

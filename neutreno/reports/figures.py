@@ -152,6 +152,32 @@ def save_both(figure, prefix: str | Path) -> list[Path]:
     return paths
 
 
+def plot_lines(
+    panels: Sequence[tuple[str, Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]]],
+    prefix: str | Path,
+    xlabel: str,
+    title: str = "",
+) -> list[Path]:
+    """Lines over a setting, a panel per figure: means over seeds with a band of ± sd; one legend for all.
+
+    Args:
+        panels: what each shows, and its lines: label, numbers of the setting, means and standard deviations (points,).
+    """
+    with plt.rc_context({**STYLE, **PAPER}):
+        figure, axes = plt.subplots(ncols=len(panels), figsize=(6.75, 2.9), squeeze=False, layout="constrained")
+        if title:
+            heading(figure, title)
+        ticks = sorted({x for _, lines in panels for _, numbers, *_ in lines for x in numbers})
+        for panel, (shown, lines) in zip(axes[0], panels, strict=True):
+            for number, (label, numbers, mean, sd) in enumerate(lines):
+                style = LINES[number // len(COLOURS) % len(LINES)]  # the colours begin again
+                band(panel, numbers, mean, sd, 0.1, label=plain(label, 60), linestyle=style)
+            panel.set(xlabel=plain(xlabel), ylabel=plain(shown))
+            panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+        return save_both(figure, prefix)
+
+
 def plot_curves(
     panels: Sequence[tuple[str, Sequence[tuple[str, float | None, np.ndarray]]]],
     prefix: str | Path,

@@ -14,9 +14,9 @@ from tabulate import tabulate
 
 from neutreno.config.building import locate
 from neutreno.errors import InputError, one_line
-from neutreno.reports.comparison import Group, baseline_of, difference, group_runs, number_compared
+from neutreno.reports.comparison import Group, baseline_of, difference, group_runs, lines_by, number_compared
 from neutreno.reports.escaping import csv_text, in_markdown, markdown_table
-from neutreno.reports.layers import part_of, stacks_of
+from neutreno.reports.layers import part_of, stacks_of, title_of
 from neutreno.reports.reading import Run, read_runs
 from neutreno.reports.rows import Origins, labels_of
 from neutreno.tablefiles import Table
@@ -304,6 +304,34 @@ def panels_of(groups: Sequence[Group], when: str = "last", metric: str = "cosine
             if (curves := group.curves(when, metric=metric, stack=stack)).size:
                 panels.setdefault(f"{data}{where}", []).append((label, run.numbers.get(key), curves))
     return list(panels.items())
+
+
+def lines_of(groups: Sequence[Group], by: str, score: str | None, metric: str) -> list[tuple[str, list]]:
+    """What :func:`~neutreno.reports.figures.plot_lines` draws over the setting ``by``: the runs' ``score`` (None: what
+    they are judged by), and a layer-wise metric after the last layer.
+
+    Raises:
+        InputError: there are no lines, or no run has the score.
+    """
+    lines = lines_by(by, groups)
+    judged = [group.runs[0].main_metric for line in lines.values() for group in line.values()]
+    score = score or next(filter(None, judged), None)
+
+    def drawn(values: Callable[[Group], np.ndarray]) -> list[tuple]:
+        found = []
+        for label, line in lines.items():
+            kept = {x: spread for x, group in line.items() if len(spread := values(group))}
+            if kept:
+                sds = [spread.std(ddof=1) if len(spread) > 1 else np.nan for spread in kept.values()]
+                found.append((label, np.array([*kept]), np.array([s.mean() for s in kept.values()]), np.array(sds)))
+        return found
+
+    scores = drawn(lambda group: group.values(score))
+    if not scores:
+        known = ", ".join(_known([Row("", group, [], {}) for group in groups]))
+        raise InputError(f"no run has the metric {score}; available: {known}")
+    last = drawn(lambda group: group.curves(metric=metric)[:, -1:].ravel())
+    return [(score, scores), *([(f"{title_of(metric)}, last layer", last)] if last else [])]
 
 
 def scale_of(groups: Sequence[Group]) -> str | None:

@@ -55,6 +55,29 @@ class Stop:
         return KeyboardInterrupt(signal.Signals(self.number).name)
 
 
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Within it SIGINT does what it did, and is noted in the list it gives.
+
+    Python forgets a ``KeyboardInterrupt`` while C code imports a module: that import fails, as if by a broken library.
+    """
+    came: list[int] = []
+
+    def take(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    own = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a background job ignores it
+    if not own or threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    signal.signal(signal.SIGINT, take)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 _stops: list[Stop] = []  # of this process
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from neutreno.errors import report
+from neutreno.stopping import interruptible
 
 
 def command(function: Callable[[Sequence[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
@@ -15,10 +16,13 @@ def command(function: Callable[[Sequence[str]], int | None]) -> Callable[[Sequen
 
     @functools.wraps(function)
     def main(arguments: Sequence[str] | None = None) -> int:
-        try:
-            return function(sys.argv[1:] if arguments is None else arguments) or 0
-        except (Exception, KeyboardInterrupt) as error:
-            return report(error)
+        with interruptible() as interrupted:
+            try:
+                return function(sys.argv[1:] if arguments is None else arguments) or 0
+            except ImportError as error:
+                return report(KeyboardInterrupt() if interrupted else error)
+            except (Exception, KeyboardInterrupt) as error:
+                return report(error)
 
     return main
 

@@ -1,6 +1,11 @@
 """A file with a main is a command."""
 
+import contextlib
+import os
+import signal
 import sys
+
+import pytest
 
 from neutreno import cli
 from neutreno.__main__ import commands, main
@@ -16,3 +21,34 @@ def test_a_file_more_with_a_main_is_a_command_more(tmp_path, monkeypatch, capsys
     assert commands() == {**before, "greet": "Says good day."}
     assert main(["greet", "--loud", "x"]) == 7 and capsys.readouterr().out == "['--loud', 'x']\n"
     monkeypatch.delitem(sys.modules, "neutreno.cli.greet")
+
+
+@pytest.fixture
+def own_handler():
+    """Python's own, whatever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_an_import_that_fails_is_an_interruption_only_if_one_came(interrupted, own_handler, capsys):
+    @cli.command
+    def main(arguments):
+        with contextlib.suppress(KeyboardInterrupt):  # C code forgets it
+            os.kill(os.getpid(), signal.SIGINT if interrupted else 0)
+        raise ImportError("this library is broken")
+
+    code, said = main([]), capsys.readouterr().err
+    assert (code, said) == (130, "interrupted\n") if interrupted else (code, "Traceback" in said) == (1, True)
+
+
+def test_another_bug_after_an_interruption_keeps_its_traceback(own_handler, capsys):
+    @cli.command
+    def main(arguments):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            {}["absent"]
+
+    assert main([]) == 1 and "KeyError: 'absent'" in capsys.readouterr().err

@@ -142,24 +142,12 @@ def _watch(kill: Callable[[int], None]) -> Callable[[], None]:
     return disarm
 
 
-def _hold() -> None:
-    """While a process is forked: Python forgets what comes between that and :func:`_alone`."""
-    if _stops:
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-
-
-def _go_on() -> None:
-    if _stops:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-
-
 def _alone() -> None:
     """In a forked process, such as a loading worker: its signals are its own."""
     if _stops:
+        _stops.clear()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _go_on()
-        _stops.clear()
 
 
-os.register_at_fork(before=_hold, after_in_parent=_go_on, after_in_child=_alone)
+os.register_at_fork(after_in_child=_alone)

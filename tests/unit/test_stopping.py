@@ -78,9 +78,16 @@ def test_what_is_ignored_stays_ignored():
 
 def test_a_forked_process_ends_at_the_signal_by_itself():
     context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def wait():
+        there.send("forked")  # Python forgets what comes before
+        signal.pause()
+
     with stopping(None):
-        child = context.Process(target=signal.pause)
+        child = context.Process(target=wait)
         child.start()
+        assert here.poll(20)
         child.terminate()
         child.join(20)
     assert child.exitcode == -signal.SIGTERM

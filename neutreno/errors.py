@@ -5,6 +5,9 @@ import os
 import re
 import sys
 import traceback
+from typing import Any
+
+_BROKEN = re.compile("Broken pipe|Connection reset|got 0 bytes")  # between processes that had begun to talk
 
 
 class InputError(ValueError):
@@ -38,6 +41,7 @@ def explain(error: BaseException) -> str | None:
     """What an :class:`InputError` says, or the loss of another process means; None for every other exception."""
     if not isinstance(error, InputError):
         lost = _talking() and re.search(r"gloo.* by peer", str(error))
+        lost = lost or (isinstance(error, _torch("DistNetworkError", ())) and _BROKEN.search(str(error)))
         return "another process of this run ended; see its output" if lost else None
     text = str(error).strip()
     if "Original Traceback" in text:  # a loading worker hands its error over as text that ends with the original line
@@ -47,7 +51,12 @@ def explain(error: BaseException) -> str | None:
 
 def _talking() -> bool:
     """Whether the processes of a run share out work by now."""
-    return getattr(sys.modules.get("torch.distributed"), "is_initialized", bool)()
+    return _torch("is_initialized", bool)()
+
+
+def _torch(name: str, default: Any) -> Any:
+    """What ``torch.distributed`` has under a name, if it has been imported."""
+    return getattr(sys.modules.get("torch.distributed"), name, default)
 
 
 def report(error: BaseException) -> int:

@@ -72,7 +72,8 @@ def report(error: BaseException) -> int:
         traceback.print_exception(error)
         return 1
     ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
-    if ranks[:1] in ([], ["0"]) or _talking():  # before they share out work, all processes would say the same
+    alike = isinstance(error, InputError) and not _talking()  # before they share out work, all say the same
+    if ranks[:1] in ([], ["0"]) or not alike:
         for line in said.splitlines():
             print(f"error: {line}", file=sys.stderr)
     return 2

@@ -41,7 +41,9 @@ def main(arguments: Sequence[str]) -> None:
     for problem in [*problems, *left_out]:
         print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
     if arguments.by is not None:
-        lines = lines_of(groups, arguments.by, arguments.score, arguments.metric)
+        lines, without = lines_of(groups, arguments.by, arguments.score, arguments.metric)
+        for problem in without:
+            print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
         paths = plot_lines(lines, arguments.output, arguments.by, arguments.title)
         print("figure: " + ", ".join(map(str, paths)))
         return

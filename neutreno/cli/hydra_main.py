@@ -85,7 +85,7 @@ def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """(all other words, the folders after ``--config-dir``).
 
     Raises:
-        InputError: one is no folder, or a file of it would not be read.
+        InputError: one is no folder, or the project has a file of the same name as one of its own.
     """
     rest, folders, waiting = [], [], False
     for word in words:

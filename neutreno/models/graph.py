@@ -90,14 +90,14 @@ class Step(nn.Module):
         return graph(v)
 
     def averaged(self, v: Tensor, graph: Graph, v0: Tensor | None = None) -> dict[str, Callable]:
-        """What makes ``kernel`` and ``values`` of :class:`neutreno.oversmoothing.metrics.LayerTokens`.
+        """What makes ``kernel``, ``values`` and ``roots`` of :class:`neutreno.oversmoothing.metrics.LayerTokens`.
 
         Â V is a step on J of V / √deg under the kernel A + I, and with λ̃ (V_0 − V) it is one on E.
         """
-        root = graph.degrees.to(v.dtype).sqrt()[:, None]
         return {
             "kernel": lambda: graph.dense(torch.ones_like(graph.weights))[None, None],
-            "values": lambda: tuple(x[None] / root for x in (v, v if v0 is None else v0)),
+            "values": lambda: (v[None], v[None] if v0 is None else v0[None]),
+            "roots": lambda: graph.degrees.double().sqrt(),
         }
 
     def forward(self, v: Tensor, graph: Graph, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -148,9 +148,10 @@ class AttentionConvolution(Convolution):
         return graph.weighted(F.dropout(self.weights(v, graph), self.attn_drop, self.training), v)
 
     def averaged(self, x: Tensor, graph: Graph, v0: Tensor | None = None) -> dict[str, Callable]:
-        v, told = self.lin(x), {}
+        v = self.lin(x)
+        told = Step.averaged(self, v, graph, v0)
         told["weights"] = told["kernel"] = lambda: graph.dense(self.weights(v, graph))[None, None]
-        return {**told, "values": lambda: (v[None], v[None] if v0 is None else v0[None])}
+        return {name: told[name] for name in ("weights", "kernel", "values")}
 
 
 class InitialResidualConvolution(Step):

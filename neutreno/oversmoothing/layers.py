@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -57,8 +58,8 @@ def find_layers(model: nn.Module, layers: str | Sequence[str] | None = None) -> 
     Those that it names itself, by ``token_layers() -> {stack: [name of the module]}``, where a stage of maps is
     ``(name, channels)``; else the blocks of its trunks; else every child of an ``nn.ModuleList`` or ``nn.Sequential``
     that holds self-attention (``nn.MultiheadAttention``, or a class whose name has "attention" or "attn" in it) and
-    weight matrices outside of attention, and no such layer within itself; else every such child that holds a graph
-    layer of PyTorch Geometric, and those that are in none.
+    weight matrices outside of attention, and no such layer within itself; else, as one stack, every such child that
+    holds a graph layer of PyTorch Geometric, and those that are in none.
 
     Raises:
         InputError: there is none, or nothing has a name given by ``layers``.
@@ -93,9 +94,10 @@ def _graph_layers(named: Mapping[str, nn.Module]) -> list[Layer]:
     held = _innermost([a for a in children if any(f"{name}.".startswith(f"{a.name}.") for name in passing)])
     alone = [name for name in passing if not any(f"{name}.".startswith(f"{a.name}.") for a in held)]
     outermost = [a for a in alone if not any(a.startswith(f"{b}.") for b in alone)]
-    found = held + [Layer(name.rpartition(".")[0], name, named[name]) for name in outermost]
-    order = {name: number for number, name in enumerate(named)}
-    return sorted(found, key=lambda layer: order[layer.name])
+    chosen = {a.name for a in held} | {*outermost}
+    parents = [name.split(".")[:-1] for name in chosen]
+    stack = ".".join(part for part, *_ in takewhile(lambda found: len({*found}) == 1, zip(*parents, strict=False)))
+    return [Layer(stack, name, module) for name, module in named.items() if name in chosen]
 
 
 def _children(named: Mapping[str, nn.Module], kind: Any) -> list[Layer]:

@@ -108,8 +108,10 @@ class _Measured:
         """Why metrics were left out; layer 0 and subsets have no attention, which is no reason."""
         said = {"weights": "attention weights", "kernel": "a kernel", "values": "the values that are averaged"}
         found: dict[str, str] = {}
+        somewhere = {(name, place.stack) for name, place, _ in self.values}  # such as not in a last layer of logits
         for (name, place, subset), missing in self.missing.items():
-            if not {*missing} <= {*OF_LAYER} or (place.layer and subset == ALL):
+            elsewhere = (name, place.stack) in somewhere
+            if not {*missing} <= {*OF_LAYER} or (place.layer and subset == ALL and not elsewhere):
                 what = " and ".join(said.get(need, need) for need in missing)
                 found.setdefault(name, f"needs {what}, which are not there (in {place.name})")
         return found

@@ -48,9 +48,9 @@ class LayerTokens:
         inputs: what the network was given, (B, …).
         weights: makes A (B, H, N, N) of the layer's attention, rows that sum to 1; None where the layer has none that
             can be rebuilt.
-        kernel: makes K (B, H, N, N) of J: of attention A; of Â of a graph, A + I.
-        values: makes V_l and V_0 (B, H, N, D), the layer's values and those of the first layer of its stack; of Â of a
-            graph, over √deg.
+        kernel: makes K (B, H, N, N) of J and G: A of attention, A + I of a graph's Â.
+        values: makes V_l and V_0 (B, H, N, D), the layer's values and those of the first layer of its stack.
+        roots: makes the roots of a graph's degrees (N,), over which J and G take the values; None: the values alone.
     """
 
     features: Tensor
@@ -60,6 +60,7 @@ class LayerTokens:
     weights: Callable[[], Tensor] | None = None
     kernel: Callable[[], Tensor] | None = None
     values: Callable[[], tuple[Tensor, Tensor]] | None = None
+    roots: Callable[[], Tensor] | None = None
 
     def counting(self) -> Tensor:
         """The mask, (B, N), also where all tokens count."""
@@ -268,11 +269,11 @@ def J(tokens: LayerTokens) -> Tensor:
     """The smoothing functional J of the layer's values under its native attention, summed over heads, over ‖V_l‖².
 
     u = V_l, K = A_l, whose rows sum to 1: 0 if all tokens have one value. Divided, so that layers compare. In a graph
-    network without attention u = V_l / √deg and K = A + I, under which Â V_l is a step on J, and J is the Dirichlet
-    energy of the normalised graph.
+    network without attention u = V_l / √deg and K = A + I, under which Â V_l is a step on J: it is the Dirichlet energy
+    of the normalised graph, tr V_lᵀ (I − Â) V_l.
     """
-    v, _ = tokens.values()
-    return _relative(smoothing_functional(v.double(), tokens.kernel().double()), v)
+    u, _ = _energy_values(tokens)
+    return _relative(smoothing_functional(u, tokens.kernel().double()), tokens)
 
 
 @layerwise_metric(needs=["kernel", "values"])
@@ -281,13 +282,19 @@ def G(tokens: LayerTokens) -> Tensor:
 
     λ(x) = 1 / Δt(x), so it is that of λ̃ = 1 and is told of softmax attention too; E is J + λ̃ G.
     """
-    (v, v0), kernel = tokens.values(), tokens.kernel().double()
-    return _relative(fidelity_term(v.double(), v0.double(), fidelity_weights(kernel, 1.0)), v)
+    u, f = _energy_values(tokens)
+    return _relative(fidelity_term(u, f, fidelity_weights(tokens.kernel().double(), 1.0)), tokens)
 
 
-def _relative(energy: Tensor, v: Tensor) -> Tensor:
-    """(B, H) of heads, over ‖V‖²: (B,)."""
-    size = v.double().square().sum((-3, -2, -1))
+def _energy_values(tokens: LayerTokens) -> tuple[Tensor, Tensor]:
+    """u and f."""
+    roots = 1.0 if tokens.roots is None else tokens.roots().double()[:, None]
+    return tuple(v.double() / roots for v in tokens.values())
+
+
+def _relative(energy: Tensor, tokens: LayerTokens) -> Tensor:
+    """(B, H) of heads, over ‖V_l‖²: (B,)."""
+    size = tokens.values()[0].double().square().sum((-3, -2, -1))
     return torch.where(size > 0, energy.sum(-1) / size, 0.0)
 
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from neutreno.errors import InputError
-from neutreno.oversmoothing.layers import Layer, find_layers, first_tensor, tokens_in
+from neutreno.oversmoothing.layers import Layer, find_layers, first_tensor, passes_messages, tokens_in
 from neutreno.oversmoothing.metrics import LayerTokens
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -51,14 +52,16 @@ class _Recorder:
         self.averaged: dict[nn.Module, dict[str, Callable]] = {}  # by what averages values in a layer
         self.labels = labels
         self.inputs = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-        graphs = kwargs.get("batch")  # PyTorch Geometric's: the graph of each node, sorted
-        self.nodes = graphs.bincount().tolist() if isinstance(graphs, Tensor) and len(graphs) else None
+        self.given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        self.graphs = kwargs.get("batch")
+        self.nodes: dict[int, list[Tensor | None]] = {}  # by their number: what by_graph gives beside features
         own = real("attention_mask", "src_key_padding_mask")
         decoder = real("decoder_attention_mask", "tgt_key_padding_mask")
         self.masks = (own, decoder) if self.decoders else (decoder if own is None else own, None)
 
     def hooks(self, layer: Layer, attention: bool) -> Iterator[RemovableHandle]:
         """Hook a layer; with ``attention`` what its ``averaged(…)`` tells of its values is handed on, too."""
+        of_graph = any(map(passes_messages, layer.module.modules()))
         own = next((m for m in layer.module.modules() if attention and hasattr(m, "averaged")), None)
 
         def average(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -66,11 +69,12 @@ class _Recorder:
 
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             if self.calls[layer.stack] == 0:
-                self.record(layer, first_tensor((args, kwargs)))
+                given = (*args, *kwargs.values())
+                self.record(layer, None if of_graph and _several_kinds(*given) else first_tensor(given))
 
         def leave(module: nn.Module, args: tuple, output: Any) -> None:
             self.calls[layer.stack] += 1
-            self.record(layer, first_tensor(output), own)
+            self.record(layer, None if of_graph and _several_kinds(output) else first_tensor(output), own)
 
         if own is not None:
             yield own.register_forward_pre_hook(average, with_kwargs=True)
@@ -93,7 +97,9 @@ class _Recorder:
             mask = None
         given = [y if y is not None and y.ndim and len(y) == len(x) else None for y in given]
         mask, labels, inputs = (None if y is None else y.to(x.device) for y in (mask, *given))
-        told = {name: cache(make) for name, make in self.averaged.get(attention, {}).items()}
+        told = self.averaged.get(attention, {})
+        made = {make: cache(make) for make in {*told.values()}}  # A may be the kernel, too
+        told = {name: made[make] for name, make in told.items()}
         tokens = LayerTokens(x, mask, labels, inputs, **told)
         if mask is not None and not mask.any(1).all():
             tokens = tokens.of(mask.any(1))  # samples of padding alone
@@ -101,12 +107,32 @@ class _Recorder:
 
     def by_graph(self, x: Tensor) -> list[Tensor | None]:
         """Nodes (N, C), their mask, labels and inputs as samples, one a graph; no nodes where others are left of it."""
-        sizes = self.nodes or [len(x)]
-        if sum(sizes) != len(x):
+        of_graph = self.graphs if _tells_graphs(self.graphs) else x.new_zeros(len(x), dtype=torch.int64)
+        if len(of_graph) != len(x):
             return [None] * 4
-        given = (x, x.new_ones(len(x), dtype=torch.bool), self.labels, self.inputs)
-        alike = [y if y is not None and y.ndim and len(y) == len(x) else None for y in given]
-        return [None if y is None else pad_sequence(y.split(sizes), batch_first=True) for y in alike]
+        order, sizes = of_graph.argsort(stable=True), of_graph.bincount().tolist()
+
+        def samples(nodes: Tensor | None) -> Tensor | None:
+            fits = nodes is not None and nodes.ndim and len(nodes) == len(x)
+            return pad_sequence(nodes.to(x.device)[order].split(sizes), batch_first=True) if fits else None
+
+        if len(x) not in self.nodes:  # once, so that what a metric keeps of the inputs holds for all layers
+            features = (y for y in self.given if y.ndim == 2 and y.is_floating_point() and len(y) == len(x))
+            real = x.new_ones(len(x), dtype=torch.bool)
+            self.nodes[len(x)] = [samples(y) for y in (real, self.labels, next(features, None))]
+        return [samples(x), *self.nodes[len(x)]]
+
+
+def _tells_graphs(batch: Any) -> bool:
+    """Whether it is PyTorch Geometric's ``batch``: the number of each node's graph, (N,)."""
+    if not isinstance(batch, Tensor) or batch.ndim != 1 or batch.is_floating_point() or batch.dtype == torch.bool:
+        return False
+    return len(batch) > 0 and bool((batch >= 0).all())
+
+
+def _several_kinds(*values: Any) -> bool:
+    """Whether a graph layer takes or gives nodes by the names of their kinds, which are no tokens of one space."""
+    return any(isinstance(value, Mapping) and len(tree_leaves(value)) > 1 for value in values)
 
 
 def record(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from neutreno.config.words import key_of
 from neutreno.errors import InputError
 from neutreno.records import is_number
 from neutreno.reports.layers import curve
@@ -98,55 +99,51 @@ def _order(run: Run) -> tuple:
     )
 
 
-def lines_by(key: str, groups: Sequence[Group]) -> dict[str, dict[float, Group]]:
-    """Groups over a setting that is a number, as lines by their labels: each of one data set, model and choice of axes.
+def lines_by(key: str, groups: Sequence[Group]) -> tuple[dict[str, dict[float, Group]], list[str]]:
+    """Groups over a setting that is a number, as lines by their labels; and what was left out, and why.
 
-    Further settings that labels name tell lines apart only where they differ at one number: a setting that follows
-    from the other, such as DGN's λ from the depth, does not.
+    A line's groups are of the same data, model, axes and settings that were typed, but for this one; others may follow
+    from it, as DGN's λ from the depth. The baseline of an axis stands at the number that it equals (softmax at λ̃ = 0).
 
     Raises:
-        InputError: the setting is a number in no two groups, or groups at one number differ in what no label names.
+        InputError: the setting is a number in no two groups, or two groups of a line have the same.
     """
-    placed = [(number, g) for g in groups if is_number(number := g.runs[0].row.get(key))]
-    if len({number for number, _ in placed}) < 2:
+    placed = [(run.row.get(key), run.numbers.get(key), group) for group in groups for run in group.runs[:1]]
+    numbered = [(own if is_number(own) else equal, group) for own, equal, group in placed]
+    left_out = [f"{group.label} has no {key}" for number, group in numbered if number is None]
+    numbered = [(number, group) for number, group in numbered if number is not None]
+    if len({number for number, _ in numbered}) < 2:
         raise InputError(f"{key} takes no two numbers among the {len(groups)} rows of these runs")
-    kinds: dict[tuple, list[tuple[float, Group]]] = defaultdict(list)
-    for number, group in placed:
-        kinds[tuple(group.settings[name] for name in _chosen(group))].append((number, group))
+    kinds = _kinds([group.runs[0] for _, group in numbered], key)
+    varying = {name for kind in kinds for name in kind if len({str(other.get(name)) for other in kinds}) > 1}
     lines: dict[str, dict[float, Group]] = {}
-    for alike in kinds.values():
-        others = [name for name in alike[0][1].settings if "." in name and name != key]
-        telling = [name for name in others if _differs_beside(name, alike)]
-        for number, group in alike:
-            line = lines.setdefault(_line_label(group, list(kinds), telling), {})
-            if line.setdefault(number, group) is not group:
-                raise InputError(f"{group.label} and {line[number].label} stand at {key}={number:g}; give fewer runs")
-    return {label: dict(sorted(line.items())) for label, line in lines.items()}
+    for (number, group), kind in zip(numbered, kinds, strict=True):
+        line = lines.setdefault(_line_label(group.runs[0], kind, varying), {})
+        if line.setdefault(number, group) is not group:
+            raise InputError(f"{group.label} and {line[number].label} stand at {key}={number:g}; give fewer runs")
+    return {label: dict(sorted(line.items())) for label, line in lines.items()}, left_out
 
 
-def _chosen(group: Group) -> list[str]:
-    """Data, model and axes: the settings that choices name."""
-    return [name for name in group.settings if "." not in name and name != "seed"]
+def _kinds(runs: Sequence[Run], key: str) -> list[dict[str, Any]]:
+    """By what lines over ``key`` are told apart: choices, experiment, typed settings, digests of data."""
+    typed = {key_of(word) for run in runs for word in run.result["overrides"]} - {key}
+    choices = [{n: v for n, v in run.settings.items() if "." not in n and n != "seed"} for run in runs]
+    further = [{n: v for n, v in run.row.items() if n in typed or n.endswith(" data")} for run in runs]
+    axis = key.partition(".")[0]
+    chosen = {kind.get(axis) for kind in choices} - {run.result["baseline"].get(axis) for run in runs}
+    if len(chosen) == 1:  # its baseline belongs to the one line of each kind
+        choices = [kind | {axis: next(iter(chosen))} if axis in kind else kind for kind in choices]
+    origins = [dict([run.origin]) if run.origin and run.origin[0] == "experiment" else {} for run in runs]
+    return [a | b | c for a, b, c in zip(choices, origins, further, strict=True)]
 
 
-def _differs_beside(name: str, alike: Sequence[tuple[float, Group]]) -> bool:
-    values: dict[float, set[str]] = defaultdict(set)
-    for number, group in alike:
-        values[number].add(str(group.settings.get(name)))
-    return any(len(found) > 1 for found in values.values())
-
-
-def _line_label(group: Group, kinds: Sequence[tuple], telling: Sequence[str]) -> str:
-    """What tells a line from the others; axes at their baseline go without saying."""
-    run, named = group.runs[0], []
-    for name, values in zip(_chosen(group), zip(*kinds, strict=True), strict=True):
-        if name in run.result["axes"]:
-            named += [group.settings[name]] if group.settings[name] != run.result["baseline"][name] else []
-        elif len(set(values)) > 1 or name == "model":
-            named.append(group.settings[name])
-    labels = run.result["labels"]
-    numbers = [equation(name, labels[name] or name, group.settings[name]) for name in telling if name in group.settings]
-    return " ".join([*map(str, named), *numbers])
+def _line_label(run: Run, kind: dict[str, Any], varying: Collection[str]) -> str:
+    """The model and what tells a line from others; axes at their baseline go without saying."""
+    labels, baseline = run.result["labels"], run.result["baseline"]
+    words = [str(kind["data"])] if "data" in varying else []
+    words += [str(kind["model"]), *(str(kind[axis]) for axis in baseline if kind.get(axis) != baseline[axis])]
+    names = [name for name in kind if name in varying and name not in ("data", "model", *baseline)]
+    return " ".join(words + [equation(name, labels.get(name) or name, kind[name]) for name in names])
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:

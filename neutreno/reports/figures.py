@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -153,7 +153,7 @@ def save_both(figure, prefix: str | Path) -> list[Path]:
 
 
 def plot_lines(
-    panels: Sequence[tuple[str, Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]]],
+    panels: Sequence[tuple[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]],
     prefix: str | Path,
     xlabel: str,
     title: str = "",
@@ -161,20 +161,24 @@ def plot_lines(
     """Lines over a setting, a panel per figure: means over seeds with a band of ± sd; one legend for all.
 
     Args:
-        panels: what each shows, and its lines: label, numbers of the setting, means and standard deviations (points,).
+        panels: what each shows, and its lines by label: numbers of the setting, means, standard deviations (points,).
     """
     with plt.rc_context({**STYLE, **PAPER}):
         figure, axes = plt.subplots(ncols=len(panels), figsize=(6.75, 2.9), squeeze=False, layout="constrained")
         if title:
             heading(figure, title)
-        ticks = sorted({x for _, lines in panels for _, numbers, *_ in lines for x in numbers})
-        for panel, (shown, lines) in zip(axes[0], panels, strict=True):
-            for number, (label, numbers, mean, sd) in enumerate(lines):
-                style = LINES[number // len(COLOURS) % len(LINES)]  # the colours begin again
-                band(panel, numbers, mean, sd, 0.1, label=plain(label, 60), linestyle=style)
-            panel.set(xlabel=plain(xlabel), ylabel=plain(shown))
+        ticks = sorted({x for _, lines in panels for numbers, *_ in lines.values() for x in numbers})
+        labels = list(dict.fromkeys(label for _, lines in panels for label in lines))
+        cycle, shown = list(plt.rcParams["axes.prop_cycle"]), {}
+        for panel, (what, lines) in zip(axes[0], panels, strict=True):
+            for label, (numbers, mean, sd) in lines.items():
+                style = cycle[labels.index(label) % len(cycle)]
+                band(panel, numbers, mean, sd, 0.1, label=plain(label, 60), **style)
+            panel.set(xlabel=plain(xlabel), ylabel=plain(what))
             panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+            lines_, labels_ = panel.get_legend_handles_labels()
+            shown |= dict(zip(labels_, lines_, strict=True))
+        figure.legend(shown.values(), shown.keys(), loc="outside right center")
         return save_both(figure, prefix)
 
 

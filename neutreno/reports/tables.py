@@ -306,32 +306,36 @@ def panels_of(groups: Sequence[Group], when: str = "last", metric: str = "cosine
     return list(panels.items())
 
 
-def lines_of(groups: Sequence[Group], by: str, score: str | None, metric: str) -> list[tuple[str, list]]:
+def lines_of(
+    groups: Sequence[Group], by: str, score: str | None, metric: str
+) -> tuple[list[tuple[str, dict[str, tuple[np.ndarray, ...]]]], list[str]]:
     """What :func:`~neutreno.reports.figures.plot_lines` draws over the setting ``by``: the runs' ``score`` (None: what
-    they are judged by), and a layer-wise metric after the last layer.
+    they are judged by), and a layer-wise metric after the last layer; and what was left out, and why.
 
     Raises:
-        InputError: there are no lines, or no run has the score.
+        InputError: there are no lines, or no run has the score or the metric.
     """
-    lines = lines_by(by, groups)
+    lines, left_out = lines_by(by, groups)
     judged = [group.runs[0].main_metric for line in lines.values() for group in line.values()]
-    score = score or next(filter(None, judged), None)
-
-    def drawn(values: Callable[[Group], np.ndarray]) -> list[tuple]:
-        found = []
+    score = score or next(filter(None, judged), "that it is judged by")
+    panels = []
+    for name, title, values in (
+        (score, score, lambda group: group.values(score)),
+        (metric, f"{title_of(metric)}, last layer", lambda group: group.curves(metric=metric)[:, -1:].ravel()),
+    ):
+        drawn = {}
         for label, line in lines.items():
-            kept = {x: spread for x, group in line.items() if len(spread := values(group))}
-            if kept:
-                sds = [spread.std(ddof=1) if len(spread) > 1 else np.nan for spread in kept.values()]
-                found.append((label, np.array([*kept]), np.array([s.mean() for s in kept.values()]), np.array(sds)))
-        return found
-
-    scores = drawn(lambda group: group.values(score))
-    if not scores:
-        known = ", ".join(_known([Row("", group, [], {}) for group in groups]))
-        raise InputError(f"no run has the metric {score}; available: {known}")
-    last = drawn(lambda group: group.curves(metric=metric)[:, -1:].ravel())
-    return [(score, scores), *([(f"{title_of(metric)}, last layer", last)] if last else [])]
+            spreads = {number: spread for number, group in line.items() if len(spread := values(group))}
+            left_out += [f"{label} has no {name} at {by}={number:g}" for number in line if number not in spreads]
+            sds = [spread.std(ddof=1) if len(spread) > 1 else np.nan for spread in spreads.values()]
+            if spreads:
+                drawn[label] = np.array([*spreads]), np.array([x.mean() for x in spreads.values()]), np.array(sds)
+        if not drawn:
+            measured = {row["metric"]: None for group in groups for row in group.runs[0].measured}
+            known = ", ".join([*_known([Row("", group, [], {}) for group in groups]), *measured])
+            raise InputError(f"no run has the metric {name}; available: {known}")
+        panels.append((title, drawn))
+    return panels, left_out
 
 
 def scale_of(groups: Sequence[Group]) -> str | None:

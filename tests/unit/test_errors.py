@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import DistNetworkError, TCPStore
 
-from neutreno.errors import explain
+from neutreno.errors import InputError, explain, report
 
 HOST, LIMIT = "127.0.0.1", timedelta(seconds=20)
 
@@ -32,10 +32,18 @@ def client():
     return store
 
 
-def test_a_process_that_is_gone_while_others_begin_to_talk_is_told_in_a_line(client):
+def test_a_process_that_is_gone_while_others_begin_to_talk_is_told_in_a_line(client, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
     with pytest.raises(DistNetworkError) as caught:
         client.get("where it listens")
-    assert explain(caught.value) == "another process of this run ended; see its output"
+    assert report(caught.value) == 2
+    assert capsys.readouterr().err == "error: another process of this run ended; see its output\n"
+
+
+def test_what_all_processes_find_before_they_talk_the_first_says(monkeypatch, capsys):
+    for rank, said in (("0", "error: x\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert report(InputError("x")) == 2 and capsys.readouterr().err == said
 
 
 def test_a_process_that_was_never_there_is_not_said_to_have_ended():

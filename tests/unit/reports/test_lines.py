@@ -1,10 +1,13 @@
 """Rows over a setting, as lines of a figure."""
 
+import json
+
 import numpy as np
 import pytest
 from support import make_run
 
 from neutreno.errors import InputError
+from neutreno.reports import figures
 from neutreno.reports.comparison import group_runs
 from neutreno.reports.figures import plot_lines
 from neutreno.reports.reading import read_runs
@@ -13,58 +16,106 @@ from neutreno.reports.tables import lines_of
 GRAPH = ["data=cora", "data.root=x"]
 
 
-def lines(folder, *rows, by="model.depth", score=None):
+def lines(folder, *rows, by="model.depth", score=None, metric="cosine"):
     for number, (words, value) in enumerate(rows):
         make_run(folder / str(number), *words, value=value)
     groups, _ = group_runs(read_runs([folder])[0])
-    return lines_of(groups, by, score, "cosine")
+    return lines_of(groups, by, score, metric)
 
 
 def test_a_line_is_a_method_and_its_band_the_seeds(tmp_path):
-    rows = [(["data=cora", "data.root=x", f"model.depth={depth}", *words, f"seed={seed}"], depth + seed + more)
+    rows = [([*GRAPH, f"model.depth={depth}", *words, f"seed={seed}"], depth + seed + more)
             for depth in (15, 2) for seed in (0, 2)
             for words, more in ((["norm=group"], 10.0), (["propagation=neutreno"] * (depth > 2), 0.0))]  # fmt: skip
-    (score, drawn), (metric, last) = lines(tmp_path, *rows)
-    assert (score, metric) == ("test/accuracy", "cosine similarity, last layer")
-    found = {label: [list(map(float, part)) for part in parts] for label, *parts in drawn}
+    panels, left_out = lines(tmp_path, *rows)
+    (score, drawn), (metric, last) = panels
+    assert (score, metric, left_out) == ("test/accuracy", "cosine similarity, last layer", [])
     sd = 2**0.5
-    assert found == {
-        "gcn group": [[2, 15], [13, 26], [sd, sd]],  # its λ differs by depth, which tells no lines apart
+    assert {label: [list(map(float, part)) for part in parts] for label, parts in drawn.items()} == {
+        "gcn group": [[2, 15], [13, 26], [sd, sd]],  # its λ follows from the depth, which tells no lines apart
         "gcn": [[2], [3], [sd]],
         "gcn neutreno": [[15], [16], [sd]],
     }
-    assert [label for label, *_ in last] == [label for label, *_ in drawn]
-    paths = plot_lines([(score, drawn), (metric, last)], tmp_path / "figure", "model.depth")
-    assert all(path.stat().st_size > 1000 for path in paths)
+    assert list(last) == list(drawn)
+    assert all(path.stat().st_size > 1000 for path in plot_lines(panels, tmp_path / "figure", "model.depth"))
 
 
-def test_what_else_differs_at_a_number_tells_lines_apart(tmp_path):
-    rows = [([*GRAPH, "propagation=neutreno", f"propagation.lam={lam}", f"model.depth={depth}"], 1.0)
-            for lam in (0.2, 0.6) for depth in (5, 9)]  # fmt: skip
-    assert [label for label, *_ in lines(tmp_path, *rows)[0][1]] == ["gcn neutreno λ̃=0.2", "gcn neutreno λ̃=0.6"]
-    by_lam = lines(tmp_path, by="propagation.lam")[0][1]
-    assert {label: list(numbers) for label, numbers, *_ in by_lam} == {
-        "gcn neutreno model.depth=5": [0.2, 0.6],
-        "gcn neutreno model.depth=9": [0.2, 0.6],
-    }
-    assert all(np.isnan(sd).all() for *_, sd in by_lam)  # of single runs
+TOLD_APART = {
+    "settings of an axis": (["propagation=neutreno"], "propagation.lam", (0.2, 0.6), "gcn neutreno λ̃={}"),
+    "other settings": ([], "task.lr", (0.1, 0.001), "gcn task.lr={:g}"),
+    "data": ([], "data.missing", (0, 0.5), "gcn data.missing={:g}"),
+}
+
+
+@pytest.mark.parametrize("words, key, values, label", TOLD_APART.values(), ids=TOLD_APART.keys())
+@pytest.mark.parametrize("crossed", [True, False])
+def test_what_was_typed_otherwise_tells_lines_apart(tmp_path, words, key, values, label, crossed):
+    """Also where it differs at no one depth."""
+    at = {5: values, 9: values} if crossed else {5: values[:1], 9: values[1:]}
+    rows = [([*GRAPH, *words, f"{key}={v}", f"model.depth={d}"], 1.0) for d, found in at.items() for v in found]
+    (_, drawn), _ = lines(tmp_path, *rows)[0]
+    assert [*drawn] == [label.format(value) for value in values]
+    assert all(np.isnan(sd).all() for *_, sd in drawn.values())  # of single runs
+
+
+def test_other_data_under_one_name_is_another_line(tmp_path):
+    def digest(folder, value):
+        file = folder / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"digests": {"graph": value * 64}}))
+
+    for number, (depth, value) in enumerate([(5, "a"), (9, "b")]):
+        digest(make_run(tmp_path / str(number), *GRAPH, f"model.depth={depth}"), value)
+    (_, drawn), _ = lines(tmp_path)[0]
+    assert list(drawn) == ["gcn graph data=aaaaaaaa", "gcn graph data=bbbbbbbb"]
+
+
+def test_the_baseline_stands_at_the_number_that_it_equals(tmp_path):
+    rows = [([*GRAPH, "model.depth=5", *words], 1.0)
+            for words in ([], *(["propagation=neutreno", f"propagation.lam={lam}"] for lam in (0.2, 0.6)))]  # fmt: skip
+    (_, drawn), _ = lines(tmp_path, *rows, by="propagation.lam")[0]
+    assert {label: list(numbers) for label, (numbers, *_) in drawn.items()} == {"gcn neutreno": [0, 0.2, 0.6]}
+
+
+def test_networks_of_other_axes_are_lines_of_one_figure(tmp_path):
+    rows = [([*GRAPH, f"model={model}", f"model.depth={depth}"], 1.0) for model in ("gcn", "gcnii") for depth in (4, 8)]
+    (_, drawn), _ = lines(tmp_path, *rows)[0]
+    assert list(drawn) == ["gcn", "gcnii"]
+
+
+def test_a_line_keeps_its_style_in_a_panel_that_lacks_another(tmp_path, monkeypatch):
+    one, two = (np.array([2.0, 15.0]), np.ones(2), np.zeros(2)), (np.array([2.0]), np.ones(1), np.zeros(1))
+    seen = []
+    monkeypatch.setattr(figures, "save_both", lambda figure, prefix: seen.append(figure))
+    plot_lines([("score", {"a": one, "b": two}), ("cosine", {"b": one, "c": two})], "x", "model.depth")
+    left, right = ({line.get_label(): line.get_color() for line in panel.lines} for panel in seen[0].axes)
+    shown = seen[0].legends[0]
+    legend = {t.get_text(): h.get_color() for t, h in zip(shown.texts, shown.legend_handles, strict=True)}
+    assert left["b"] == right["b"] and legend == left | right and len(set(legend.values())) == 3
+
+
+def test_what_a_row_lacks_is_said(tmp_path):
+    rows = [(["data=digits", f"model.depth={depth}"], 1.0) for depth in (2, 4)]
+    rows += [([*GRAPH, f"model.depth={depth}"], 1.0) for depth in (2, 4)]
+    panels, left_out = lines(tmp_path, *rows, score="test/top1")
+    assert list(panels[0][1]) == ["digits deit neutreno"] and "cora gcn has no test/top1 at model.depth=4" in left_out
+
+
+def test_a_row_without_the_setting_is_said(tmp_path):
+    rows = [([*GRAPH, "propagation=neutreno", "model.depth=5", f"propagation.lam={lam}"], 1.0) for lam in (0.2, 0.6)]
+    _, left_out = lines(tmp_path, *rows, (["data=digits", "model=deit"], 1.0), by="propagation.lam")
+    assert left_out == ["digits deit-mini softmax has no propagation.lam"]
 
 
 @pytest.mark.parametrize(
-    "by, score, said",
+    "by, more, said",
     [
-        ("model.dept", None, "model.dept takes no two numbers among the 2 rows"),
-        ("data.root", None, "data.root takes no two numbers"),
-        ("model.depth", "test/miou", "no run has the metric test/miou; available: "),
+        ("model.dept", {}, "model.dept takes no two numbers among the 2 rows"),
+        ("data.root", {}, "data.root takes no two numbers"),
+        ("model.depth", {"score": "test/miou"}, "no run has the metric test/miou; available: "),
+        ("model.depth", {"metric": "nonsense"}, "no run has the metric nonsense; available: .*effective_rank"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(tmp_path, by, score, said):
+def test_what_cannot_be_drawn_is_refused(tmp_path, by, more, said):
     rows = [([*GRAPH, f"model.depth={depth}"], 1.0) for depth in (2, 15)]
     with pytest.raises(InputError, match=said):
-        lines(tmp_path, *rows, by=by, score=score)
-
-
-def test_rows_that_no_label_tells_apart_are_refused(tmp_path):
-    rows = [([*GRAPH, f"model.depth={depth}", f"task.lr={lr}"], 1.0) for depth in (2, 15) for lr in (0.1, 0.2)]
-    with pytest.raises(InputError, match=r"task.lr=0.. and .*task.lr=0.. stand at model.depth=.*; give fewer runs"):
-        lines(tmp_path, *rows)
+        lines(tmp_path, *rows, by=by, **more)

@@ -226,9 +226,11 @@ class SplitData(LightningDataModule):
                 key += " (by overfit_batches)" if trainer.overfit_batches else ""
                 raise InputError(f"{key} is less than one of {batches} batches; raise it, or give a number of batches")
         interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
+        if not self.trains or not isinstance(interval, int) or every is None:
+            return
         limit = trainer.limit_train_batches
         most = min(limit, there["train"]) if isinstance(limit, int) else int(limit * there["train"])
-        if self.trains and isinstance(interval, int) and every is not None and interval > most:
+        if interval > most:
             said = f"trainer.val_check_interval={interval}, but an epoch has {most} batches"
             raise InputError(f"{said}; lower it, or set trainer.check_val_every_n_epoch=null")
 

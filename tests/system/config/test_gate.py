@@ -100,6 +100,12 @@ def test_a_word_that_is_wrong_gets_one_line_that_helps(word, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize("limit", ["trainer.limit_train_batches=10", "+trainer.overfit_batches=10"])
+def test_an_interval_of_validations_is_held_against_the_batches_that_run(limit, tmp_path):
+    done = run_forked("train.py", limit, "+trainer.val_check_interval=20", cwd=tmp_path)
+    assert_one_line_error(done, "trainer.val_check_interval=20, but an epoch has 10 batches")
+
+
 def test_all_that_a_stage_finds_is_said_together(tmp_path):
     words = ["attention.lam=-1", "task.lr=abc", "+trainer.foo=1", "+data.foo=2", "model.depth=0"]
     done = run_forked("train.py", *words, cwd=tmp_path)

@@ -59,7 +59,8 @@ class Stop:
 def interruptible() -> Iterator[list[int]]:
     """Within it SIGINT does what it did, and is noted in the list it gives.
 
-    Python forgets a ``KeyboardInterrupt`` while C code imports a module: that import fails, as if by a broken library.
+    A library may make another error of a ``KeyboardInterrupt``; while C code imports a module, Python forgets it, and
+    the import fails as if the library were broken.
     """
     came: list[int] = []
 

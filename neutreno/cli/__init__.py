@@ -19,10 +19,10 @@ def command(function: Callable[[Sequence[str]], int | None]) -> Callable[[Sequen
         with interruptible() as interrupted:
             try:
                 return function(sys.argv[1:] if arguments is None else arguments) or 0
-            except ImportError as error:
-                return report(KeyboardInterrupt() if interrupted else error)
-            except (Exception, KeyboardInterrupt) as error:
+            except KeyboardInterrupt as error:
                 return report(error)
+            except Exception as error:
+                return report(KeyboardInterrupt() if interrupted else error)
 
     return main
 

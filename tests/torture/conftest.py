@@ -106,7 +106,8 @@ def pytest_runtest_makereport(item, call):
         case["outcome"] = {None: "held", SilentlyWrong: "silently wrong", Hang: "hang"}.get(error, "failed")
         case["seconds"] = round(call.duration, 2)
         if error is not None:
-            case["said"] = str(call.excinfo.value)[:2000]
+            said = str(call.excinfo.value)
+            case["said"] = said if len(said) < 4000 else f"{said[:2000]} … {said[-2000:]}"
     return report
 
 

@@ -10,6 +10,7 @@
     columns     further columns: parameters, a metric of probe.metrics after the last layer, or the dotted path of a
                 function from a row, its baseline and the packages to trust to what stands there
     paper       label: {metric: {value, provenance}}, the figures of a paper; an experiment's own stand in its file
+    absent      label: why there cannot be such a row; it stands in the table with – for its figure
     needs       label: {key: ROW or TABLE/ROW}: the row takes the run folder of that row with the same seed as its key
 """
 
@@ -64,6 +65,9 @@ def _taking(key: Any) -> Any:
     return key
 
 
+Label = Annotated[str, BeforeValidator(_label)]
+
+
 class Figure(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     """What a paper found."""
 
@@ -83,7 +87,8 @@ class Content(BaseModel, strict=True, extra="forbid", frozen=True):
     metric: str | None = None
     metrics: list[str] = []
     columns: list[str] = []
-    rows: dict[Annotated[str, BeforeValidator(_label)], Words] = {}
+    rows: dict[Label, Words] = {}
+    absent: dict[Label, str] = {}
     paper: dict[str, dict[str, Figure]] = {}
     needs: dict[str, dict[Annotated[str, BeforeValidator(_taking)], str]] = {}
 
@@ -94,6 +99,8 @@ class Content(BaseModel, strict=True, extra="forbid", frozen=True):
         for where, label in [(f"paper.{p}", p) for p in self.paper] + [(f"needs.{n}", n) for n in self.needs]:
             if label not in self.rows:
                 raise ValueError(f"{where}: no such row{close(label, self.rows, '')}; rows: {', '.join(self.rows)}")
+        if both := [label for label in self.absent if label in self.rows]:
+            raise ValueError(f"absent.{both[0]}: rows has it, too; leave one out")
         return self
 
 
@@ -120,6 +127,7 @@ class Table(Content):
             chosen |= more
             todo += more
         own = {name: {label: x for label, x in getattr(self, name).items() if label in chosen} for name in BY_ROW}
+        own["absent"] = {label: self.absent[label] for label in fnmatch.filter(self.absent, pattern)}
         return self.model_copy(update={**own, "whole": self.whole and chosen == self.rows.keys()})
 
     def origin(self, label: str) -> tuple[str, str]:

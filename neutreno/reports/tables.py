@@ -95,7 +95,11 @@ def print_tables(
         if len(tasks) > 1 and (style != "csv" or task != shown[0]):
             print(BETWEEN[style].format(one_line(task)))
         against = fixed.group if fixed in tasks[task] else None
-        print(render(table(tasks[task], asked[task], paired, against, columns, trust), style))
+        frame = table(tasks[task], asked[task], paired, against, columns, trust)
+        for label in of.absent:
+            frame.loc[len(frame)] = {"runs": label, asked[task][0]: "–"}
+        print(render(frame, style))
+    notes += [f"{label}: {why}" for label, why in of.absent.items()]
     for row in rows if style == "md" else ():
         if row.departs:
             print("\n" + in_markdown(f"\\* {row.name.removesuffix(' *')} departs: {', '.join(row.departs)}"))

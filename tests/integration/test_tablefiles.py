@@ -136,6 +136,21 @@ def test_some_rows_of_a_table_are_those_that_match_and_what_they_need():
         read_table("dgn_gcn").only("cora")
 
 
+def test_a_row_that_cannot_be_stands_with_a_dash_and_its_reason(tmp_path, capsys):
+    write(tmp_path, TWO_ROWS + "absent: {first alone: its term acts nowhere, third: no such thing}\n")
+    table = read_table("mine", [str(tmp_path / "conf")])
+    for label in table.rows:
+        run_of(table, label, tmp_path / "runs")
+    print_tables([tmp_path / "runs"], table, config_dirs=[str(tmp_path / "conf")])
+    printed = capsys.readouterr().out
+    assert [row for row, _ in rows_in(printed)] == ["theirs", "mine + λ̃=0.2", "first alone", "third"]
+    assert "| – " in printed and "not in the table: first alone: its term acts nowhere" in printed
+    assert [*table.only("th*").absent] == ["third"]
+    write(tmp_path, TWO_ROWS + "absent: {theirs: it is there}\n")
+    with pytest.raises(InputError, match=r"absent\.theirs: rows has it, too; leave one out"):
+        read_table("mine", [str(tmp_path / "conf")])
+
+
 def test_needed_rows_come_along(tmp_path):
     write(tmp_path, TWO_ROWS + "needs: {theirs: {model.weights: 'mine + λ̃=0.2'}}\n")
     table = read_table("mine", [str(tmp_path / "conf")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -48,10 +49,18 @@ def locate(path: Any, key: str = "_target_") -> Callable:
 
 
 def build(node: Any, **supplied: Any) -> Any:
-    """Instantiate a config's part as Hydra does, but let an error of its constructor through as it is."""
+    """Instantiate a config's part as Hydra does, but let an error of its constructor through as it is.
+
+    Raises:
+        InputError: Hydra refuses it, or it takes more memory than the machine gives.
+    """
     try:
         return hydra.utils.instantiate(node, **supplied, _convert_="all")
     except InstantiationException as error:
-        if error.__cause__ is not None:
-            raise error.__cause__ from None
-        raise InputError(" ".join(str(error).split())) from error  # Hydra's refusal
+        if error.__cause__ is None:
+            raise InputError(" ".join(str(error).split())) from error
+        if asked := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", str(error.__cause__)):
+            part = node.get("_target_", "a part of the config")
+            size = f"{int(asked[1]) / 2**30:,.1f} GiB at once"
+            raise InputError(f"{part} takes more memory than there is ({size}); make it smaller") from error
+        raise error.__cause__ from None

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
+from annotated_types import MinLen
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError, model_validator
 
@@ -88,7 +89,7 @@ class Content(BaseModel, strict=True, extra="forbid", frozen=True):
     metrics: list[str] = []
     columns: list[str] = []
     rows: dict[Label, Words] = {}
-    absent: dict[Label, str] = {}
+    absent: dict[Label, Annotated[str, MinLen(1)]] = {}
     paper: dict[str, dict[str, Figure]] = {}
     needs: dict[str, dict[Annotated[str, BeforeValidator(_taking)], str]] = {}
 
@@ -119,6 +120,8 @@ class Table(Content):
             InputError: none does.
         """
         chosen = set(fnmatch.filter(self.rows, pattern))
+        if not chosen and (absent := fnmatch.filter(self.absent, pattern)):
+            raise InputError(f"{self.name} cannot have the row {absent[0]}: {self.absent[absent[0]]}")
         if not chosen:
             raise InputError(f"no row of {self.name} matches {pattern!r}; rows: {', '.join(self.rows)}")
         todo = [*chosen]

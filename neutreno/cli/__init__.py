@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 
-from neutreno.errors import report
+from neutreno.errors import explain, report
 from neutreno.stopping import interruptible
 
 
@@ -22,7 +22,7 @@ def command(function: Callable[[Sequence[str]], int | None]) -> Callable[[Sequen
             except KeyboardInterrupt as error:
                 return report(error)
             except Exception as error:
-                return report(KeyboardInterrupt() if interrupted else error)
+                return report(KeyboardInterrupt() if interrupted and explain(error) is None else error)
 
     return main
 

@@ -13,6 +13,8 @@ from hydra.errors import InstantiationException
 
 from neutreno.errors import InputError
 
+TOO_LARGE = re.compile("can't allocate memory|Storage size calculation overflowed")
+
 
 def locate(path: Any, key: str = "_target_") -> Callable:
     """What the dotted ``path`` of a class or function names; ``key`` is where it stands.
@@ -59,8 +61,7 @@ def build(node: Any, **supplied: Any) -> Any:
     except InstantiationException as error:
         if error.__cause__ is None:
             raise InputError(" ".join(str(error).split())) from error
-        if asked := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", str(error.__cause__)):
+        if isinstance(error.__cause__, RuntimeError) and TOO_LARGE.search(str(error.__cause__)):
             part = node.get("_target_", "a part of the config")
-            size = f"{int(asked[1]) / 2**30:,.1f} GiB at once"
-            raise InputError(f"{part} takes more memory than there is ({size}); make it smaller") from error
+            raise InputError(f"{part} takes more memory than there is; make it smaller") from error
         raise error.__cause__ from None

@@ -79,6 +79,7 @@ Fraction = Annotated[float, Ge(0), Le(0.99)]  # a share that leaves something
 DropRate = Fraction
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+Ratio = Annotated[float, Gt(0), Le(1_024)]  # of a width to another
 Batches = Annotated[
     int | float,
     Rule(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
 from neutreno.checkpoints import by_name, checkpoint_file, load_strictly, read_checkpoint, state_dict_of
-from neutreno.config.options import SUPPLIED, Count, Depth, DropRate, NonNegative, Positive, Size, Weights, checked
+from neutreno.config.options import SUPPLIED, Count, Depth, DropRate, NonNegative, Ratio, Size, Weights, checked
 from neutreno.data.text import Vocabulary
 from neutreno.errors import InputError
 from neutreno.models.adaptive_softmax import AdaptiveSoftmax
@@ -64,7 +64,7 @@ class LanguageModel(nn.Module):
         embed_dim: Size | None = None,
         depth: Depth | None = None,
         num_heads: Size | None = None,
-        mlp_ratio: Positive | None = None,
+        mlp_ratio: Ratio | None = None,
         cutoffs: Sequence[Count] | None = None,
         drop_rate: DropRate = 0.1,
         attn_drop_rate: DropRate = 0.0,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from neutreno.attention import SoftmaxAttention
 from neutreno.checkpoints import load_strictly, load_weights, read_weights, resampled
-from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, Weights, checked
+from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Ratio, Size, Weights, checked
 from neutreno.errors import InputError
 from neutreno.models.transformer import Block, Trunk, init_linears
 from neutreno.models.vit import VisionTransformer
@@ -96,7 +96,7 @@ class Segmenter(nn.Module):
         embed_dim: Size | None = None,
         depth: Depth | None = None,
         num_heads: Size | None = None,
-        mlp_ratio: Positive | None = None,
+        mlp_ratio: Ratio | None = None,
         init_std: NonNegative | None = None,
         pos_std: NonNegative | None = None,
         drop_path_rate: DropRate = 0.0,

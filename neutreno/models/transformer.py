@@ -12,7 +12,7 @@ from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, tr
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from neutreno.config.options import SUPPLIED, DropRate, Positive, Size, checked
+from neutreno.config.options import SUPPLIED, DropRate, Positive, Ratio, Size, checked
 from neutreno.errors import InputError
 
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
         dim: Annotated[Size, SUPPLIED],
         num_heads: Annotated[Size, SUPPLIED],
         attention: Annotated[Callable[..., nn.Module], SUPPLIED],
-        mlp_ratio: Annotated[Positive, SUPPLIED] = 4.0,
+        mlp_ratio: Annotated[Ratio, SUPPLIED] = 4.0,
         proj_drop: Annotated[DropRate, SUPPLIED] = 0.0,
         drop_path: Annotated[DropRate, SUPPLIED] = 0.0,
         norm_eps: Annotated[Positive, SUPPLIED] = 1e-6,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.checkpoints import load_weights
-from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Size, Weights, checked
+from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Ratio, Size, Weights, checked
 from neutreno.errors import InputError
 from neutreno.models.transformer import Block, Trunk, init_linears
 
@@ -82,7 +82,7 @@ class VisionTransformer(timm.models.VisionTransformer):
         embed_dim: Size | None = None,
         depth: Depth | None = None,
         num_heads: Size | None = None,
-        mlp_ratio: Positive | None = None,
+        mlp_ratio: Ratio | None = None,
         qkv_bias: bool = True,
         class_token: bool = True,
         reg_tokens: Annotated[int, Ge(0), Le(65_536)] = 0,

@@ -132,7 +132,9 @@ def _tells_graphs(batch: Any) -> bool:
 
 def _several_kinds(*values: Any) -> bool:
     """Whether a graph layer takes or gives nodes by the names of their kinds, which are no tokens of one space."""
-    return any(isinstance(value, Mapping) and len(tree_leaves(value)) > 1 for value in values)
+    found = tree_leaves(values, is_leaf=lambda value: isinstance(value, Mapping))
+    nodes = lambda x: isinstance(x, Tensor) and x.ndim == 2 and x.is_floating_point()  # noqa: E731
+    return any(sum(map(nodes, value.values())) > 1 for value in found if isinstance(value, Mapping))
 
 
 def record(

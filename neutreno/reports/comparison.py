@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from neutreno.reports.layers import curve
 from neutreno.reports.reading import Run
 from neutreno.variants import equation, model_words
 
+FILES = ("experiment", "recipe")  # groups whose files set keys of others
 # Settings that differ because what they follow from does: by what they begin with, the choices that settle them.
 FOLLOWS = {"data": ["data"], "task": ["data"], "trainer": ["data"], "model": ["data", "model"]}
 
@@ -103,47 +104,69 @@ def lines_by(key: str, groups: Sequence[Group]) -> tuple[dict[str, dict[float, G
     """Groups over a setting that is a number, as lines by their labels; and what was left out, and why.
 
     A line's groups are of the same data, model, axes and settings that were typed, but for this one; others may follow
-    from it, as DGN's λ from the depth. The baseline of an axis stands at the number that it equals (softmax at λ̃ = 0).
+    from it, as DGN's λ from the depth. The baseline of an axis stands, at the number that it equals (softmax at λ̃ = 0),
+    in each line that differs from it in this axis alone.
 
     Raises:
         InputError: the setting is a number in no two groups, or two groups of a line have the same.
     """
-    placed = [(run.row.get(key), run.numbers.get(key), group) for group in groups for run in group.runs[:1]]
-    numbered = [(own if is_number(own) else equal, group) for own, equal, group in placed]
-    left_out = [f"{group.label} has no {key}" for number, group in numbered if number is None]
-    numbered = [(number, group) for number, group in numbered if number is not None]
-    if len({number for number, _ in numbered}) < 2:
+    kinds = _kinds([group.runs[0] for group in groups], key)
+    own = [(run.row.get(key), g, kind) for g, kind in zip(groups, kinds, strict=True) for run in g.runs[:1]]
+    placed = [(number, group, kind) for number, group, kind in own if is_number(number)]
+    equal = [(g.runs[0].numbers.get(key), g, kind) for number, g, kind in own if not is_number(number)]
+    left_out = [f"{group.label} has no {key}" for number, group, _ in equal if number is None]
+    equal = [(number, group, kind) for number, group, kind in equal if number is not None]
+    if len({number for number, *_ in (*placed, *equal)}) < 2:
         raise InputError(f"{key} takes no two numbers among the {len(groups)} rows of these runs")
-    kinds = _kinds([group.runs[0] for _, group in numbered], key)
-    varying = {name for kind in kinds for name in kind if len({str(other.get(name)) for other in kinds}) > 1}
-    lines: dict[str, dict[float, Group]] = {}
-    for (number, group), kind in zip(numbered, kinds, strict=True):
-        line = lines.setdefault(_line_label(group.runs[0], kind, varying), {})
-        if line.setdefault(number, group) is not group:
-            raise InputError(f"{group.label} and {line[number].label} stand at {key}={number:g}; give fewer runs")
-    return {label: dict(sorted(line.items())) for label, line in lines.items()}, left_out
+    lines: list[tuple[dict[str, Any], dict[float, Group]]] = []
+    axis = key.partition(".")[0]
+    for number, group, kind in (*placed, *equal):
+        apart = _apart_from(axis, kind)
+        at_baseline = not is_number(group.runs[0].row.get(key))
+        joined = [line for k, line in lines if (_apart_from(axis, k) == apart if at_baseline else k == kind)]
+        if not joined:
+            lines.append((kind, {}))
+            joined = [lines[-1][1]]
+        for line in joined:
+            if line.setdefault(number, group) is not group:
+                raise InputError(f"{group.label} and {line[number].label} stand at {key}={number:g}; give fewer runs")
+    return dict(zip(_line_labels(lines), (dict(sorted(line.items())) for _, line in lines), strict=True)), left_out
 
 
 def _kinds(runs: Sequence[Run], key: str) -> list[dict[str, Any]]:
-    """By what lines over ``key`` are told apart: choices, experiment, typed settings, digests of data."""
+    """By what lines over ``key`` are told apart: choices, typed settings, digests of data."""
     typed = {key_of(word) for run in runs for word in run.result["overrides"]} - {key}
-    choices = [{n: v for n, v in run.settings.items() if "." not in n and n != "seed"} for run in runs]
-    further = [{n: v for n, v in run.row.items() if n in typed or n.endswith(" data")} for run in runs]
-    axis = key.partition(".")[0]
-    chosen = {kind.get(axis) for kind in choices} - {run.result["baseline"].get(axis) for run in runs}
-    if len(chosen) == 1:  # its baseline belongs to the one line of each kind
-        choices = [kind | {axis: next(iter(chosen))} if axis in kind else kind for kind in choices]
-    origins = [dict([run.origin]) if run.origin and run.origin[0] == "experiment" else {} for run in runs]
-    return [a | b | c for a, b, c in zip(choices, origins, further, strict=True)]
+    chosen = [{n: v for n, v in run.settings.items() if "." not in n and n != "seed"} for run in runs]
+    groups = [{key_of(w): w.partition("=")[2] for w in run.result["overrides"] if key_of(w) in FILES} for run in runs]
+
+    def tells(name: str) -> bool:
+        of_data = name.endswith(" data") and not key.startswith("data.")  # which that may change
+        return name != key and (of_data or any(name == t or name.startswith(f"{t}.") for t in typed if "." in t))
+
+    rows = [{name: value for name, value in run.row.items() if tells(name)} for run in runs]
+    return [a | b | c for a, b, c in zip(chosen, groups, rows, strict=True)]
 
 
-def _line_label(run: Run, kind: dict[str, Any], varying: Collection[str]) -> str:
+def _apart_from(axis: str, kind: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kind.items() if name.partition(".")[0] != axis}
+
+
+def _line_labels(lines: Sequence[tuple[dict[str, Any], dict[float, Group]]]) -> list[str]:
     """The model and what tells a line from others; axes at their baseline go without saying."""
-    labels, baseline = run.result["labels"], run.result["baseline"]
-    words = [str(kind["data"])] if "data" in varying else []
-    words += [str(kind["model"]), *(str(kind[axis]) for axis in baseline if kind.get(axis) != baseline[axis])]
-    names = [name for name in kind if name in varying and name not in ("data", "model", *baseline)]
-    return " ".join(words + [equation(name, labels.get(name) or name, kind[name]) for name in names])
+    kinds = [kind for kind, _ in lines]
+    varying = {name for kind in kinds for name in kind if len({str(other.get(name)) for other in kinds}) > 1}
+
+    def label(kind: dict[str, Any], run: Run, write: Callable[[str, str, Any], str]) -> str:
+        labels, baseline = run.result["labels"], run.result["baseline"]
+        words = [str(kind["data"])] if "data" in varying else []
+        words += [str(kind["model"]), *(str(kind[axis]) for axis in baseline if kind.get(axis) != baseline[axis])]
+        names = [name for name in kind if name in varying and name not in ("data", "model", *baseline)]
+        return " ".join(words + [write(name, labels.get(name) or name, kind[name]) for name in names])
+
+    first = [next(iter(line.values())).runs[0] for _, line in lines]
+    short = [label(kind, run, equation) for kind, run in zip(kinds, first, strict=True)]
+    whole = [label(k, run, lambda key, name, value: f"{name}={value}") for k, run in zip(kinds, first, strict=True)]
+    return [a if short.count(a) == 1 else b for a, b in zip(short, whole, strict=True)]
 
 
 def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:

@@ -173,12 +173,11 @@ def plot_lines(
         for panel, (what, lines) in zip(axes[0], panels, strict=True):
             for label, (numbers, mean, sd) in lines.items():
                 style = cycle[labels.index(label) % len(cycle)]
-                band(panel, numbers, mean, sd, 0.1, label=plain(label, 60), **style)
+                band(panel, numbers, mean, sd, 0.1, **style)
+                shown[label] = panel.lines[-1]
             panel.set(xlabel=plain(xlabel), ylabel=plain(what))
             panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            lines_, labels_ = panel.get_legend_handles_labels()
-            shown |= dict(zip(labels_, lines_, strict=True))
-        figure.legend(shown.values(), shown.keys(), loc="outside right center")
+        figure.legend([*shown.values()], [plain(label, 60) for label in shown], loc="outside right center")
         return save_both(figure, prefix)
 
 

@@ -96,10 +96,12 @@ def print_tables(
             print(BETWEEN[style].format(one_line(task)))
         against = fixed.group if fixed in tasks[task] else None
         frame = table(tasks[task], asked[task], paired, against, columns, trust)
-        for label in of.absent:
-            frame.loc[len(frame)] = {"runs": label, asked[task][0]: "–"}
+        for label in of.absent if style == "md" and task == shown[0] else ():
+            frame = frame.astype({"seeds": object})
+            frame.loc[len(frame)] = {"runs": label, "seeds": "", asked[task][0]: "–"}
         print(render(frame, style))
-    notes += [f"{label}: {why}" for label, why in of.absent.items()]
+    for label, why in of.absent.items() if style == "md" else ():
+        print("\n" + in_markdown(f"–: {label}: {why}"))
     for row in rows if style == "md" else ():
         if row.departs:
             print("\n" + in_markdown(f"\\* {row.name.removesuffix(' *')} departs: {', '.join(row.departs)}"))
@@ -322,11 +324,21 @@ def lines_of(
     lines, left_out = lines_by(by, groups)
     judged = [group.runs[0].main_metric for line in lines.values() for group in line.values()]
     score = score or next(filter(None, judged), "that it is judged by")
+    measured = {row["metric"]: None for group in groups for row in group.runs[0].measured}
+    scores = _known([Row("", group, [], {}) for group in groups])
     panels = []
-    for name, title, values in (
-        (score, score, lambda group: group.values(score)),
-        (metric, f"{title_of(metric)}, last layer", lambda group: group.curves(metric=metric)[:, -1:].ravel()),
+    for name, title, known, values in (
+        (score, score, scores, lambda group: group.values(score)),
+        (
+            metric,
+            f"{title_of(metric)}, last layer",
+            measured,
+            lambda group: group.curves(metric=metric)[:, -1:].ravel(),
+        ),
     ):
+        if name == metric and not measured:
+            left_out.append("no run has measured its layers; their panel")
+            continue
         drawn = {}
         for label, line in lines.items():
             spreads = {number: spread for number, group in line.items() if len(spread := values(group))}
@@ -335,9 +347,7 @@ def lines_of(
             if spreads:
                 drawn[label] = np.array([*spreads]), np.array([x.mean() for x in spreads.values()]), np.array(sds)
         if not drawn:
-            measured = {row["metric"]: None for group in groups for row in group.runs[0].measured}
-            known = ", ".join([*_known([Row("", group, [], {}) for group in groups]), *measured])
-            raise InputError(f"no run has the metric {name}; available: {known}")
+            raise InputError(f"no run has the metric {name}; available: {', '.join(known)}")
         panels.append((title, drawn))
     return panels, left_out
 

@@ -144,7 +144,12 @@ def test_a_row_that_cannot_be_stands_with_a_dash_and_its_reason(tmp_path, capsys
     print_tables([tmp_path / "runs"], table, config_dirs=[str(tmp_path / "conf")])
     printed = capsys.readouterr().out
     assert [row for row, _ in rows_in(printed)] == ["theirs", "mine + λ̃=0.2", "first alone", "third"]
-    assert "| – " in printed and "not in the table: first alone: its term acts nowhere" in printed
+    assert "| – " in printed and "–: first alone: its term acts nowhere" in printed
+    assert {seeds for _, seeds in rows_in(printed)} == {"1", ""}
+    print_tables([tmp_path / "runs"], table, style="csv", config_dirs=[str(tmp_path / "conf")])
+    assert "–" not in capsys.readouterr().out
+    with pytest.raises(InputError, match="mine cannot have the row first alone: its term acts nowhere"):
+        table.only("first*")
     assert [*table.only("th*").absent] == ["third"]
     write(tmp_path, TWO_ROWS + "absent: {theirs: it is there}\n")
     with pytest.raises(InputError, match=r"absent\.theirs: rows has it, too; leave one out"):

@@ -172,6 +172,31 @@ def test_nodes_of_several_kinds_are_left_out():
         neutreno.profile(TwoKinds(), {"x": x, "edges": edges})
 
 
+class InDictionaries(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(OfState() for _ in range(2))
+
+    def forward(self, x, edge_index):
+        state = {"x": x, "edge_index": edge_index}
+        for layer in self.convs:
+            state = layer(state)
+        return state["x"]
+
+
+class OfState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = GCNConv(WIDTH, WIDTH)
+
+    def forward(self, state):
+        return {**state, "x": self.conv(state["x"], state["edge_index"])}
+
+
+def test_a_dictionary_of_one_kind_of_nodes_is_measured(graph):
+    assert neutreno.profile(InDictionaries(), graph, "cosine")["layer"].tolist() == [0, 1, 2]
+
+
 class InParts(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -76,6 +76,31 @@ def test_the_baseline_stands_at_the_number_that_it_equals(tmp_path):
     assert {label: list(numbers) for label, (numbers, *_) in drawn.items()} == {"gcn neutreno": [0, 0.2, 0.6]}
 
 
+def test_the_baseline_stands_in_each_line_that_differs_in_that_axis_alone(tmp_path):
+    arm = ["propagation=neutreno", "propagation.anchor=detached"]
+    rows = [([*GRAPH, "model.depth=5", *arm, f"propagation.lam={lam}"], 1.0) for lam in (0.2, 0.6)]
+    rows += [([*GRAPH, "model.depth=5", *arm[:1], f"propagation.lam={lam}"], 1.0) for lam in (0.2, 0.6)]
+    (_, drawn), _ = lines(tmp_path, *rows, ([*GRAPH, "model.depth=5"], 1.0), by="propagation.lam")[0]
+    assert {label: list(numbers) for label, (numbers, *_) in drawn.items()} == {
+        "gcn neutreno V_0=detached": [0, 0.2, 0.6],
+        "gcn neutreno V_0=v0": [0, 0.2, 0.6],
+    }
+
+
+@pytest.mark.parametrize(
+    "one, other, said",
+    [
+        (["recipe=digits_graph"], [], "recipe=digits_graph"),
+        (["task.opt_args={filter_bias_and_bn: false}"], ["task.opt_args={filter_bias_and_bn: true}"], "filter_bias"),
+        (["task.lr=0.0012345671"], ["task.lr=0.0012345674"], "task.lr=0.0012345674"),
+    ],
+)
+def test_sections_groups_and_all_digits_tell_lines_apart(tmp_path, one, other, said):
+    rows = [([*GRAPH, "model.depth=5", *one], 1.0), ([*GRAPH, "model.depth=9", *other], 1.0)]
+    (_, drawn), _ = lines(tmp_path, *rows)[0]
+    assert len(drawn) == 2 and any(said in label for label in drawn)
+
+
 def test_networks_of_other_axes_are_lines_of_one_figure(tmp_path):
     rows = [([*GRAPH, f"model={model}", f"model.depth={depth}"], 1.0) for model in ("gcn", "gcnii") for depth in (4, 8)]
     (_, drawn), _ = lines(tmp_path, *rows)[0]
@@ -87,10 +112,11 @@ def test_a_line_keeps_its_style_in_a_panel_that_lacks_another(tmp_path, monkeypa
     seen = []
     monkeypatch.setattr(figures, "save_both", lambda figure, prefix: seen.append(figure))
     plot_lines([("score", {"a": one, "b": two}), ("cosine", {"b": one, "c": two})], "x", "model.depth")
-    left, right = ({line.get_label(): line.get_color() for line in panel.lines} for panel in seen[0].axes)
+    left, right = ([line.get_color() for line in panel.lines] for panel in seen[0].axes)
     shown = seen[0].legends[0]
-    legend = {t.get_text(): h.get_color() for t, h in zip(shown.texts, shown.legend_handles, strict=True)}
-    assert left["b"] == right["b"] and legend == left | right and len(set(legend.values())) == 3
+    legend = [(t.get_text(), h.get_color()) for t, h in zip(shown.texts, shown.legend_handles, strict=True)]
+    assert left[1] == right[0] and len({*left, *right}) == 3
+    assert legend == [("a", left[0]), ("b", left[1]), ("c", right[1])]
 
 
 def test_what_a_row_lacks_is_said(tmp_path):

@@ -96,10 +96,7 @@ def print_tables(
             print(BETWEEN[style].format(one_line(task)))
         against = fixed.group if fixed in tasks[task] else None
         frame = table(tasks[task], asked[task], paired, against, columns, trust)
-        for label in of.absent if style == "md" and task == shown[0] else ():
-            frame = frame.astype({"seeds": object})
-            frame.loc[len(frame)] = {"runs": label, "seeds": "", asked[task][0]: "–"}
-        print(render(frame, style))
+        print(render(_with_absent(frame, of, asked[task][0]) if (style, task) == ("md", shown[0]) else frame, style))
     for label, why in of.absent.items() if style == "md" else ():
         print("\n" + in_markdown(f"–: {label}: {why}"))
     for row in rows if style == "md" else ():
@@ -107,6 +104,12 @@ def print_tables(
             print("\n" + in_markdown(f"\\* {row.name.removesuffix(' *')} departs: {', '.join(row.departs)}"))
     for note in notes:
         print(f"not in the table: {one_line(note)}", file=sys.stdout if style == "md" else sys.stderr)
+
+
+def _with_absent(frame: pd.DataFrame, of: Table, metric: str) -> pd.DataFrame:
+    """A table and the rows that there cannot be."""
+    rows = pd.DataFrame([{"runs": label, "seeds": "", metric: "–"} for label in of.absent], dtype=object)
+    return pd.concat([frame.astype(object), rows], ignore_index=True) if len(rows) else frame
 
 
 def rows_of(runs: Sequence[Run], origins: Origins) -> tuple[list[Row], list[str]]:

@@ -89,7 +89,7 @@ WORDS = {
     "+paper.x=1": ["paper.x is what an experiment's file says", "cannot be set on the command line"],
     "attention=null": ["no option attention=null; available: ", "softmax"],
     "model=null": ["no option model=null; available: ", "deit_neutreno"],
-    "model.mlp_ratio=1e10": ["model.mlp_ratio=1e10 should be less than or equal to 1024"],
+    "model.mlp_ratio=1e10": ["model.mlp_ratio=10000000000.0 should be less than or equal to 1024"],
     "model.drop_path_rate=1.5": ["model.drop_path_rate=1.5 should be less than or equal to 0.99"],
     "+model.drop_rate=1": ["model.drop_rate=1 should be less than or equal to 0.99"],
 }

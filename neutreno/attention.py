@@ -145,7 +145,7 @@ class SoftmaxAttention(nn.Module):
         return self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def averaged(self, x: Tensor, v0: Tensor | None = None) -> dict[str, Callable]:
-        """What makes ``weights``, ``kernel`` and ``values`` of :class:`neutreno.oversmoothing.metrics.LayerTokens`."""
+        """What makes ``weights``, ``kernel`` and ``values`` of :class:`neutreno.oversmoothing.tokens.LayerTokens`."""
         q, k, v = self.project(x)
         weights = partial(self.weights, q, k)
         return {"weights": weights, "kernel": weights, "values": lambda: (v, v if v0 is None else v0)}

@@ -90,19 +90,24 @@ class Step(nn.Module):
         return graph(v)
 
     def averaged(self, v: Tensor, graph: Graph, v0: Tensor | None = None) -> dict[str, Callable]:
-        """What makes ``kernel``, ``values`` and ``roots`` of :class:`neutreno.oversmoothing.metrics.LayerTokens`.
+        """What makes ``kernel``, ``values`` and ``roots`` of :class:`neutreno.oversmoothing.tokens.LayerTokens`.
 
         Â V is a step on J of V / √deg under the kernel A + I, and with λ̃ (V_0 − V) it is one on E.
         """
         return {
             "kernel": lambda: graph.dense(torch.ones_like(graph.weights))[None, None],
-            "values": lambda: (v[None], v[None] if v0 is None else v0[None]),
+            "values": lambda: _heads(v, v0),
             "roots": lambda: graph.degrees.double().sqrt(),
         }
 
     def forward(self, v: Tensor, graph: Graph, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         out = self.average(v, graph)
         return self.norm(out if v0 is None else self.propagation(out, v, v0)), v
+
+
+def _heads(v: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
+    """V_l and V_0, (1, 1, N, d): those of one head; without V_0, V_l."""
+    return v[None], (v if v0 is None else v0)[None]
 
 
 class Convolution(Step):
@@ -149,9 +154,11 @@ class AttentionConvolution(Convolution):
 
     def averaged(self, x: Tensor, graph: Graph, v0: Tensor | None = None) -> dict[str, Callable]:
         v = self.lin(x)
-        told = Step.averaged(self, v, graph, v0)
-        told["weights"] = told["kernel"] = lambda: graph.dense(self.weights(v, graph))[None, None]
-        return {name: told[name] for name in ("weights", "kernel", "values")}
+
+        def weights() -> Tensor:
+            return graph.dense(self.weights(v, graph))[None, None]
+
+        return {"weights": weights, "kernel": weights, "values": lambda: _heads(v, v0)}
 
 
 class InitialResidualConvolution(Step):

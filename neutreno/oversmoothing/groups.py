@@ -1,4 +1,4 @@
-"""What layer-wise metrics of graphs are made of: distances between classes of nodes, and information on their inputs.
+"""Layer-wise metrics of graphs: distances between classes of nodes, and information on their inputs.
 
 X (N, d) are the features of N nodes, labels (N,) their classes; only classes that occur count. All is computed in
 float64, and nothing holds an N × N matrix of a large graph: rows are taken in blocks. (Zhou et al., "Towards Deeper
@@ -8,11 +8,16 @@ Graph Neural Networks with Differentiable Group Normalization", NeurIPS 2020.)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from neutreno.data.graph_files import UNLABELLED
+from neutreno.errors import InputError
+from neutreno.oversmoothing.tokens import LayerTokens, check_finite, layerwise_metric
 
 _BLOCK = 2**22  # entries of a block of rows: 32 MiB
 _ROUNDING = 1e-24  # a squared distance on the unit sphere that rounding makes
@@ -102,3 +107,62 @@ def information_gain(groups: Tensor, kernels: Iterable[tuple[slice, Tensor]]) ->
 def _blocks(rows: int) -> Iterator[slice]:
     size = max(1, _BLOCK // max(1, rows))
     return (slice(start, start + size) for start in range(0, rows, size))
+
+
+# The layer-wise metrics
+
+
+@layerwise_metric(needs=["labels"])
+def group_distance_ratio(tokens: LayerTokens) -> Tensor:
+    """:func:`squared_distance_ratio` of the tokens' own labels; −100 is none."""
+    return _by_class(tokens, squared_distance_ratio)
+
+
+@layerwise_metric(needs=["labels"])
+def group_distance_ratio_paper(tokens: LayerTokens) -> Tensor:
+    """:func:`distance_ratio` of the tokens' own labels; −100 is none."""
+    return _by_class(tokens, distance_ratio)
+
+
+def _by_class(tokens: LayerTokens, formula: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    check_finite(tokens.features[tokens.counting()], "the group distance ratio")
+    shape = tuple(tokens.features.shape[:2])
+    if tuple(tokens.labels.shape) != shape:
+        labels = tuple(tokens.labels.shape)
+        raise InputError(f"the group distance ratio takes a label of every token, {shape}, not labels {labels}")
+    chosen = tokens.counting() & (tokens.labels != UNLABELLED)
+    samples = zip(tokens.features, tokens.labels, chosen, strict=True)
+    return torch.stack([formula(x[mask], labels[mask]) for x, labels, mask in samples])
+
+
+@layerwise_metric(needs=["inputs"])
+def instance_information_gain(tokens: LayerTokens) -> Tensor:
+    """What the largest feature of a token tells of its input, in bits: I(input; argmax of the features).
+
+    See :func:`information_gain`; of a network's output, the argmax is the class that it predicts.
+    """
+    check_finite(tokens.features[tokens.counting()], "instance information gain")
+    shape, given = tuple(tokens.features.shape[:2]), tuple(tokens.inputs.shape)
+    if len(given) != 3 or given[:2] != shape:
+        raise InputError(f"instance information gain takes inputs of every token, {shape} × F, not inputs {given}")
+    found = []
+    for i, (x, mask) in enumerate(zip(tokens.features, tokens.counting(), strict=True)):
+        kernels = _kernel(tokens.inputs, i) if mask.all() else kernel(tokens.inputs[i][mask])
+        found.append(information_gain(x[mask].argmax(-1), kernels))
+    return torch.stack(found)
+
+
+_KEPT = WeakTensorKeyDictionary()  # kernels by the inputs that they are of, which all layers of a pass share
+_MOST_KEPT = 2**24  # entries of the kernels of all samples: 128 MiB
+
+
+def _kernel(inputs: Tensor, sample: int) -> Iterable[tuple[slice, Tensor]]:
+    if inputs.shape[0] * inputs.shape[1] ** 2 > _MOST_KEPT:
+        return kernel(inputs[sample])
+    version = None if inputs.is_inference() else inputs._version
+    kept = _KEPT.get(inputs)
+    if kept is None or version is None or kept[0] != version:
+        kept = _KEPT[inputs] = version, {}
+    if sample not in kept[1]:
+        kept[1][sample] = list(kernel(inputs[sample]))
+    return kept[1][sample]

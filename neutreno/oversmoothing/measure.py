@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from neutreno.errors import InputError, check_number
-from neutreno.oversmoothing.metrics import OF_LAYER, LayerTokens, Metric, named_metrics
+from neutreno.oversmoothing.metrics import named_metrics
 from neutreno.oversmoothing.recorder import Place, record
+from neutreno.oversmoothing.tokens import OF_LAYER, LayerTokens, Metric
 from neutreno.reports.layers import ALL
 
 # A row of every table of layer-wise metrics: where, what, of which tokens, and over how many samples.

@@ -4,9 +4,10 @@ The formulas are pure functions of features X (…, N, d), of N tokens in d dime
 leading index, in float64. None builds an N × N matrix, apart from those that are given one. A single token has nothing
 to resemble: every formula is 0 there, with a warning. Nothing gives NaN.
 
-A layer-wise metric is a function of the :class:`LayerTokens` of one layer, registered by :func:`layerwise_metric`.
-Those at the end of this module are known by their names; one of another package by its path,
-``mine.metrics.alignment``.
+A layer-wise metric is a function of a layer's :class:`~neutreno.oversmoothing.tokens.LayerTokens`, registered by
+:func:`~neutreno.oversmoothing.tokens.layerwise_metric`.
+Those of this module and of :mod:`neutreno.oversmoothing.groups` are known by their names; one of another package by its
+path, ``mine.metrics.alignment``.
 
 Raises (all formulas):
     InputError: X has fewer than two dimensions, no token, or values that are not finite.
@@ -17,118 +18,19 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from neutreno.config.building import locate
-from neutreno.data.graph_files import UNLABELLED
 from neutreno.errors import InputError
 from neutreno.functional import G as fidelity_term
 from neutreno.functional import J as smoothing_functional
 from neutreno.functional import fidelity_weights
 from neutreno.oversmoothing import groups
-
-OF_LAYER = ("weights", "kernel", "values")  # made by the layer itself, a batch at a time
-NEEDS = ("labels", "inputs", *OF_LAYER)  # what a metric may ask for beside the features
-
-
-@dataclass(frozen=True)
-class LayerTokens:
-    """The tokens of one layer, and what else a layer-wise metric may ask for.
-
-    Attributes:
-        features: what leaves the layer (enters the first, for layer 0), (B, N, d). A graph is one sample of N nodes.
-        mask: which tokens count, (B, N); None: all. Padding and token subsets are masks.
-        labels: of the samples, (B, …), as the data gives them; None: there are none.
-        inputs: what the network was given, (B, …).
-        weights: makes A (B, H, N, N) of the layer's attention, rows that sum to 1; None where the layer has none that
-            can be rebuilt.
-        kernel: makes K (B, H, N, N) of J and G: A of attention, A + I of a graph's Â.
-        values: makes V_l and V_0 (B, H, N, D), the layer's values and those of the first layer of its stack.
-        roots: makes the roots of a graph's degrees (N,), over which J and G take the values; None: the values alone.
-    """
-
-    features: Tensor
-    mask: Tensor | None = None
-    labels: Tensor | None = None
-    inputs: Tensor | None = None
-    weights: Callable[[], Tensor] | None = None
-    kernel: Callable[[], Tensor] | None = None
-    values: Callable[[], tuple[Tensor, Tensor]] | None = None
-    roots: Callable[[], Tensor] | None = None
-
-    def counting(self) -> Tensor:
-        """The mask, (B, N), also where all tokens count."""
-        return self.features.new_ones(self.features.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
-
-    def per_sample(self, formula: Callable[[Tensor], Tensor]) -> Tensor:
-        """``formula`` of the tokens that count, (n, d) of each sample: (B,)."""
-        if self.mask is None or self.mask.all():
-            return formula(self.features)
-        if (self.mask == self.mask[0]).all():
-            return formula(self.features[:, self.mask[0]])
-        return torch.cat([formula(x[None, mask]) for x, mask in zip(self.features, self.mask, strict=True)])
-
-    def of(self, samples: Tensor) -> LayerTokens:
-        """The same of some samples alone, (B,) of booleans."""
-        chosen = {name: value[samples] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        for name in ("weights", "kernel"):
-            if (make := getattr(self, name)) is not None:
-                chosen[name] = lambda make=make: make()[samples]
-        if self.values is not None:
-            chosen["values"] = lambda: tuple(v[samples] for v in self.values())
-        return replace(self, **chosen)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A layer-wise metric: its name in records, its function, what it needs of :data:`NEEDS`, and whether it takes the
-    whole probe set at once, then giving one number, (), instead of one per sample, (B,)."""
-
-    name: str
-    function: Callable[[LayerTokens], Tensor]
-    needs: tuple[str, ...] = ()
-    whole_set: bool = False
-
-
-def layerwise_metric(
-    name: str | None = None, needs: Sequence[str] = (), whole_set: bool = False
-) -> Callable[[Callable], Callable]:
-    """Registers a function of :class:`LayerTokens` as a layer-wise metric.
-
-    Where something that it needs is missing, it is left out, and that is said.
-
-    Args:
-        name: in records and figures; None: the function's own.
-        needs: of :data:`NEEDS`.
-        whole_set: it is given all samples of the probe set at once and returns a single number, ().
-
-    Raises:
-        ValueError: the name is no word, there is nothing of that kind to need, or attention is asked for over the
-            whole set.
-    """
-    if name is not None and not name.isidentifier():
-        raise ValueError(f"{name!r} is no name of a layer-wise metric; write letters, digits and _")
-    if unknown := set(needs) - {*NEEDS}:
-        raise ValueError(f"a layer-wise metric may need {', '.join(NEEDS)}, not {', '.join(sorted(unknown))}")
-    if whole_set and {*OF_LAYER} & {*needs}:
-        raise ValueError("attention is made a batch at a time: a metric over the whole set cannot have it")
-
-    def register(function: Callable) -> Callable:
-        function.__layerwise__ = Metric(name or function.__name__, function, tuple(needs), whole_set)
-        return function
-
-    return register
-
-
-def _check_finite(x: Tensor, title: str) -> None:
-    if not torch.isfinite(x).all():
-        raise InputError(f"{title}: the tokens contain NaN or Inf; did the training diverge?")
+from neutreno.oversmoothing.tokens import LayerTokens, Metric, check_finite, layerwise_metric
 
 
 def _formula(name: str, title: str) -> Callable[[Callable], Callable]:
@@ -140,7 +42,7 @@ def _formula(name: str, title: str) -> Callable[[Callable], Callable]:
             if not isinstance(x, Tensor) or x.ndim < 2 or 0 in x.shape[-2:]:
                 shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise InputError(f"{title} is measured on tokens of shape (…, N, d) with N, d ≥ 1, not {shape}")
-            _check_finite(x, title)
+            check_finite(x, title)
             if x.shape[-2] < 2:
                 warnings.warn(f"{title} needs at least two tokens; reporting 0", stacklevel=2)
                 return torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
@@ -255,7 +157,7 @@ def attention_entropy(attention: Tensor) -> Tensor:
     return torch.special.entr(a).sum(-1).mean((-2, -1))
 
 
-# The layer-wise metrics
+# Of a layer's attention or propagation
 
 
 @layerwise_metric(name="attention_entropy", needs=["weights"])
@@ -298,66 +200,10 @@ def _relative(energy: Tensor, tokens: LayerTokens) -> Tensor:
     return torch.where(size > 0, energy.sum(-1) / size, 0.0)
 
 
-@layerwise_metric(needs=["labels"])
-def group_distance_ratio(tokens: LayerTokens) -> Tensor:
-    """:func:`neutreno.oversmoothing.groups.squared_distance_ratio` of the tokens' own labels; −100 is none."""
-    return _by_class(tokens, groups.squared_distance_ratio)
-
-
-@layerwise_metric(needs=["labels"])
-def group_distance_ratio_paper(tokens: LayerTokens) -> Tensor:
-    """:func:`neutreno.oversmoothing.groups.distance_ratio` of the tokens' own labels; −100 is none."""
-    return _by_class(tokens, groups.distance_ratio)
-
-
-def _by_class(tokens: LayerTokens, formula: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    _check_finite(tokens.features[tokens.counting()], "the group distance ratio")
-    shape = tuple(tokens.features.shape[:2])
-    if tuple(tokens.labels.shape) != shape:
-        labels = tuple(tokens.labels.shape)
-        raise InputError(f"the group distance ratio takes a label of every token, {shape}, not labels {labels}")
-    chosen = tokens.counting() & (tokens.labels != UNLABELLED)
-    samples = zip(tokens.features, tokens.labels, chosen, strict=True)
-    return torch.stack([formula(x[mask], labels[mask]) for x, labels, mask in samples])
-
-
-@layerwise_metric(needs=["inputs"])
-def instance_information_gain(tokens: LayerTokens) -> Tensor:
-    """What the largest feature of a token tells of its input, in bits: I(input; argmax of the features).
-
-    See :func:`neutreno.oversmoothing.groups.information_gain`; of a network's output, the argmax is the class that it
-    predicts.
-    """
-    _check_finite(tokens.features[tokens.counting()], "instance information gain")
-    shape, given = tuple(tokens.features.shape[:2]), tuple(tokens.inputs.shape)
-    if len(given) != 3 or given[:2] != shape:
-        raise InputError(f"instance information gain takes inputs of every token, {shape} × F, not inputs {given}")
-    found = []
-    for i, (x, mask) in enumerate(zip(tokens.features, tokens.counting(), strict=True)):
-        kernels = _kernel(tokens.inputs, i) if mask.all() else groups.kernel(tokens.inputs[i][mask])
-        found.append(groups.information_gain(x[mask].argmax(-1), kernels))
-    return torch.stack(found)
-
-
-_KEPT = WeakTensorKeyDictionary()  # kernels by the inputs that they are of, which all layers of a pass share
-_MOST_KEPT = 2**24  # entries of the kernels of all samples: 128 MiB
-
-
-def _kernel(inputs: Tensor, sample: int) -> Iterable[tuple[slice, Tensor]]:
-    if inputs.shape[0] * inputs.shape[1] ** 2 > _MOST_KEPT:
-        return groups.kernel(inputs[sample])
-    version = None if inputs.is_inference() else inputs._version
-    kept = _KEPT.get(inputs)
-    if kept is None or version is None or kept[0] != version:
-        kept = _KEPT[inputs] = version, {}
-    if sample not in kept[1]:
-        kept[1][sample] = list(groups.kernel(inputs[sample]))
-    return kept[1][sample]
-
-
 def known_metrics() -> dict[str, Metric]:
-    """The layer-wise metrics of this module by name."""
-    functions = [f for f in vars(sys.modules[__name__]).values() if hasattr(f, "__layerwise__")]
+    """The layer-wise metrics of this module, and then those of groups, by name."""
+    modules = (sys.modules[__name__], groups)
+    functions = [f for module in modules for f in vars(module).values() if hasattr(f, "__layerwise__")]
     return {function.__layerwise__.name: function.__layerwise__ for function in functions}
 
 

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from neutreno.errors import InputError
 from neutreno.oversmoothing.layers import Layer, find_layers, first_tensor, passes_messages, tokens_in
-from neutreno.oversmoothing.metrics import LayerTokens
+from neutreno.oversmoothing.tokens import LayerTokens
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -51,7 +51,6 @@ class _Recorder:
         self.calls: Counter[str] = Counter()  # by stack
         self.averaged: dict[nn.Module, dict[str, Callable]] = {}  # by what averages values in a layer
         self.labels = labels
-        self.inputs = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
         self.given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         self.graphs = kwargs.get("batch")
         self.nodes: dict[int, list[Tensor | None]] = {}  # by their number: what by_graph gives beside features
@@ -84,7 +83,7 @@ class _Recorder:
 
     def record(self, layer: Layer, x: Tensor | None, attention: nn.Module | None = None) -> None:
         x = None if x is None else tokens_in(x, layer)
-        mask, given = self.masks[layer.stack in self.decoders], (self.labels, self.inputs)
+        mask, given = self.masks[layer.stack in self.decoders], (self.labels, next(iter(self.given), None))
         if x is not None and x.ndim == 2:
             x, mask, *given = self.by_graph(x)
         if x is None or x.shape[1] < 2:

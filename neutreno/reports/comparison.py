@@ -110,23 +110,23 @@ def lines_by(key: str, groups: Sequence[Group]) -> tuple[dict[str, dict[float, G
     Raises:
         InputError: the setting is a number in no two groups, or two groups of a line have the same.
     """
-    kinds = _kinds([group.runs[0] for group in groups], key)
-    own = [(run.row.get(key), g, kind) for g, kind in zip(groups, kinds, strict=True) for run in g.runs[:1]]
-    placed = [(number, group, kind) for number, group, kind in own if is_number(number)]
-    equal = [(g.runs[0].numbers.get(key), g, kind) for number, g, kind in own if not is_number(number)]
-    left_out = [f"{group.label} has no {key}" for number, group, _ in equal if number is None]
-    equal = [(number, group, kind) for number, group, kind in equal if number is not None]
-    if len({number for number, *_ in (*placed, *equal)}) < 2:
+    placed, left_out = [], []
+    for group, kind in zip(groups, _kinds([group.runs[0] for group in groups], key), strict=True):
+        own, equal = group.runs[0].row.get(key), group.runs[0].numbers.get(key)
+        if is_number(own) or equal is not None:
+            placed.append((not is_number(own), own if is_number(own) else equal, group, kind))
+        else:
+            left_out.append(f"{group.label} has no {key}")
+    if len({number for _, number, *_ in placed}) < 2:
         raise InputError(f"{key} takes no two numbers among the {len(groups)} rows of these runs")
     lines: list[tuple[dict[str, Any], dict[float, Group]]] = []
     axis = key.partition(".")[0]
-    for number, group, kind in (*placed, *equal):
+    for at_baseline, number, group, kind in sorted(placed, key=lambda place: place[0]):  # which joins the others' lines
         apart = _apart_from(axis, kind)
-        at_baseline = not is_number(group.runs[0].row.get(key))
         joined = [line for k, line in lines if (_apart_from(axis, k) == apart if at_baseline else k == kind)]
         if not joined:
-            lines.append((kind, {}))
-            joined = [lines[-1][1]]
+            joined = [{}]
+            lines.append((kind, joined[0]))
         for line in joined:
             if line.setdefault(number, group) is not group:
                 raise InputError(f"{group.label} and {line[number].label} stand at {key}={number:g}; give fewer runs")

@@ -329,19 +329,14 @@ def lines_of(
     score = score or next(filter(None, judged), "that it is judged by")
     measured = {row["metric"]: None for group in groups for row in group.runs[0].measured}
     scores = _known([Row("", group, [], {}) for group in groups])
+    asked = [(score, score, scores, lambda group: group.values(score))]
+    if measured:
+        last = f"{title_of(metric)}, last layer"
+        asked.append((metric, last, measured, lambda group: group.curves(metric=metric)[:, -1:].ravel()))
+    else:
+        left_out.append("no run has measured its layers; their panel")
     panels = []
-    for name, title, known, values in (
-        (score, score, scores, lambda group: group.values(score)),
-        (
-            metric,
-            f"{title_of(metric)}, last layer",
-            measured,
-            lambda group: group.curves(metric=metric)[:, -1:].ravel(),
-        ),
-    ):
-        if name == metric and not measured:
-            left_out.append("no run has measured its layers; their panel")
-            continue
+    for name, title, known, values in asked:
         drawn = {}
         for label, line in lines.items():
             spreads = {number: spread for number, group in line.items() if len(spread := values(group))}

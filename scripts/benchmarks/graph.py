@@ -20,7 +20,8 @@ from neutreno.evaluation.step_time import ratio, seconds
 from neutreno.models.graph import GCN
 from neutreno.models.graph_norms import GroupNorm, NoNorm
 from neutreno.models.sparse import FeatureLinear
-from neutreno.oversmoothing.metrics import LayerTokens, instance_information_gain
+from neutreno.oversmoothing.groups import instance_information_gain
+from neutreno.oversmoothing.tokens import LayerTokens
 
 NODES, EDGES, FEATURES, CLASSES = 2708, 5278, 1433, 7  # Cora's
 PUBMED = 19_717  # nodes

@@ -119,7 +119,7 @@ PACKAGE = {
     "metrics.py": """
         import torch
 
-        from neutreno.oversmoothing.metrics import layerwise_metric
+        from neutreno.oversmoothing.tokens import layerwise_metric
 
 
         @layerwise_metric(needs=["labels"], whole_set=True)

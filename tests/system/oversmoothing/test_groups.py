@@ -7,7 +7,8 @@ from support import ROOT
 
 PUBMED = """
 import resource, torch
-from neutreno.oversmoothing.metrics import LayerTokens, known_metrics
+from neutreno.oversmoothing.metrics import known_metrics
+from neutreno.oversmoothing.tokens import LayerTokens
 torch.set_num_threads(1)
 x, inputs, labels = torch.randn(1, 19_717, 16), torch.rand(1, 19_717, 500), torch.arange(19_717)[None] % 3
 tokens = LayerTokens(x, None, labels, inputs)

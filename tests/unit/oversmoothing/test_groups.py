@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from neutreno.errors import InputError
-from neutreno.oversmoothing import groups, metrics
-from neutreno.oversmoothing.metrics import LayerTokens, metric_named
+from neutreno.oversmoothing import groups
+from neutreno.oversmoothing.metrics import metric_named
+from neutreno.oversmoothing.tokens import LayerTokens
 
 NAMES = ["group_distance_ratio", "group_distance_ratio_paper", "instance_information_gain"]
 
@@ -130,7 +131,7 @@ def test_rectified_tokens_of_zeros_count_as_the_first_class():
 def test_blocks_of_rows_make_no_difference(tokens, monkeypatch, blocks):
     expected = [value(name, tokens) for name in NAMES]
     monkeypatch.setattr(groups, "_BLOCK", 40 * blocks)
-    metrics._KEPT.clear()
+    groups._KEPT.clear()
     for name, whole in zip(NAMES, expected, strict=True):
         torch.testing.assert_close(value(name, tokens), whole, rtol=1e-12, atol=1e-12)
 
@@ -145,13 +146,13 @@ def test_layers_of_one_pass_share_the_kernel_of_their_inputs(tokens, monkeypatch
 
 
 def test_kernels_that_are_large_taken_together_are_not_kept(tokens, monkeypatch):
-    metrics._KEPT.clear()
-    monkeypatch.setattr(metrics, "_MOST_KEPT", 2 * 40**2 - 1)  # more than one sample's
+    groups._KEPT.clear()
+    monkeypatch.setattr(groups, "_MOST_KEPT", 2 * 40**2 - 1)  # more than one sample's
     value(NAMES[2], tokens)
-    assert not metrics._KEPT
-    monkeypatch.setattr(metrics, "_MOST_KEPT", 2 * 40**2)
+    assert not groups._KEPT
+    monkeypatch.setattr(groups, "_MOST_KEPT", 2 * 40**2)
     value(NAMES[2], tokens)
-    assert metrics._KEPT
+    assert groups._KEPT
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,8 @@ def plot_lines(
                 band(panel, numbers, mean, sd, 0.1, **style)
                 shown[label] = panel.lines[-1]
             panel.set(xlabel=plain(xlabel), ylabel=plain(what))
+            if what.startswith(title_of("cosine")):
+                panel.set_ylim(top=1.0)  # which a band would pass
             panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         figure.legend([*shown.values()], [plain(label, 60) for label in shown], loc="outside right center")
         return save_both(figure, prefix)

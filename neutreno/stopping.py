@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 GRACE_S = 5.0  # how long a process may take to say what stopped it
 STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -44,11 +45,16 @@ class Stop:
 
     number: int | None = None
     since = 0.0
+    of_children: Any = None  # the handler of SIGCHLD until then
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        """The handler. ``timeout`` and others send the signal twice: what was begun at the first is not cut short."""
-        if self.number is None or time.monotonic() - self.since > GRACE_S:
+        """The handler. ``timeout`` and others send the signal twice: what was begun at the first is not cut short; nor
+        by torch's handler of SIGCHLD, which raises an error for a loading worker that got the signal, too."""
+        first = self.number is None
+        if first or time.monotonic() - self.since > GRACE_S:
             self.number, self.since = number, time.monotonic()
+            if first:
+                self.of_children = signal.signal(signal.SIGCHLD, lambda *_: None)  # a pending one finds a handler
             raise self.interruption()
 
     def interruption(self) -> KeyboardInterrupt:
@@ -115,6 +121,8 @@ def stopping(kill: Callable[[int], None] | None) -> Iterator[Stop]:
         if stop.number is None:  # else the thread sees to it that this process ends
             disarm()
         _stops.remove(stop)
+        if stop.number is not None:
+            before[signal.SIGCHLD] = stop.of_children or signal.SIG_DFL
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -11,6 +11,7 @@ import pytest
 from support import ROOT, TINY, Forked, deaf_to_nothing, result, run_forked, train
 from support.same_run import load
 
+from neutreno import training
 from neutreno.tasks.classification import Classification
 
 PAIR = ["trainer=ddp", "trainer.precision=32-true", "trainer.accelerator=cpu", "trainer.devices=2", "name=x"]
@@ -90,8 +91,15 @@ def test_a_signal_to_one_or_to_all_ends_all(pair, tmp_path, number, of, outcome)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_to_a_group_with_loading_workers_is_an_interruption(tmp_path, number):
     """As ``timeout``, ``scancel`` and a terminal send it; the workers' end must not stand for the run's."""
+
+    def alone_and_slow():
+        os.setsid()
+        deaf_to_nothing()
+        record_error = training.record_error
+        training.record_error = lambda *given: (time.sleep(0.5), record_error(*given))  # all workers' ends are known
+
     words = [*TINY, "trainer.max_epochs=3000", "data.num_workers=2", "trainer.accelerator=cpu", "name=x"]
-    run = Forked("train.py", *words, cwd=tmp_path, setup=lambda: (os.setsid(), deaf_to_nothing()))
+    run = Forked("train.py", *words, cwd=tmp_path, setup=alone_and_slow)
     until = time.monotonic() + 200
     while not (tmp_path / "outputs/x/checkpoints/last.ckpt").exists():
         assert run.poll() is None and time.monotonic() < until

@@ -69,6 +69,24 @@ def test_a_second_signal_does_not_cut_short_what_was_begun_at_the_first():
     assert said == ["recorded"]
 
 
+def test_the_end_of_a_loading_worker_does_not_cut_short_what_was_begun_at_the_signal():
+    def complain(*_):  # as torch's handler does, wherever the process is
+        raise RuntimeError("DataLoader worker is killed by signal: Terminated")
+
+    before, said = signal.signal(signal.SIGCHLD, complain), []
+    try:
+        with pytest.raises(KeyboardInterrupt, match=r"^resume=true$"), stopping(None):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except KeyboardInterrupt as error:
+                os.kill(os.getpid(), signal.SIGCHLD)
+                said.append("recorded")
+                raise KeyboardInterrupt("resume=true") from error
+        assert said == ["recorded"] and signal.getsignal(signal.SIGCHLD) is complain
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_what_is_ignored_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with stopping(None):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from neutreno.config.options import Option
+from neutreno.config.options import NonNegative, Option
 from neutreno.errors import InputError
 
 MOST_BYTES = 64 * 2**20
@@ -150,6 +150,7 @@ _NEEDED: dict[str, Any] = {
 }
 _WHERE_THERE: dict[str, Any] = {
     "metrics": dict[str, Any],
+    "within": dict[str, NonNegative],
     "digests": dict[str, str],
     "oversmoothing": list[dict[str, Any]],
     "parameters": int,

@@ -162,6 +162,7 @@ def fit(
         try:
             trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
             metrics = evaluate_run(trainer, task, data, run.last_checkpoint, run.best_checkpoint) | data.baselines()
+            metrics |= probe.collapse()[0]
             if is_rank_zero:  # before the record says that nothing is left to do
                 probe.write()
                 task.write_left(run.path)
@@ -274,7 +275,9 @@ def record_error(error: BaseException, stop: Stop, record: Any) -> None:
 
 def outcome(trainer: Trainer, data: SplitData, probe: OversmoothingProbe, timer: Any) -> dict[str, Any]:
     """What the record of a finished run says beside its metrics."""
+    _, within = probe.collapse()
     return {
+        **({"within": within} if within else {}),
         "corrupt_images": len(data.corrupt.read()),
         "oversmoothing": probe.first_and_last(),
         "steps": trainer.global_step,

@@ -4,8 +4,10 @@
     neutreno figures outputs/digits-* --output docs/figures/digits_similarity --initial
     neutreno figures outputs/digits-* --metric effective_rank
     neutreno figures outputs/cora-* --by model.depth --score best/test/accuracy
+    neutreno figures outputs/python_docs-* --over-steps
 
-With --by over a setting instead: the runs' score, and the metric after the last layer, a line per method.
+With --by over a setting instead: the runs' score, and the metric after the last layer, a line per method. With
+--over-steps over layers and steps, a heat map per row, with the training loss beside it (probe.at_steps=[…]).
 Writes PREFIX.pdf and PREFIX.png, sized for a column or a page: means over seeds, bands of ± one standard deviation.
 """
 
@@ -25,14 +27,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--metric", default="cosine", help="of probe.metrics, e.g. effective_rank; default: cosine")
     parser.add_argument("--by", metavar="SETTING", help="a setting that is a number, e.g. model.depth, attention.lam")
     parser.add_argument("--score", metavar="METRIC", help="with --by; default: what the runs are judged by")
+    parser.add_argument("--over-steps", action="store_true", help="over the steps of training")
     parser.add_argument("--title", default="", help="of the figure; default: none")
     arguments = parser.parse_args(arguments)
     if arguments.by is None and arguments.score is not None:
         raise InputError(f"--score {arguments.score} goes with --by SETTING")
-    if arguments.by is not None and arguments.initial:
-        raise InputError("--initial goes without --by, which shows trained runs")
+    if sum([arguments.by is not None, arguments.initial, arguments.over_steps]) > 1:
+        raise InputError("--by, --initial and --over-steps are three figures; give one of them")
     from neutreno.reports.comparison import group_runs
-    from neutreno.reports.figures import plot_curves, plot_lines
+    from neutreno.reports.course import course_of
+    from neutreno.reports.figures import plot_courses, plot_curves, plot_lines
     from neutreno.reports.reading import read_runs
     from neutreno.reports.tables import lines_of, panels_of, scale_of
 
@@ -45,6 +49,13 @@ def main(arguments: Sequence[str]) -> None:
         for problem in without:
             print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
         paths = plot_lines(lines, arguments.output, arguments.by, arguments.title)
+        print("figure: " + ", ".join(map(str, paths)))
+        return
+    if arguments.over_steps:
+        courses = {group.label: course_of(group, arguments.metric) for group in groups}
+        if not courses:
+            raise InputError("none of the runs is finished")
+        paths = plot_courses(courses, arguments.output, arguments.title, arguments.metric)
         print("figure: " + ", ".join(map(str, paths)))
         return
     panels = panels_of(groups, "initial" if arguments.initial else "last", arguments.metric)

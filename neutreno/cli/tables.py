@@ -7,8 +7,9 @@
     neutreno tables outputs/digits-* --column effective_rank --column parameters
 
 Differences are to the baseline that the model declares (softmax attention, or λ̃ = 0) on the same data and model, with
-Welch's 95 % interval, or the interval of paired differences between runs with the same seed. Unfinished runs are
-listed but never averaged; each task has a separate table.
+Welch's 95 % interval, or the interval of paired differences between runs with the same seed; p-values are Holm's over
+the rows of a table. Times to an event (escape_step/cosine) are counted and compared by a log-rank test. Unfinished runs
+are listed but never averaged; each task has a separate table.
 """
 
 import os

@@ -34,6 +34,7 @@ class Probe:
     metrics: Annotated[list[str], EXECUTION] = field(default_factory=list)
     every_n_epochs: Count = 1
     num_samples: Annotated[Count, FREE] = 128
+    at_steps: list[Annotated[int, Ge(0)]] | None = None
 
 
 @dataclass

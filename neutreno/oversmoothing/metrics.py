@@ -33,7 +33,7 @@ from neutreno.oversmoothing import groups
 from neutreno.oversmoothing.tokens import LayerTokens, Metric, check_finite, layerwise_metric
 
 
-def _formula(name: str, title: str) -> Callable[[Callable], Callable]:
+def _formula(name: str, title: str, collapsed_at: float | None = None) -> Callable[[Callable], Callable]:
     """Makes a formula a layer-wise metric, given tokens in float64; of a single token it is 0, with a warning."""
 
     def decorate(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -48,7 +48,7 @@ def _formula(name: str, title: str) -> Callable[[Callable], Callable]:
                 return torch.zeros(x.shape[:-2], dtype=torch.float64, device=x.device)
             return formula(x.double(), *args, **kwargs)
 
-        checked.__layerwise__ = Metric(name, lambda tokens: tokens.per_sample(checked))
+        checked.__layerwise__ = Metric(name, lambda tokens: tokens.per_sample(checked), collapsed_at=collapsed_at)
         return checked
 
     return decorate
@@ -65,7 +65,12 @@ def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.shape[-2] ** 0.5 * torch.linalg.vector_norm(mean, dim=(-2, -1)), torch.linalg.matrix_norm(x - mean)
 
 
-@_formula("cosine", "cosine similarity")
+def _mean_cosine(x: Tensor) -> Tensor:
+    tokens, unit = x.shape[-2], groups.unit_rows(x)
+    return (unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))) / (tokens * (tokens - 1))
+
+
+@_formula("cosine", "cosine similarity", collapsed_at=0.9)
 def mean_cosine_similarity(x: Tensor) -> Tensor:
     """Mean pairwise cosine similarity of tokens, the paper's metric of over-smoothing: 1 when all point the same way.
 
@@ -78,8 +83,17 @@ def mean_cosine_similarity(x: Tensor) -> Tensor:
     Returns:
         (…), between −1 / (N − 1) and 1.
     """
-    tokens, unit = x.shape[-2], groups.unit_rows(x)
-    return (unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))) / (tokens * (tokens - 1))
+    return _mean_cosine(x)
+
+
+@_formula("cosine_layernorm", "cosine similarity after LayerNorm", collapsed_at=0.9)
+def layernorm_cosine_similarity(x: Tensor) -> Tensor:
+    """:func:`mean_cosine_similarity` after a LayerNorm without weights: of tokens less the mean of their channels.
+
+    A pre-norm network hands on tokens that no norm has touched, and reads them through one; a post-norm network's have
+    passed it. After it the two compare. (…, N, d) → (…).
+    """
+    return _mean_cosine(x - x.mean(-1, keepdim=True))
 
 
 @_formula("residual", "the rank-collapse residual")

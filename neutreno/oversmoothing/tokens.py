@@ -65,16 +65,19 @@ class LayerTokens:
 @dataclass(frozen=True)
 class Metric:
     """A layer-wise metric: its name in records, its function, what it needs of :data:`NEEDS`, and whether it takes the
-    whole probe set at once, then giving one number, (), instead of one per sample, (B,)."""
+    whole probe set at once, then giving one number, (), instead of one per sample, (B,).
+
+    ``collapsed_at``: from this value on, the tokens count as collapsed; None: no value says so."""
 
     name: str
     function: Callable[[LayerTokens], Tensor]
     needs: tuple[str, ...] = ()
     whole_set: bool = False
+    collapsed_at: float | None = None
 
 
 def layerwise_metric(
-    name: str | None = None, needs: Sequence[str] = (), whole_set: bool = False
+    name: str | None = None, needs: Sequence[str] = (), whole_set: bool = False, collapsed_at: float | None = None
 ) -> Callable[[Callable], Callable]:
     """Registers a function of :class:`LayerTokens` as a layer-wise metric.
 
@@ -84,6 +87,7 @@ def layerwise_metric(
         name: in records and figures; None: the function's own.
         needs: of :data:`NEEDS`.
         whole_set: it is given all samples of the probe set at once and returns a single number, ().
+        collapsed_at: from this value on, the tokens count as collapsed; see :mod:`neutreno.oversmoothing.escape`.
 
     Raises:
         ValueError: the name is no word, there is nothing of that kind to need, or attention is asked for over the
@@ -97,7 +101,7 @@ def layerwise_metric(
         raise ValueError("attention is made a batch at a time: a metric over the whole set cannot have it")
 
     def register(function: Callable) -> Callable:
-        function.__layerwise__ = Metric(name or function.__name__, function, tuple(needs), whole_set)
+        function.__layerwise__ = Metric(name or function.__name__, function, tuple(needs), whole_set, collapsed_at)
         return function
 
     return register

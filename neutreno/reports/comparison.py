@@ -7,7 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,13 @@ from neutreno.variants import equation, model_words
 FILES = ("experiment", "recipe")  # groups whose files set keys of others
 # Settings that differ because what they follow from does: by what they begin with, the choices that settle them.
 FOLLOWS = {"data": ["data"], "task": ["data"], "trainer": ["data"], "model": ["data", "model"]}
+
+
+class Times(NamedTuple):
+    """When an event came, and where it did not (censored), up to when it was looked for; and whether it came."""
+
+    at: np.ndarray
+    came: np.ndarray
 
 
 @dataclass(eq=False)
@@ -45,6 +52,13 @@ class Group:
         """One value per seed; empty if a run lacks the metric."""
         found = [run.metrics[metric] for run in self.runs if metric in run.metrics]
         return np.array(found if len(found) == len(self.runs) else [])
+
+    def times(self, metric: str) -> Times | None:
+        """Times to an event, one per seed; None for other metrics."""
+        if not all(metric in run.within for run in self.runs):
+            return None
+        at = [run.metrics.get(metric, run.within[metric]) for run in self.runs]
+        return Times(np.array(at), np.array([metric in run.metrics for run in self.runs]))
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
@@ -198,12 +212,23 @@ def number_compared(runs: Sequence[Run]) -> str | None:
     return taken.idxmax() if taken.max() > 1 else None
 
 
-def difference(group: Group, baseline: Group, metric: str, paired: bool = False) -> tuple[float, float, float]:
-    """Mean of ``group`` − ``baseline`` and the ends of its 95 % interval: Welch's, of independent samples, or that of
-    the seeds' differences.
+class Difference(NamedTuple):
+    """Of means, the ends of its 95 % interval, and the p-value of there being none; NaN where it cannot be told."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def difference(group: Group, baseline: Group, metric: str, paired: bool = False) -> Difference:
+    """``group`` − ``baseline``: Welch's test, of independent samples, or that of the seeds' differences; of times to an
+    event :func:`logrank`.
 
     Paired, only seeds that both groups have count. Fewer than two runs on a side leave no interval: NaN.
     """
+    if (times := group.times(metric)) and (others := baseline.times(metric)):
+        return Difference(np.nan, np.nan, np.nan, logrank(times, others))
     by_seed = ({run.seed: run.metrics[metric] for run in g.runs if len(g.values(metric))} for g in (group, baseline))
     a, b = (pd.Series(found, dtype=float) for found in by_seed)
     if paired:
@@ -211,9 +236,42 @@ def difference(group: Group, baseline: Group, metric: str, paired: bool = False)
     mean = float(a.mean() - b.mean())
     constant = (a - b).nunique() < 2 if paired else max(a.nunique(), b.nunique()) < 2
     if min(len(a), len(b)) < 2 or constant:
-        return mean, np.nan, np.nan
+        return Difference(mean, np.nan, np.nan, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # seeds of one side that are equal
         test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
     low, high = test.confidence_interval(0.95)
-    return mean, float(low), float(high)
+    return Difference(mean, float(low), float(high), float(test.pvalue))
+
+
+def logrank(a: Times, b: Times) -> float:
+    """The p-value of the log-rank test by permutation of the runs: exact for few, of 5 against 5 at least 2/252.
+
+    Censored times count as runs in which the event had not come by then; a mean of them would be of made-up numbers. 1
+    if nothing tells the sides apart, as where it came in no run; NaN for a single run on a side.
+    """
+    if min(len(a.at), len(b.at)) < 2:
+        return np.nan
+    at, came = np.concatenate([a.at, b.at]), np.concatenate([a.came, b.came])
+
+    def statistic(one: np.ndarray, other: np.ndarray) -> float:
+        sides = (stats.CensoredData.right_censored(at[of], ~came[of]) for of in (one.astype(int), other.astype(int)))
+        with np.errstate(invalid="ignore"):  # 0 / 0 where it came in no run, or in all at once
+            return float(np.nan_to_num(stats.logrank(*sides).statistic))
+
+    places = np.split(np.arange(len(at)), [len(a.at)])
+    test = stats.permutation_test(places, statistic, vectorized=False, n_resamples=1999, rng=0)
+    return float(test.pvalue)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, which bound the probability of any false finding among all of them; NaN stay NaN.
+
+    (Holm, "A simple sequentially rejective multiple test procedure", 1979.)
+    """
+    known = sorted((value, place) for place, value in enumerate(p) if not np.isnan(value))
+    found, least = [np.nan] * len(p), 0.0
+    for number, (value, place) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - number) * value))
+        found[place] = least
+    return found

@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-import pandas as pd
-
 from neutreno.files import replacing
-from neutreno.reports.layers import ALL, curve
+from neutreno.reports.course import layers_over_steps, training_curves
 from neutreno.reports.reading import Run
 from neutreno.variants import model_words, words
 
-MOST_POINTS = 200  # of a training curve; more cannot be told apart on a screen
 TEMPLATES = Path(__file__).parent
 
 
@@ -66,42 +62,5 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
         "smaller": result["main_metric_mode"] == "min",
         "settings": {k: v for k, v in run.row.items() if v is not None},
         "curves": training_curves(run.path / "metrics.csv"),
-        "byLayer": by_layer(run),
+        "byLayer": layers_over_steps(run),
     }
-
-
-def training_curves(path: Path) -> dict[str, list[list[float]]]:
-    """``{metric: [steps, values]}`` of ``metrics.csv``, thinned; what cannot be read is absent."""
-    try:
-        table = pd.read_csv(path, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
-        table = table.dropna(subset="step")
-    except (OSError, ValueError, KeyError):
-        return {}
-    curves = {}
-    for name in table.columns:
-        if name in ("step", "epoch", "train/lr") or name.startswith("oversmoothing/"):
-            continue
-        known = table[["step", name]].dropna()
-        if len(known) > MOST_POINTS:  # the ends are kept
-            known = known.iloc[np.linspace(0, len(known) - 1, MOST_POINTS).astype(int)]
-        if len(known):
-            curves[name] = [known["step"].tolist(), [float(f"{v:.5g}") for v in known[name]]]
-    return curves
-
-
-def by_layer(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Layer-wise metrics of all tokens of the first stack, each time: ``{metric: [{"step": …, "layers": […]}]}``."""
-    try:
-        table = pd.read_csv(run.path / "oversmoothing.csv", on_bad_lines="skip")
-        table = table[(table.subset == ALL) & (table["stack"] == table["stack"].iloc[0])]
-        table = table.astype({"step": int, "layer": int, "mean": float}).sort_values("layer")
-        return {
-            str(metric): [
-                {"step": int(step), "layers": [float(f"{v:.4g}") for v in at["mean"]]}
-                for step, at in rows.groupby("step")
-            ]
-            for metric, rows in table.groupby("metric")
-        }
-    except (OSError, ValueError, AttributeError, KeyError, IndexError):
-        curves = enumerate([curve(run.measured, "initial"), curve(run.measured, "last")])
-        return {"cosine": [{"step": step, "layers": means} for step, means in curves if means]}

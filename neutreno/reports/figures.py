@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from neutreno.errors import one_line
 from neutreno.files import replacing
+from neutreno.reports.course import Course
 from neutreno.reports.layers import ALL, LAYERS, part_of, said_of, title_of
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito
@@ -180,6 +181,46 @@ def plot_lines(
                 panel.set_ylim(top=1.0)  # which a band would pass
             panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         figure.legend([*shown.values()], [plain(label, 60) for label in shown], loc="outside right center")
+        return save_both(figure, prefix)
+
+
+def plot_courses(
+    courses: Mapping[str, Course], prefix: str | Path, title: str = "", metric: str = "cosine"
+) -> list[Path]:
+    """A layer-wise metric over layers and steps, a heat map per row, with the training loss beside it.
+
+    Writes ``prefix.pdf`` and ``prefix.png``, and returns their paths.
+
+    Args:
+        courses: of the rows by label, see :func:`neutreno.reports.course.course_of`.
+    """
+    with plt.rc_context({**STYLE, **PAPER}):
+        size = {"figsize": (6.75, 0.6 + 1.25 * len(courses)), "width_ratios": (3, 2)}
+        figure, axes = plt.subplots(len(courses), 2, **size, sharex=True, squeeze=False, layout="constrained")
+        if title:
+            heading(figure, title)
+        found = np.concatenate([course.layers.ravel() for course in courses.values()])
+        limits = (min(0.0, np.nanmin(found)), 1.0 if metric in ("cosine", "cosine_layernorm") else np.nanmax(found))
+        steps = sorted({0}.union(*(course.steps for course in courses.values())))
+        ticks = [0]
+        for step in steps:
+            ticks += [step] if step >= 1.7 * ticks[-1] and step else []
+        losses = [course.loss for course in courses.values()]
+        for (map_, loss), (label, course) in zip(axes, courses.items(), strict=True):
+            layers = np.arange(course.layers.shape[1])
+            map_.grid(False)
+            shades = {"shading": "nearest", "vmin": limits[0], "vmax": limits[1], "rasterized": True}
+            drawn = map_.pcolormesh(course.steps, layers, course.layers.T, **shades)
+            map_.set(ylabel="layer", title=plain(label, 80))
+            map_.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+            band(loss, course.loss_steps, course.loss, course.sd, marker="", color=COLOURS[0])
+            loss.set(ylabel="training loss", ylim=(min(map(np.min, losses)) * 0.98, max(map(np.max, losses)) * 1.02))
+        for panel in axes[-1]:
+            panel.set_xscale("symlog", linthresh=max([1, *steps[1:2]]), linscale=0.3)  # what happens, happens early
+            panel.set(xlabel="step", xlim=(0, steps[-1]))
+            panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+            panel.minorticks_off()
+        figure.colorbar(drawn, ax=axes[:, 0], label=plain(title_of(metric)))
         return save_both(figure, prefix)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 TITLES = {  # what an axis says of a metric whose name alone would say too little
     "cosine": "cosine similarity",
+    "cosine_layernorm": "cosine similarity after LayerNorm",
     "residual": "rank-collapse residual",
     "dirichlet": "Dirichlet energy",
     "high_frequency": "high-frequency share",

@@ -84,6 +84,11 @@ class Run:
         return {name: value for name, value in found.items() if is_number(value)}
 
     @property
+    def within(self) -> dict[str, float]:
+        """Metrics that are times to an event, and up to when it was looked for; without a value, it did not come."""
+        return self.result.get("within", {})
+
+    @property
     def main_metric(self) -> str | None:
         """What the run is judged by: the test split's figure where there is one, else the validation's."""
         named = self.result["main_metric"]

@@ -14,7 +14,17 @@ from tabulate import tabulate
 
 from neutreno.config.building import locate
 from neutreno.errors import InputError, one_line
-from neutreno.reports.comparison import Group, baseline_of, difference, group_runs, lines_by, number_compared
+from neutreno.reports.comparison import (
+    Difference,
+    Group,
+    Times,
+    baseline_of,
+    difference,
+    group_runs,
+    holm,
+    lines_by,
+    number_compared,
+)
 from neutreno.reports.escaping import csv_text, in_markdown, markdown_table
 from neutreno.reports.layers import part_of, stacks_of, title_of
 from neutreno.reports.reading import Run, read_runs
@@ -168,7 +178,7 @@ def _told_apart(rows: list[Row]) -> list[Row]:
 
 
 def _known(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(metric for row in rows for run in row.group.runs for metric in run.metrics))
+    return list(dict.fromkeys(m for row in rows for run in row.group.runs for m in (*run.metrics, *run.within)))
 
 
 def _asked(rows: Sequence[Row], of: Table) -> list[str]:
@@ -225,15 +235,21 @@ def table(
     same = metric.rpartition("/")[2] == judged.result["main_metric"].rpartition("/")[2]
     better = ", smaller is better" if judged.result["main_metric_mode"] == "min" and same else ""
     compared = f"{metric}: difference, 95 % {'paired' if paired else 'Welch'}{better}"
+    differences = [_compared(row.group, against[row.group], metric, paired) for row in rows]
+    family = [np.nan if d is None else d.p for d in differences]
+    of_events = any(group.times(metric) for group in groups)
+    tested = f"{metric}: p, log-rank" if of_events else "p"
+    tested += f", Holm over {n}" if (n := np.isfinite(family).sum()) > 1 else ""
     lines = []
-    for row in rows:
+    for row, found, p in zip(rows, differences, holm(family), strict=True):
         group, other = row.group, against[row.group]
         line: dict[str, Any] = {"runs": row.name, "seeds": len(group.runs)}
         for metric in metrics:
-            line[metric] = _spread(group.values(metric))
+            line[metric] = _events(group.times(metric)) or _spread(group.values(metric))
             if metric == metrics[0]:
                 is_one = "baseline" if group in baselines else None
-                line[compared] = _difference(group, other, metric, paired) or is_one
+                line[compared] = _difference(found) or (None if of_events else is_one)
+                line[tested] = _p_value(p) or (is_one if of_events else None)
             line[f"paper's {metric}"] = _paper(**row.paper[metric]) if metric in row.paper else None
         for stack, where in stacks_in(groups).items():
             for when, said in (("initial", "initial"), ("last", "trained")):
@@ -260,12 +276,31 @@ def _spread(values: np.ndarray, digits: int = 2) -> Cell | None:
     return Cell(text, {"mean": mean, "sd": sd})
 
 
-def _difference(group: Group, other: Group | None, metric: str, paired: bool) -> Cell | None:
-    if other is None or not len(group.values(metric)) or not len(other.values(metric)):
+def _events(times: Times | None) -> Cell | None:
+    """In how many of the runs the event came, and its median time, if half of them tell it."""
+    if times is None:
         return None
-    mean, low, high = difference(group, other, metric, paired)
+    came, runs = int(times.came.sum()), len(times.at)
+    median = float(np.median(np.where(times.came, times.at, np.inf)))
+    text = f"{came} of {runs}" + (f", median {median:g}" if np.isfinite(median) else f", by {max(times.at):g}")
+    return Cell(text, {"came": came, "runs": runs, "median": median})
+
+
+def _compared(group: Group, other: Group | None, metric: str, paired: bool) -> Difference | None:
+    sides = [side for side in (group, other) if side is not None and (side.times(metric) or len(side.values(metric)))]
+    return difference(*sides, metric, paired) if len(sides) == 2 else None
+
+
+def _difference(found: Difference | None) -> Cell | None:
+    if found is None or np.isnan(found.mean):
+        return None
+    mean, low, high, _ = found
     text = f"{mean:+.2f}" if np.isnan(low) else f"{mean:+.2f} ({low:.2f} to {high:.2f})"
     return Cell(text, {"difference": mean, "low": low, "high": high})
+
+
+def _p_value(p: float) -> Cell | None:
+    return None if np.isnan(p) else Cell(f"{p:.3f}" if p >= 0.001 else "< 0.001", {"": p})
 
 
 def _paper(value: float, provenance: str) -> Cell:

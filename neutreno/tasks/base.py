@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -274,6 +275,13 @@ class Task(LightningModule):
         self._seconds += now - self._since
         self._since = now
         self._samples += self.samples_in(batch) * self.trainer.world_size
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """What is done within it does not count as training in the throughput."""
+        begun = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - begun
 
     def on_validation_end(self) -> None:
         self._since = time.perf_counter()  # throughput is that of training alone

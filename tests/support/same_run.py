@@ -19,6 +19,7 @@ BUSY = [
     "model.proj_drop_rate=0.1",
     "model.attn_drop_rate=0.1",
     "checkpoint.every_n_steps=3",
+    "probe.at_steps=[0,2,6,8,13]",
 ]
 
 

@@ -82,8 +82,8 @@ def test_a_signal_to_one_or_to_all_ends_all(pair, tmp_path, number, of, outcome)
     assert_all_end(run, every)
     log, record = (tmp_path / "log").read_text(), result(tmp_path / "outputs/x")
     assert run.wait() != 0
-    if outcome is INTERRUPTED:  # a loading worker of a lost process may complain of its broken pipe
-        assert "Traceback" not in log, log
+    if outcome is INTERRUPTED:  # a loading worker may complain of the pipe to its process, or to one that reads from it
+        assert "Traceback" not in log or "multiprocessing/resource_sharer.py" in log, log
     assert (record["status"], record.get("reason")) in outcome
     assert load(tmp_path / "outputs/x")["global_step"] > 0
 

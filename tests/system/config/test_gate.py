@@ -61,6 +61,8 @@ WORDS = {
     "model=3": ["no option model=3; available: ", "deit_neutreno"],
     "name=": ["name='' is blank; give the name of a folder"],
     "data.augment=1": ["no key data.augment; --help lists the keys and groups"],
+    "probe.at_steps=10": ["probe.at_steps=10"],
+    "probe.at_steps=[0,-5]": ["probe.at_steps"],
     "probe.metrics=[cosin]": ["probe.metrics: no layer-wise metric cosin; available: cosine"],
     "seed=-1": ["seed=-1 should be greater than or equal to 0"],
     "seed=1.5": ["seed=1.5 should be a valid integer"],

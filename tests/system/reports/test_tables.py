@@ -73,6 +73,36 @@ def test_further_columns_are_asked_for_by_name(runs):
     assert_one_line_error(done, "attention_entropy", "probe.metrics")
 
 
+def test_times_to_an_event_are_counted_and_rows_of_a_table_judged_together(runs):
+    for lam in (0.2, 0.4):
+        for seed in range(4):
+            make_run(runs / f"{lam}{seed}", f"attention.lam={lam}", f"seed={seed}", value=NEUTRENO[seed] - lam)
+    for run in runs.iterdir():
+        record = json.loads((run / "result.json").read_text()) | {"within": {"escape_step/cosine": 600.0}}
+        if run.name[0] != "s":
+            record["metrics"]["escape_step/cosine"] = 100.0 + 10 * record["settings"]["seed"]
+        (run / "result.json").write_text(json.dumps(record))
+    shown = tables(runs, "--metric", "escape_step/cosine", cwd=runs).stdout
+    head, _, softmax, *others = ([cell.strip() for cell in line.split("|")[1:5]] for line in shown.splitlines())
+    assert head[2:] == ["escape_step/cosine", "escape_step/cosine: p, log-rank, Holm over 3"]
+    assert softmax[2:] == ["0 of 4, by 600", "baseline"]
+    assert [row[2:] for row in others] == [["4 of 4, median 115", f"{3 * 2 / 70:.3f}"]] * 3
+    found = pd.read_csv(io.StringIO(tables(runs, "--format", "csv", cwd=runs).stdout))
+    p = np.sort(found["p, Holm over 3"].dropna())
+    alone = sorted(stats.ttest_ind([v - s for v in NEUTRENO], SOFTMAX, equal_var=False).pvalue for s in (0, 0.2, 0.4))
+    assert p == pytest.approx(np.maximum.accumulate([min(1, (3 - i) * value) for i, value in enumerate(alone)]))
+
+
+def test_the_course_of_training_is_drawn_layer_by_step_with_its_loss(runs):
+    done = run_forked("scripts/figures.py", str(runs), "--over-steps", "--output", "c", cwd=runs)
+    assert done.returncode == 0 and done.stdout == "figure: c.pdf, c.png\n", done.stderr
+    assert (runs / "c.png").stat().st_size > 10_000
+    both = run_forked("scripts/figures.py", str(runs), "--over-steps", "--initial", cwd=runs)
+    assert_one_line_error(both, "--over-steps", "give one of them")
+    nothing = run_forked("scripts/figures.py", str(runs), "--over-steps", "--metric", "J", cwd=runs)
+    assert_one_line_error(nothing, "measured J at no common step")
+
+
 def test_unfinished_runs_are_listed_never_averaged(runs):
     make_run(runs / "n9", "seed=9", status="running")
     done = tables(runs, cwd=runs)

@@ -1,0 +1,86 @@
+"""What runs were like over the steps of their training, from the tables in their folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from neutreno.errors import InputError
+from neutreno.reports.comparison import Group
+from neutreno.reports.layers import ALL, curve
+from neutreno.reports.reading import Run
+
+MOST_POINTS = 200  # of a training curve; more cannot be told apart on a screen
+LOSS = ("train/loss_step", "train/loss")  # of some steps, or of an epoch's
+
+
+class Course(NamedTuple):
+    """Means over the runs of a row: a layer-wise metric, (steps, layers), and the training loss with its spread."""
+
+    steps: np.ndarray
+    layers: np.ndarray
+    loss_steps: np.ndarray
+    loss: np.ndarray
+    sd: np.ndarray
+
+
+def course_of(group: Group, metric: str) -> Course:
+    """What the runs of ``group`` were like at the steps that all of them measured.
+
+    Raises:
+        InputError: they measured the metric at no common step, or logged no loss at one.
+    """
+    values, losses = [], []
+    for run in group.runs:
+        measured = {at["step"]: at["layers"] for at in layers_over_steps(run).get(metric, ())}
+        known = training_curves(run.path / "metrics.csv")
+        losses.append(dict(zip(*next((known[name] for name in LOSS if name in known), ([], [])), strict=True)))
+        values.append(measured)
+    steps, loss_steps = (sorted(set.intersection(*map(set, found))) for found in (values, losses))
+    if not steps or not loss_steps:
+        what = f"measured {metric}" if not steps else "logged a training loss"
+        raise InputError(f"the runs of {group.label} {what} at no common step")
+    loss = np.array([[found[step] for step in loss_steps] for found in losses])
+    sd = loss.std(0, ddof=1) if len(loss) > 1 else np.full(len(loss_steps), np.nan)
+    layers = np.array([[found[step] for step in steps] for found in values]).mean(0)
+    return Course(np.array(steps), layers, np.array(loss_steps), loss.mean(0), sd)
+
+
+def training_curves(path: Path) -> dict[str, list[list[float]]]:
+    """``{metric: [steps, values]}`` of ``metrics.csv``, thinned; what cannot be read is absent."""
+    try:
+        table = pd.read_csv(path, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
+        table = table.dropna(subset="step")
+    except (OSError, ValueError, KeyError):
+        return {}
+    curves = {}
+    for name in table.columns:
+        if name in ("step", "epoch", "train/lr") or name.startswith("oversmoothing/"):
+            continue
+        known = table[["step", name]].dropna()
+        if len(known) > MOST_POINTS:  # the ends are kept
+            known = known.iloc[np.linspace(0, len(known) - 1, MOST_POINTS).astype(int)]
+        if len(known):
+            curves[name] = [known["step"].tolist(), [float(f"{v:.5g}") for v in known[name]]]
+    return curves
+
+
+def layers_over_steps(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Layer-wise metrics of all tokens of the first stack, each time: ``{metric: [{"step": …, "layers": […]}]}``."""
+    try:
+        table = pd.read_csv(run.path / "oversmoothing.csv", on_bad_lines="skip")
+        table = table[(table.subset == ALL) & (table["stack"] == table["stack"].iloc[0])]
+        table = table.astype({"step": int, "layer": int, "mean": float}).sort_values("layer")
+        return {
+            str(metric): [
+                {"step": int(step), "layers": [float(f"{v:.4g}") for v in at["mean"]]}
+                for step, at in rows.groupby("step")
+            ]
+            for metric, rows in table.groupby("metric")
+        }
+    except (OSError, ValueError, AttributeError, KeyError, IndexError):
+        curves = enumerate([curve(run.measured, "initial"), curve(run.measured, "last")])
+        return {"cosine": [{"step": step, "layers": means} for step, means in curves if means]}

@@ -1,0 +1,70 @@
+"""Tests of differences: of times to an event, and of many rows at once."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+from support import make_run
+
+from neutreno.reports.comparison import Times, difference, group_runs, holm, logrank
+from neutreno.reports.reading import read_runs
+
+
+def observed_less_expected(at, came, side):
+    """The log-rank statistic, written out: events on one side less those expected, over their standard deviation."""
+    excess, variance = 0.0, 0.0
+    for time in {t for t, c in zip(at, came, strict=True) if c}:
+        risk, events = at >= time, (at == time) & came
+        n, d, own = risk.sum(), events.sum(), (risk & side).sum()
+        excess += (events & side).sum() - d * own / n
+        variance += own / n * (1 - own / n) * d * (n - d) / (n - 1) if n > 1 else 0.0
+    return excess / variance**0.5 if variance else 0.0
+
+
+SIDES = {
+    "apart": ([100, 100, 150, 200, 250], [600, 600, 500, 600, 600], 0b11111_00100),
+    "ties and censored runs on both sides": ([50, 100, 100, 600, 600], [100, 150, 600, 600, 600], 0b11100_11000),
+}
+
+
+@pytest.mark.parametrize("a, b, came", SIDES.values(), ids=SIDES.keys())
+def test_the_log_rank_test_is_that_of_all_partitions_of_the_runs(a, b, came):
+    at, came = np.array(a + b), np.array([digit == "1" for digit in f"{came:010b}"])
+    found = logrank(Times(at[:5], came[:5]), Times(at[5:], came[5:]))
+    every = [observed_less_expected(at, came, np.isin(np.arange(10), side)) for side in combinations(range(10), 5)]
+    own = observed_less_expected(at, came, np.arange(10) < 5)
+    tails = [np.mean([sign * value >= sign * own - 1e-9 for value in every]) for sign in (1, -1)]
+    assert found == pytest.approx(min(1.0, 2 * min(tails)))
+
+
+def test_five_runs_that_all_escape_before_five_that_never_do_are_told_apart_as_far_as_ten_runs_can():
+    early, never = Times(np.full(5, 100.0), np.full(5, True)), Times(np.full(5, 600.0), np.full(5, False))
+    assert logrank(early, never) == pytest.approx(2 / 252)
+
+
+def test_where_nothing_tells_the_sides_apart_p_is_one_and_one_run_tells_nothing():
+    never = Times(np.full(3, 600.0), np.full(3, False))
+    at_once = Times(np.full(3, 50.0), np.full(3, True))
+    assert logrank(never, never) == logrank(at_once, at_once) == 1.0
+    assert np.isnan(logrank(never, Times(np.array([50.0]), np.array([True]))))
+
+
+def test_holms_p_values_are_those_of_his_procedure():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+    assert holm([np.nan, 0.03]) == pytest.approx([np.nan, 0.03], nan_ok=True)
+
+
+def test_a_censored_time_is_never_averaged(tmp_path):
+    for seed in range(4):
+        for words in (["model=deit"], []):
+            run = make_run(tmp_path / f"{len(words)}{seed}", *words, f"seed={seed}")
+            record = json.loads((run / "result.json").read_text()) | {"within": {"escape": 600.0}}
+            if not words or seed == 3:  # three of the softmax runs do not escape
+                record["metrics"]["escape"] = 100.0
+            (run / "result.json").write_text(json.dumps(record))
+    softmax, neutreno = group_runs(read_runs([tmp_path])[0])[0]
+    mean, low, high, p = difference(neutreno, softmax, "escape")
+    assert np.isnan([mean, low, high]).all() and p == logrank(neutreno.times("escape"), softmax.times("escape"))
+    assert softmax.times("escape").came.tolist() == [False] * 3 + [True] and softmax.times("test/top1") is None

@@ -152,7 +152,7 @@ def test_value_residual_is_where_the_released_code_has_it(x):
 
 def test_exclusive_attention_is_where_others_code_has_it(x):
     """open-lm-engine/lm-engine, lm_engine/hf_models/modeling_utils/sequence_mixer_blocks/attention/module.py (not its
-    author's code): of A V, what lies along a token's own value is taken away, per head, before the output projection."""
+    author's code): of A V, what lies along a token's own value is taken away, per head, before the projection."""
     block = made(ExclusiveAttention, causal=True)
 
     def rule(q, k, v):

@@ -149,7 +149,8 @@ def test_the_labs_table_tells_accuracy_similarity_rank_size_step_time_and_what_i
     page = run_forked("scripts/tables.py", "lab", cwd=tmp_path).stdout
     header, _, softmax, linear = (line.split("|") for line in page.splitlines() if line.startswith("|"))
     columns = [title.strip() for title in header]
-    assert columns[-4:-1] == ["parameters", "step time", "what its authors claim"] and "effective rank, trained" in columns
+    assert columns[-4:-1] == ["parameters", "step time", "what its authors claim"]
+    assert "effective rank, trained" in columns
     assert softmax[columns.index("step time")].strip() == ""
     assert re.fullmatch(r"\d+\.\d+ × \(\d+\.\d+–\d+\.\d+\)", linear[columns.index("step time")].strip())
     assert softmax[columns.index("parameters")].strip() == "1,234"

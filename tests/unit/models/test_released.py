@@ -198,8 +198,12 @@ def test_contranorm_is_where_the_released_code_has_it(x):
         similar = (unit @ unit.mT).exp()
         return layer_norm(norm, x - 0.01 * (similar / similar.sum(-1, keepdim=True)) @ x)
 
-    torch.testing.assert_close(block(x)[0], pre_norm(block, x, plain, norm))
-    assert (block(x)[0] - pre_norm(block, x, plain)).abs().max() > 1e-4  # a LayerNorm's is another
+    x.requires_grad_()
+    found, expected = block(x)[0], pre_norm(block, x, plain, norm)
+    torch.testing.assert_close(found, expected)
+    assert (found - pre_norm(block, x, plain)).abs().max() > 1e-4  # a LayerNorm's is another
+    ours, theirs = (torch.autograd.grad(out.square().sum(), x) for out in (found, expected))
+    torch.testing.assert_close(ours, theirs)  # nothing is detached
 
 
 def test_featscale_is_where_the_released_code_has_it(x):

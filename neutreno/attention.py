@@ -247,9 +247,11 @@ class CenteredAttention(Variant):
 
 
 class LaplacianHeads(Variant):
-    """Laplacian heads: the first heads use ``U = (I − A) V``, a step against the average, the others ``A V``. Fused.
+    """Laplacian heads: the first heads use ``U = (I − A) V``, the graph Laplacian of A, the others ``A V``. Fused.
 
-    (arXiv 2602.09297, which argues that some smoothing helps.)
+    No mitigation: it is made to smooth. The output projection chooses the sign of I − A, and its authors find that
+    trained networks use it to collapse the tokens of a sequence, and gain by that. (Zhang and Papyan, "Laplacian Heads
+    Improve Transformers by Smoothing Token Representations", 2026, arXiv 2602.09297. Their code takes the last heads.)
 
     Args:
         fraction: of the heads that use I − A, rounded; from 0 to 1.
@@ -271,9 +273,11 @@ class LaplacianHeads(Variant):
 class GFSA(Variant):
     """Graph-filter self-attention: ``U = A' V, A' = A + λ_h (A + (K − 1)(A² − A))``, a learned λ per head from 0.
 
-    The bracket approximates A^K to first order. ``A² V = A (A V)`` is a second fused call, in training with a dropout
-    separate mask. (Choi et al., "Graph Convolutions Enrich the Self-Attention in Transformers!", NeurIPS 2024; their
-    code learns the weight of A as well.)
+    The bracket approximates A^K to first order. ``A² V = A (A V)`` is a second fused call. The paper's filter is
+    ``w_0 I + w_1 A + w_K A^K`` with weights per head. Of its code, that for images is this rule: w_0 = 0, w_1 = 1 and
+    w_K = λ learned from 0, K = 4 (Swin: 3). That for BERT has a fixed w_0 I besides. Attention dropout falls there once
+    on A' (images) or on A before it is squared (BERT), here on each of the two calls by a mask of its own. (Choi et
+    al., "Graph Convolutions Enrich the Self-Attention in Transformers!", NeurIPS 2024.)
 
     Args:
         power: K ≥ 2.
@@ -325,9 +329,12 @@ class ValueResidual(Variant):
 class ReAttention(Variant):
     """Re-attention: ``U = Norm_h(Θ A) V``; Θ (H, H) mixes the heads' maps, and batch normalisation follows per head.
 
-    Needs A itself, so it holds an N × N matrix; Θ starts at the identity. Normalisation takes the mean over all tokens
-    and samples of a batch, so it is not an attention for causal models, and ranks that split a batch differ by
-    their parts' statistics. (Zhou et al., "DeepViT: Towards Deeper Vision Transformer", 2021.)
+    Needs A itself, so it holds an N × N matrix. Normalisation takes the mean over all tokens and samples of a batch, so
+    it is not an attention for causal models, and ranks that split a batch differ by their parts' statistics. Before
+    training, evaluation mode is softmax attention, up to the norm's ε: Θ starts at the identity and the running
+    statistics at mean 0 and variance 1. Training mode is far from it, since the batch's own statistics take the mean
+    map 1/N away. (Zhou et al., "DeepViT: Towards Deeper Vision Transformer", 2021. In their code Θ is a 1 × 1
+    convolution with PyTorch's random start and a bias, of which the norm leaves nothing.)
     """
 
     sees_all = "attention=reattention normalises over all tokens"
@@ -348,9 +355,18 @@ class LinearAttention(Variant):
     Causal models sum in chunks of tokens, so that no N × N matrix is held either. Sums are taken in float32 and without
     autocast. There are no weights to drop: ``attn_drop`` has no effect. (Katharopoulos et al., "Transformers are RNNs",
     ICML 2020.)
+
+    Args:
+        scale_output: U = A V / √D instead of A V; the fidelity term is added after it, unscaled. With ``lam=0.2`` that
+            is NeuTRENO's code for WikiText-103, apart from the 1e-5 that it adds to the rows' sums.
     """
 
     chunk = 64
+
+    @checked
+    def __init__(self, *args, scale_output: bool = False, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.scale_output = scale_output
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         products = (F.elu(q) + 1) @ (F.elu(k) + 1).mT
@@ -364,7 +380,11 @@ class LinearAttention(Variant):
             q, k = F.elu(q.to(kind)) + 1, F.elu(k.to(kind)) + 1
             values = F.pad(v.to(kind), (0, 1), value=1.0)  # the last column sums up the weights
             summed = self._sum_before(q, k, values) if self.causal else q @ (k.mT @ values)
-            return (summed[..., :-1] / summed[..., -1:]).to(v.dtype)
+            out = summed[..., :-1] / summed[..., -1:]
+            return (out / math.sqrt(v.shape[-1]) if self.scale_output else out).to(v.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scale_output={self.scale_output}"
 
     def _sum_before(self, q: Tensor, k: Tensor, values: Tensor) -> Tensor:
         """``Σ_{j ≤ i} (qᵢ·kⱼ) valuesⱼ``: by a masked product within a chunk, by a running sum of k ⊗ values before."""

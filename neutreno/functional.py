@@ -3,8 +3,8 @@
 Tokens u and f are (…, N, d), a kernel K ≥ 0 is (…, N, N); leading dimensions (batch, heads) broadcast. λ̃ is a number.
 Any float type; what is computed is at least float32. With ``S = K + Kᵀ`` and ``P = diag(Δt) S``, whose rows sum to 1:
 
-* One explicit Euler step on J of size ``Δt_i = 1 / Σⱼ Sᵢⱼ`` is ``u ← P u``. For ``S ∝ exp(Q Kᵀ / √D)``, so for a
-  symmetric kernel (Q = K), that is softmax attention.
+* One explicit Euler step on J of size ``Δt_i = 1 / Σⱼ Sᵢⱼ`` is ``u ← P u``. For ``S ∝ exp(Q Kᵀ / √D)``, so
+  wherever the scores Q Kᵀ are symmetric (Q = K is one case), that is softmax attention.
 * The same step on ``E = J + G``, with ``λ(x) = λ̃ / Δt(x)``, is ``u ← P u + λ̃ (f − u)``: NeuTRENO's rule. With one λ for
   all tokens it is not.
 * P is similar to the symmetric ``diag(Δt)^½ S diag(Δt)^½``, so its eigenvalues λ_k are real: 1, whose eigenvector is

@@ -12,6 +12,7 @@
     paper       label: {metric: {value, provenance}}, the figures of a paper; an experiment's own stand in its file
     absent      label: why there cannot be such a row; it stands in the table with – for its figure
     needs       label: {key: ROW or TABLE/ROW}: the row takes the run folder of that row with the same seed as its key
+    notes       heading: {label: text}, columns of words, after the others; not of every row
 """
 
 from __future__ import annotations
@@ -92,12 +93,14 @@ class Content(BaseModel, strict=True, extra="forbid", frozen=True):
     absent: dict[Label, Annotated[str, MinLen(1)]] = {}
     paper: dict[str, dict[str, Figure]] = {}
     needs: dict[str, dict[Annotated[str, BeforeValidator(_taking)], str]] = {}
+    notes: dict[str, dict[str, str]] = {}
 
     @model_validator(mode="after")
     def _are_there(self) -> Content:
         if not self.rows:
             raise ValueError("rows: none given; add a line LABEL: OVERRIDES for each")
-        for where, label in [(f"paper.{p}", p) for p in self.paper] + [(f"needs.{n}", n) for n in self.needs]:
+        by_row = {"paper": self.paper, "needs": self.needs, **{f"notes.{x}": of for x, of in self.notes.items()}}
+        for where, label in ((f"{part}.{label}", label) for part, of in by_row.items() for label in of):
             if label not in self.rows:
                 raise ValueError(f"{where}: no such row{close(label, self.rows, '')}; rows: {', '.join(self.rows)}")
         if both := [label for label in self.absent if label in self.rows]:

@@ -2,7 +2,7 @@
 
     neutreno reproduce small                                        three tasks on embedded data, no download
     neutreno reproduce small --dry-run                              list what is left to do
-    neutreno reproduce lab launcher.max_parallel=2                  every mitigation method, on digits
+    neutreno reproduce lab launcher.max_parallel=2                  every variant of attention and block, on digits
     neutreno reproduce lab data=cifar10 data.root=CIFAR10 trainer=gpu
     neutreno reproduce table1 --seeds 3 data.root=IMAGENET trainer=ddp
     neutreno reproduce table3 data.root=WIKITEXT103 trainer=gpu launcher.max_parallel=8   one run per GPU

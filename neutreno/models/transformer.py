@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +81,8 @@ class FeatScaleBlock(Block):
 
     ``DC = mean of x over tokens, HC = x − DC, out = x + λ₁ ⊙ DC + λ₂ ⊙ HC`` with learned λ₁, λ₂ (C,) that start at 0,
     so the block starts as the plain one. The mean runs over all tokens, so it is not for causal models. (Wang et
-    al., "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis", ICLR 2022. Their DeiT code
-    adds the scaled parts twice; this follows the paper's formula.)
+    al., "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis", ICLR 2022. Of two versions of
+    their DeiT code one adds the scaled parts twice, the other once, as the paper's formula and this do.)
     """
 
     sees_all = "block=featscale takes the mean of all tokens"
@@ -120,16 +121,49 @@ class LayerScaleBlock(Block):
         return self.ls2(super().mlp_sublayer(x))
 
 
-class ContraNormBlock(Block):
-    """ContraNorm on the tokens that leave the block: ``x ← LN(x − s softmax(x xᵀ / τ) x)``, pushing like tokens apart.
+class ContraNorm(nn.LayerNorm):
+    """ContraNorm: ``LN(x − s softmax(x̂ x̂ᵀ / τ) x)``, which pushes like tokens apart before they are normalised.
 
-    The paper's rule takes the similarities x xᵀ as they are; its code takes those of normalised tokens, as does this
-    unless ``normalize`` is off: tokens of width C that left a norm have ‖x‖² ≈ C, so that the softmax of plain products
-    is the identity and nothing but LN is left. (Guo et al., "ContraNorm: A Contrastive Learning Perspective on
-    Oversmoothing and Beyond", ICLR 2023.) The softmax runs over all tokens, so it is not a block for causal models.
+    The softmax runs over all tokens of (…, N, C); x̂ are the tokens at length 1. A LayerNorm in all else: names of
+    parameters, initial weights. Gradients pass through the similarities, as in the released code.
 
     Args:
-        scale: s > 0; 0.1 in the released code.
+        dim: C.
+        scale: s > 0.
+        temperature: τ > 0.
+        normalize: False: similarities are x xᵀ, as in the paper's formula.
+        eps: of the LayerNorm.
+    """
+
+    def __init__(self, dim: int, scale: float, temperature: float, normalize: bool, eps: float) -> None:
+        super().__init__(dim, eps=eps)
+        self.scale, self.temperature, self.normalize = scale, temperature, normalize
+
+    def forward(self, x: Tensor) -> Tensor:
+        by = F.normalize(x, dim=-1) if self.normalize else x
+        # Σⱼ softmax(x̂ x̂ᵀ / τ)ᵢⱼ xⱼ is attention with the tokens as queries, keys and values
+        shared = F.scaled_dot_product_attention(by, by, x, scale=1 / self.temperature)
+        return super().forward(x - self.scale * shared)
+
+    def extra_repr(self) -> str:
+        contrast = f"scale={self.scale}, temperature={self.temperature}, normalize={self.normalize}"
+        return f"{super().extra_repr()}, {contrast}"
+
+
+class ContraNormBlock(Block):
+    """A block with :class:`ContraNorm` in the place of its LayerNorms, as in the released code for images.
+
+    There it is the ``norm_layer`` of timm's ViT, so it also takes the place of the last norm, after all blocks, which
+    stays a LayerNorm here. The paper's rule takes the similarities x xᵀ as they are; its code takes those of normalised
+    tokens, as does this unless ``normalize`` is off: for tokens of width C that left a norm ‖x‖² ≈ C, so that the
+    softmax of plain products is the identity and nothing but LN is left. (Guo et al., "ContraNorm: A Contrastive
+    Learning Perspective on Oversmoothing and Beyond", ICLR 2023.) The softmax runs over all tokens, so it is not a
+    block for causal models.
+
+    Args:
+        placement: "branch": within the residual branches, in the place of ``norm1`` and ``norm2``; "stream": after a
+            plain block, on the tokens that leave it, which then are normalised between blocks.
+        scale: s > 0; 0.01 in the released script (there the option's default is 0, plain LayerNorm).
         temperature: τ > 0.
         normalize: similarities are cosines.
 
@@ -141,18 +175,23 @@ class ContraNormBlock(Block):
 
     @checked
     def __init__(
-        self, *args, scale: Positive = 0.1, temperature: Positive = 1.0, normalize: bool = True, **kwargs
+        self,
+        *args,
+        placement: Literal["branch", "stream"] = "branch",
+        scale: Positive = 0.01,
+        temperature: Positive = 1.0,
+        normalize: bool = True,
+        **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.scale, self.temperature, self.normalize = scale, temperature, normalize
-        self.contranorm = nn.LayerNorm(self.dim, eps=self.norm2.eps)
+        norm = partial(ContraNorm, self.dim, scale, temperature, normalize, self.norm2.eps)
+        self.contranorm = norm() if placement == "stream" else nn.Identity()
+        if placement == "branch":
+            self.norm1, self.norm2 = norm(), norm()
 
     def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, v = super().forward(x, v0)
-        by = F.normalize(x, dim=-1) if self.normalize else x
-        # Σⱼ softmax(x xᵀ / τ)ᵢⱼ xⱼ is attention with the tokens as queries, keys and values
-        shared = F.scaled_dot_product_attention(by, by, x, scale=1 / self.temperature)
-        return self.contranorm(x - self.scale * shared), v
+        return self.contranorm(x), v
 
 
 def init_linears(network: nn.Module, std: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,14 @@ EVERY_RUN = Table.model_construct(name="", file=Path(), config_dirs=[], rows={})
 
 @dataclass(eq=False)
 class Row:
-    """A row of a table: what it is called, its runs, what they do otherwise than it says, and the paper's figures."""
+    """A row of a table: what it is called, its runs, what they do otherwise than it says, the paper's figures, and
+    words by their heading."""
 
     name: str
     group: Group
     departs: list[str]
     paper: dict[str, dict[str, Any]]
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -152,7 +154,13 @@ def rows_in(of: Table, runs: Sequence[Run], origins: Origins) -> tuple[list[Row]
         )
     groups, left_out = group_runs([run for run in runs if run.path in belongs])
     rows = [
-        Row(label, group, departs, {**(group.runs[0].config.get("paper") or {}), **of.paper.get(label, {})})
+        Row(
+            label,
+            group,
+            departs,
+            {**(group.runs[0].config.get("paper") or {}), **of.paper.get(label, {})},
+            {heading: said[label] for heading, said in of.notes.items() if label in said},
+        )
         for group in groups
         for label, departs in belongs[group.runs[0].path]
     ]
@@ -263,7 +271,7 @@ def table(
             else:
                 curves = group.curves(metric=column)
                 line[f"{column.replace('_', ' ')}, trained"] = _spread(curves[:, -1:].ravel())
-        lines.append(line)
+        lines.append(line | row.notes)
     return pd.DataFrame(lines).dropna(axis="columns", how="all")
 
 

@@ -1,5 +1,6 @@
 """A table is one file: its rows are lines, its runs are found again, and what it needs is made first."""
 
+import csv
 import json
 
 import pytest
@@ -134,6 +135,43 @@ def test_some_rows_of_a_table_are_those_that_match_and_what_they_need():
     assert len(jobs) == 4
     with pytest.raises(InputError, match="no row of dgn_gcn matches 'cora'; rows: cora 2 none, "):
         read_table("dgn_gcn").only("cora")
+
+
+def test_notes_are_columns_of_words_in_every_format(tmp_path, capsys):
+    notes = "notes: {who says so: {theirs: 'they, 5 % of the time | or less'}, mind: {mine + λ̃=0.2: untuned}}\n"
+    write(tmp_path, TWO_ROWS + "columns: [parameters]\n" + notes)
+    table = read_table("mine", [str(tmp_path / "conf")])
+    for label in table.rows:
+        run_of(table, label, tmp_path / "runs")
+    printed = {}
+    for style in ("md", "latex", "csv"):
+        print_tables([tmp_path / "runs"], table, style=style, config_dirs=table.config_dirs)
+        printed[style] = capsys.readouterr().out
+    lines = [line.strip("| ").split(" | ") for line in printed["md"].splitlines() if line.startswith("| ")]
+    header, theirs, mine = ([cell.strip() for cell in line] for line in lines)
+    assert header[-3:] == ["parameters", "who says so", "mind"]
+    assert theirs[-1] == "they, 5 % of the time &#124; or less" and mine[-1] == "untuned"
+    assert r"they, 5 \% of the time" in printed["latex"] and "untuned" in printed["latex"]
+    found = [(row["who says so"], row["mind"]) for row in csv.DictReader(printed["csv"].splitlines())]
+    assert found == [("they, 5 % of the time | or less", ""), ("", "untuned")]
+    print_tables([tmp_path / "runs"], table.only("mine*"), config_dirs=table.config_dirs)
+    assert "who says so" not in capsys.readouterr().out
+
+
+def test_notes_of_no_row_and_notes_that_are_no_words_are_refused(tmp_path):
+    for notes, said in (
+        ("mind: {their: x}", r"notes\.mind\.their: no such row; did you mean theirs\?"),
+        ("mind: {theirs: 3}", r"notes\.mind\.theirs=3 "),
+        ("mind: x", r"notes\.mind=x is not a mapping"),
+    ):
+        write(tmp_path, TWO_ROWS + f"notes: {{{notes}}}\n")
+        with pytest.raises(InputError, match=said):
+            read_table("mine", [str(tmp_path / "conf")])
+
+
+def test_every_row_of_the_lab_tells_what_its_authors_claim():
+    table = read_table("lab")
+    assert table.notes["what its authors claim"].keys() == table.rows.keys()
 
 
 def test_a_row_that_cannot_be_stands_with_a_dash_and_its_reason(tmp_path, capsys):

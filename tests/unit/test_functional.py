@@ -116,6 +116,18 @@ def test_a_step_is_one_of_gradient_descent_by_autograd(seed):
 
 
 @seeds
+def test_the_step_on_J_is_softmax_attention_wherever_the_scores_are_symmetric(seed):
+    """Q = X W and K = X W S with a symmetric S: Q ≠ K, and neither the scores nor the kernel need be semidefinite."""
+    x, v, w, s = draw(seed, (2, 1, 7, 12), SHAPE, (3, 12, 4), (3, 4, 4))
+    q = x @ w
+    k = q @ (s + s.mT)
+    kernel = attention_kernel(q, k)
+    torch.testing.assert_close(kernel, kernel.mT, rtol=1e-12, atol=0)
+    assert (q - k).abs().max() > 0.1 and torch.linalg.eigvalsh(q @ k.mT).min() < -0.1
+    torch.testing.assert_close(descend(v, kernel), F.scaled_dot_product_attention(q, k, v))
+
+
+@seeds
 def test_the_step_on_J_is_softmax_attention_if_the_kernel_is_symmetric(seed):
     q, v = draw(seed)
     torch.testing.assert_close(descend(v, attention_kernel(q, q)), F.scaled_dot_product_attention(q, q, v))

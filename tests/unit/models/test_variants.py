@@ -1,4 +1,7 @@
-"""Every mitigation method against a plain transcription of its formula, and what all of them must keep."""
+"""Every variant against its formula, with a fidelity term and causal, and what all of them must keep.
+
+Where their authors have them: test_released.py.
+"""
 
 import math
 from functools import partial
@@ -124,17 +127,18 @@ def test_reattention_equals_its_formula(qkv, training):
     torch.testing.assert_close(layer.mix(q, k, v, v0), expected)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("lam", [None, 0.4])
 @pytest.mark.parametrize("chunk", [64, 3, 1])
-def test_linear_attention_equals_its_formula(qkv, causal, lam, chunk):
+def test_linear_attention_equals_its_formula(qkv, causal, lam, chunk, scaled):
     q, k, v, v0 = qkv
-    layer = LinearAttention(HEADS * DIM, num_heads=HEADS, causal=causal, lam=lam).double()
+    layer = LinearAttention(HEADS * DIM, num_heads=HEADS, causal=causal, lam=lam, scale_output=scaled).double()
     layer.chunk = chunk
     products = (F.elu(q) + 1) @ (F.elu(k) + 1).mT
     if causal:
         products = products.tril()
-    expected = products @ v / products.sum(-1, keepdim=True) + (lam or 0) * (v0 - v)
+    expected = products @ v / products.sum(-1, keepdim=True) / (math.sqrt(DIM) if scaled else 1) + (lam or 0) * (v0 - v)
     torch.testing.assert_close(layer.mix(q, k, v, v0), expected)
     torch.testing.assert_close(layer.weights(q, k), products / products.sum(-1, keepdim=True))
 
@@ -166,18 +170,32 @@ def test_layerscale_scales_both_sublayers(norm_first):
     torch.testing.assert_close(block(x)[0], expected)
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_contranorm_equals_its_formula(normalize):
+@pytest.mark.parametrize("placement", ["branch", "stream"])
+def test_contranorm_equals_its_formula_in_either_placement(placement, normalize, norm_first):
     torch.manual_seed(0)
-    block = ContraNormBlock(12, 3, SoftmaxAttention, scale=0.3, temperature=0.7, normalize=normalize).double()
-    plain = Block(12, 3, SoftmaxAttention).double()
-    plain.load_state_dict(block.state_dict(), strict=False)
+    own = {"placement": placement, "scale": 0.3, "temperature": 0.7, "normalize": normalize}
+    block = ContraNormBlock(12, 3, SoftmaxAttention, norm_first=norm_first, **own).double()
+    plain = Block(12, 3, SoftmaxAttention, norm_first=norm_first).double()
+    plain.load_state_dict(block.state_dict(), strict=placement == "branch")  # whose parameters are a plain block's
+
+    def contrasted(y):
+        by = y / y.norm(dim=-1, keepdim=True) if normalize else y
+        y = y - 0.3 * torch.softmax(by @ by.mT / 0.7, dim=-1) @ y
+        mean, var = y.mean(-1, keepdim=True), y.var(-1, correction=0, keepdim=True)
+        return (y - mean) / (var + 1e-6).sqrt()
+
     x = torch.randn(2, 5, 12, dtype=torch.float64)
-    y = plain(x)[0]
-    by = y / y.norm(dim=-1, keepdim=True) if normalize else y
-    y = y - 0.3 * torch.softmax(by @ by.mT / 0.7, dim=-1) @ y
-    mean, var = y.mean(-1, keepdim=True), y.var(-1, correction=0, keepdim=True)
-    torch.testing.assert_close(block(x)[0], (y - mean) / (var + 1e-6).sqrt())
+    if placement == "stream":
+        expected = contrasted(plain(x)[0])
+    elif norm_first:
+        first = x + plain.attn(contrasted(x))[0]
+        expected = first + plain.mlp(contrasted(first))
+    else:
+        first = contrasted(x + plain.attn(x)[0])
+        expected = contrasted(first + plain.mlp(first))
+    torch.testing.assert_close(block(x)[0], expected)
 
 
 @pytest.mark.parametrize("attention", ["attnscale", "gfsa"])
@@ -254,6 +272,7 @@ def test_what_sees_all_tokens_is_refused_in_the_language_model(variant):
         (partial(GFSA, 12, 3, power=1), r"^power=1"),
         (partial(AttnScale, 12, 3, lam=-1), r"^lam=-1"),
         (partial(ContraNormBlock, 12, 3, SoftmaxAttention, scale=0), r"^scale=0"),
+        (partial(ContraNormBlock, 12, 3, SoftmaxAttention, placement="block"), r"^placement=block"),
         (partial(ContraNormBlock, 12, 3, SoftmaxAttention, temperature=-1.0), r"^temperature=-1\.0"),
         (partial(LayerScaleBlock, 12, 3, SoftmaxAttention, init_values=math.nan), r"^init_values=nan"),
     ],

@@ -83,6 +83,21 @@ def test_the_papers_perplexities_stand_beside_the_sliding_windows(tmp_path, caps
     assert "evaluate" not in captured.err
 
 
+def test_the_papers_robustness_stands_beside_what_an_evaluation_finds(tmp_path, capsys):
+    table = read_table("robustness")
+    run = run_of(read_table("table1"), "deit_tiny_neutreno", tmp_path, more=["data.root=x"])  # the same run
+    print_tables([tmp_path], table)
+    page = capsys.readouterr().out
+    command = "'evaluator.robustness={imagenet_c:FOLDER,imagenet_a:FOLDER,imagenet_r:FOLDER}' finds them"
+    assert f"imagenet_c/mce, imagenet_a/top1, imagenet_r/top1 of {run}; " in page and command in page
+    found = {"imagenet_c/mce": 71.0, "imagenet_a/top1": 8.0, "imagenet_r/top1": 33.0}
+    (run / "evaluation.json").write_text(json.dumps({"metrics": found}))
+    print_tables([tmp_path], table)
+    page = capsys.readouterr().out
+    figures = ("70.10", "8.20", "33.82")
+    assert all(f"{figure} (listed, row inferred)" in page for figure in figures) and "finds them" not in page
+
+
 def test_a_smaller_sliding_perplexity_is_said_to_be_the_better(tmp_path, capsys):
     table = read_table("table3")
     for label, perplexity in (("softmax", 34.0), ("neutreno", 33.0)):

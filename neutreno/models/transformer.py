@@ -126,10 +126,12 @@ class ContraNormBlock(Block):
     The paper's rule takes the similarities x xᵀ as they are; its code takes those of normalised tokens, as does this
     unless ``normalize`` is off: tokens of width C that left a norm have ‖x‖² ≈ C, so that the softmax of plain products
     is the identity and nothing but LN is left. (Guo et al., "ContraNorm: A Contrastive Learning Perspective on
-    Oversmoothing and Beyond", ICLR 2023.) The softmax runs over all tokens, so it is not a block for causal models.
+    Oversmoothing and Beyond", ICLR 2023. Their ViT code puts it in the place of every LayerNorm inside the branches,
+    with s = 0.01 in its script; here it follows the block.) The softmax runs over all tokens, so it is not a block for
+    causal models.
 
     Args:
-        scale: s > 0; 0.1 in the released code.
+        scale: s > 0; 0.1 is the default of the released class.
         temperature: τ > 0.
         normalize: similarities are cosines.
 

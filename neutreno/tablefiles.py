@@ -11,6 +11,8 @@
                 function from a row, its baseline and the packages to trust to what stands there
     paper       label: {metric: {value, provenance}}, the figures of a paper; an experiment's own stand in its file
     absent      label: why there cannot be such a row; it stands in the table with – for its figure
+    evaluate    words, as they are typed after evaluate.py RUN, by which it finds the metrics that training does not;
+                where runs lack one, the command stands below the table
     needs       label: {key: ROW or TABLE/ROW}: the row takes the run folder of that row with the same seed as its key
     notes       heading: {label: text}, columns of words, after the others; not of every row
 """
@@ -91,6 +93,7 @@ class Content(BaseModel, strict=True, extra="forbid", frozen=True):
     columns: list[str] = []
     rows: dict[Label, Words] = {}
     absent: dict[Label, Annotated[str, MinLen(1)]] = {}
+    evaluate: Words = []
     paper: dict[str, dict[str, Figure]] = {}
     needs: dict[str, dict[Annotated[str, BeforeValidator(_taking)], str]] = {}
     notes: dict[str, dict[str, str]] = {}

@@ -68,6 +68,7 @@ class SplitData(LightningDataModule):
     collate_eval = staticmethod(collate_readable)
 
     image_shape: tuple[int, int, int] | None = None  # (C, H, W) of what a model of images sees
+    drop_last = True  # whether an epoch ends with its last whole batch
 
     @checked
     def __init__(
@@ -264,7 +265,8 @@ class SplitData(LightningDataModule):
     @property
     def whole_epoch(self) -> int:
         """Optimizer steps in one epoch, where the trainer sets no limit."""
-        return len(self.splits["train"]) // self.batch_size
+        whole, left = divmod(len(self.splits["train"]), self.batch_size)
+        return whole + bool(left and not self.drop_last)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -286,6 +288,7 @@ class SplitData(LightningDataModule):
 
     def _train_sampler(self) -> TrainBatchSampler:
         how = {"micro_batches": self.trainer.accumulate_grad_batches, "repeats": self.repeats, **self._share}
+        how |= {"drop_last": self.drop_last, "least_at_once": self.least_at_once}
         return TrainBatchSampler(len(self.splits["train"]), self.batch_size, self.seed, **how)
 
     def train_dataloader(self) -> DataLoader:

@@ -137,7 +137,9 @@ class TrainBatchSampler(Sampler):
 
     The global batch is what the optimizer sees in one step. It is split into ``micro_batches`` (gradient
     accumulation), and each of them across the ranks in turn, so the same global batches are formed on any number of
-    processes. An incomplete last global batch is dropped.
+    processes. An incomplete last global batch is dropped; with ``drop_last=False`` it is a step of its own, filled from
+    the order's beginning, as PyTorch's ``DistributedSampler`` does, until every process and micro-batch has as many
+    samples and at least ``least_at_once``: one process without accumulation gets what is left and no more.
 
     ``repeats`` > 1 is repeated augmentation (Hoffer et al., 2020; DeiT uses 3): every sample stands so many times in a
     row in the order, each time augmented anew, and the epoch ends after as many samples as without, so it sees only
@@ -153,10 +155,15 @@ class TrainBatchSampler(Sampler):
         world: int = 1,
         rank: int = 0,
         repeats: int = 1,
+        drop_last: bool = True,
+        least_at_once: int = 1,
     ) -> None:
         self.samples, self.seed, self.rank, self.world, self.repeats = samples, seed, rank, world, repeats
-        self.per_step = global_batch // micro_batches
-        self.batches = samples // global_batch * micro_batches
+        steps, left = divmod(samples, global_batch)
+        kept = left > 0 and not drop_last
+        share = max(-(-left // (micro_batches * world)), least_at_once)  # of what is left
+        self.per_batch, self.per_last = global_batch // micro_batches, share * world
+        self.whole, self.batches = steps * micro_batches, (steps + kept) * micro_batches
         self.epoch = self.start = 0
         self.sampler = self  # Lightning sets the epoch of a batch sampler's sampler, not of the batch sampler
 
@@ -167,17 +174,23 @@ class TrainBatchSampler(Sampler):
         return self.batches
 
     def order(self) -> torch.Tensor:
-        """The epoch's samples, in the order that all processes share."""
+        """The epoch's samples, in the order that all processes share; those that fill its last batch stand behind."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         drawn = torch.randperm(self.samples, generator=generator)[: -(-self.samples // self.repeats)]
-        return drawn.repeat_interleave(self.repeats)[: self.samples]
+        order = drawn.repeat_interleave(self.repeats)[: self.samples]
+        return torch.cat([order, order[: max(0, self._begin(self.batches) - self.samples)]])
 
     def positions(self, batch: int) -> slice:
         """Where in the order this process's share of a batch stands."""
-        return slice(batch * self.per_step + self.rank, (batch + 1) * self.per_step, self.world)
+        return slice(self._begin(batch) + self.rank, self._begin(batch + 1), self.world)
+
+    def _begin(self, batch: int) -> int:
+        whole = min(batch, self.whole)
+        return whole * self.per_batch + (batch - whole) * self.per_last
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, places = self.order().tolist(), range(self.samples)
+        order = self.order().tolist()
+        places = range(len(order))
         for batch in range(self.start, self.batches):
             yield [(order[p], derive_seed(self.seed, self.epoch, p)) for p in places[self.positions(batch)]]
 

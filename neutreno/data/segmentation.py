@@ -99,6 +99,8 @@ class SegmentationFolders(SegmentationData):
         flip: probability of a horizontal flip.
         photometric: whether colours are distorted.
         train_samples: train on so many images, evenly spaced; null: on all.
+        drop_last: whether an epoch ends with its last whole batch; false: what is left is a step, too, see
+            :class:`neutreno.data.loading.TrainBatchSampler`.
 
     Raises:
         InputError: files that are missing, do not pair up, or do not fit the settings.
@@ -119,11 +121,12 @@ class SegmentationFolders(SegmentationData):
         flip: Share = 0.5,
         photometric: bool = True,
         train_samples: Count | None = None,
+        drop_last: bool = True,
         max_corrupt: Annotated[Annotated[float, Ge(0), Le(0.5)], FREE] = 0.0,
         **kwargs,
     ) -> None:
         super().__init__(max_corrupt=max_corrupt, **kwargs)
-        self.root, self.reader, self.class_names_file = root, reader, class_names
+        self.root, self.reader, self.class_names_file, self.drop_last = root, reader, class_names, drop_last
         self.reader_splits = {"train": "train", "val": "validation", **(splits or {})}
         self.columns = {"image": "image", "annotation": "annotation", **(reader_args or {})}
         for name, sides in {"resize": resize, "scale": scale}.items():

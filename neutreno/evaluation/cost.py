@@ -1,10 +1,12 @@
-"""What a model costs: parameters, multiply-adds, images per second, memory."""
+"""What a model costs: parameters, multiply-adds, images per second, memory; and the same as columns of a table."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -14,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neutreno.config.options import Size, checked
 from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subject
+from neutreno.evaluation.step_time import training_step, untrained
+from neutreno.reports.comparison import Group
 
 
 @torch.no_grad()
@@ -95,6 +99,30 @@ class Cost(Evaluator):
             found = measure_cost(subject.task.model, subject.data.image_shape, self.batch_size, self.seconds)
         found["precision"] = str(subject.trainer.precision)
         return Findings(figures=figures(found), record=found)
+
+
+def giga_multiply_adds(group: Group, baseline: Group | None, trust: Sequence[str] = ()) -> str:
+    """A table's column: :func:`multiply_adds` of one image, in 10⁹; nothing where the data says no sizes of images."""
+    if (made := untrained(group, trust)) is None:
+        return ""
+    model, images = made
+    return f"{multiply_adds(model.to(images.device).eval(), images[:1]) / 1e9:.3f}"
+
+
+def training_memory_mib(group: Group, baseline: Group | None, trust: Sequence[str] = ()) -> str:
+    """A table's column: CUDA memory that a training step in float32 allocates at most, with weights, gradients, AdamW's
+    state and the batch of images; ``no GPU`` without one, nothing where the data says no sizes of images."""
+    gc.collect()  # of what was measured before
+    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    if (made := untrained(group, trust)) is None:
+        return ""
+    if not torch.cuda.is_available():
+        return "no GPU"
+    step = training_step(*made)
+    step()  # which makes the optimizer's state
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return f"{(torch.cuda.max_memory_allocated() - before) / 2**20:,.0f}"
 
 
 def figures(cost: dict[str, Any]) -> list[tuple[str, str]]:

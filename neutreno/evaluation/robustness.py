@@ -187,6 +187,9 @@ def check_folders(folders: Mapping[str, str], model: nn.Module, data: Classifica
 class Robustness(Evaluator):
     """Errors on the published folders of corrupted and of unusual images, of a model with ImageNet's 1,000 classes.
 
+    Metrics: ``imagenet_c/mce`` (mean corruption error, AlexNet's is 100) and ``imagenet_c/mean_error``;
+    ``imagenet_a/top1``, ``imagenet_r/top1``; all in percent.
+
     Args:
         imagenet_c: folder with CORRUPTION/SEVERITY/WNID/IMAGE: mean corruption error.
         imagenet_a, imagenet_r: folder with WNID/IMAGE of 200 classes: top-1 among them.
@@ -209,19 +212,21 @@ class Robustness(Evaluator):
 
     def run(self, subject: Subject) -> Findings:
         trainer, model, data = subject.trainer, subject.task.model, subject.data
-        found, figures, tables = {}, [], []
+        found, metrics, figures, tables = {}, {}, [], []
         for name, folder in self.folders.items():
             if name == "imagenet_c":
                 found[name] = result = evaluate_corruptions(trainer, model, folder, data)
-                figures.append(("ImageNet-C mean corruption error (AlexNet 100)", f"{result['mce']:.2f}"))
-                figures.append(("ImageNet-C mean error", f"{result['mean_error']:.2f} %"))
+                metrics |= {f"{name}/{key}": result[key] for key in ("mce", "mean_error")}
+                what = "ImageNet-C, of whose errors mce is the mean over AlexNet's: corruptions × severities"
+                figures.append((what, f"{len(ALEXNET)} × {len(SEVERITIES)}"))
                 tables.append(corruptions_table(result))
             else:
                 found[name] = result = evaluate_folder(trainer, model, folder, data, data.eval_transform())
                 result["classes"] = len(wnids(name))
-                what = f"ImageNet-{name[-1].upper()} top-1 of {result['classes']} classes, {result['images']:,} images"
-                figures.append((what, f"{result['top1']:.2f} %"))
-        return Findings(figures=figures, tables=tables, record=found)
+                metrics[f"{name}/top1"] = result["top1"]
+                what = f"ImageNet-{name[-1].upper()}, images of {result['classes']} classes"
+                figures.append((what, f"{result['images']:,}"))
+        return Findings(metrics=metrics, figures=figures, tables=tables, record=found)
 
 
 def corruptions_table(found: dict[str, Any]) -> Table:

@@ -62,21 +62,26 @@ def training_step(model: nn.Module, images: torch.Tensor, autocast: torch.dtype 
     return step
 
 
+def untrained(group: Group, trust: Sequence[str] = ()) -> tuple[nn.Module, torch.Tensor] | None:
+    """The model of a group's runs with weights drawn anew, and a batch of random images of their data's size, on the
+    GPU if there is one. None where the data says no sizes of images."""
+    config = group.runs[0].config
+    data = config["data"]
+    if not {"in_chans", "img_size"} <= data.keys():
+        return None
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = torch.randn(data["batch_size"], data["in_chans"], data["img_size"], data["img_size"], device=device)
+    return build_trusted(config["model"], trust, "model"), images
+
+
 def step_time(group: Group, baseline: Group | None, trust: Sequence[str] = (), repeats: int = 21) -> str:
     """A table's column: the time of a step of ``group``'s model, on random images, in units of its baseline's.
 
     Median × (quartiles) of pairs measured here, as ``1.100 × (1.069–1.136)``. Nothing where the data says no sizes of
     images (``in_chans``, ``img_size``). ``trust``: packages besides this one whose classes the runs may name.
     """
-    if baseline is None or not {"in_chans", "img_size"} <= group.runs[0].config["data"].keys():
+    if baseline is None or (own := untrained(group, trust)) is None:
         return ""
-
-    def step_of(group: Group) -> Callable[[], None]:
-        config = group.runs[0].config
-        data = config["data"]
-        torch.manual_seed(0)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        images = torch.randn(data["batch_size"], data["in_chans"], data["img_size"], data["img_size"], device=device)
-        return training_step(build_trusted(config["model"], trust, "model"), images)
-
-    return ratio(step_of(baseline), step_of(group), repeats).replace(" (quartiles ", " × (").partition(", ")[0] + ")"
+    steps = [training_step(*made) for made in (untrained(baseline, trust), own)]
+    return ratio(*steps, repeats).replace(" (quartiles ", " × (").partition(", ")[0] + ")"

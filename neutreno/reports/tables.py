@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -92,8 +93,7 @@ def print_tables(
     known = _known(rows)
     if unknown := [metric for metric in metrics or () if metric not in known]:
         raise InputError(f"no run has the metric {', '.join(unknown)}; available: {', '.join(known)}")
-    absent = [metric for metric in (of.metric, *of.metrics) if metric not in (None, *known)]
-    notes += [f"{metric}: no run has this metric; available: {', '.join(known)}" for metric in absent]
+    notes += _without_metrics(rows, of)
     fixed = None if baseline is None else _row_named(baseline, rows)
     check_columns(columns, measured := lambda name: any(row.group.curves(metric=name).size for row in rows))
     if not columns:
@@ -189,6 +189,20 @@ def _known(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(m for row in rows for run in row.group.runs for m in (*run.metrics, *run.within)))
 
 
+def _without_metrics(rows: Sequence[Row], of: Table) -> list[str]:
+    """Metrics of the table's file that no run has; where an evaluation finds them, which runs lack them."""
+    named, known = [metric for metric in (of.metric, *of.metrics) if metric], _known(rows)
+    if not of.evaluate:
+        absent = [metric for metric in named if metric not in known]
+        return [f"{metric}: no run has this metric; available: {', '.join(known)}" for metric in absent]
+    runs = {run.path: [m for m in named if m not in run.metrics] for row in rows for run in row.group.runs}
+    if not (lack := {path: metrics for path, metrics in runs.items() if metrics}):
+        return []
+    metrics = [metric for metric in named if any(metric in absent for absent in lack.values())]
+    found = f"neutreno evaluate RUN {shlex.join(of.evaluate)} finds them"
+    return [f"{', '.join(metrics)} of {', '.join(map(str, lack))}; {found}"]
+
+
 def _asked(rows: Sequence[Row], of: Table) -> list[str]:
     """The metrics shown where none are asked for: the table's main one, or the runs'; further ones of the table, and
     those of which the paper says a figure."""
@@ -240,7 +254,8 @@ def table(
     baselines = set(against.values())
     against |= {baseline: None}
     judged, metric = groups[0].runs[0], metrics[0]
-    same = metric.rpartition("/")[2] == judged.result["main_metric"].rpartition("/")[2]
+    own, judged_by = (name.rpartition("/")[2] for name in (metric, judged.result["main_metric"]))
+    same = own == judged_by or own.startswith(f"{judged_by}_")  # ppl_stride1 is as ppl
     better = ", smaller is better" if judged.result["main_metric_mode"] == "min" and same else ""
     compared = f"{metric}: difference, 95 % {'paired' if paired else 'Welch'}{better}"
     differences = [_compared(row.group, against[row.group], metric, paired) for row in rows]

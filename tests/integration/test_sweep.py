@@ -143,3 +143,32 @@ def test_the_time_of_a_step_is_that_of_any_model_of_images(tmp_path):
         groups, _ = group_runs(read_runs([tmp_path / data])[0])
         said = step_time(groups[1], groups[0], repeats=3)
         assert re.fullmatch(r"\d+\.\d+ × \(\d+\.\d+–\d+\.\d+\)", said) if data == "digit_scenes" else said == ""
+
+
+def test_multiply_adds_of_a_row_are_those_of_its_network_without_its_weights(tmp_path):
+    """By the sizes of its run's config; no checkpoint lies there."""
+    from neutreno.evaluation.cost import giga_multiply_adds, training_memory_mib
+
+    for size in ("tiny", "small"):
+        words = ["data=imagenet", "data.root=x", "data.batch_size=2", "model=deit", f"model.size={size}"]
+        make_run(tmp_path / "images" / size, *words)
+    groups, _ = group_runs(read_runs([tmp_path / "images"])[0])
+    found = {g.settings["model.size"]: giga_multiply_adds(g, None) for g in groups}
+    assert found == {"tiny": "1.254", "small": "4.599"}  # tiny by hand in unit/evaluation/test_cost.py
+    make_run(tmp_path / "text/x", "data=python_docs", "model.depth=1")
+    (text,), _ = group_runs(read_runs([tmp_path / "text"])[0])
+    assert giga_multiply_adds(text, None) == training_memory_mib(text, None) == ""
+
+
+def test_memory_of_a_row_is_that_of_a_training_step_and_on_a_cpu_there_is_none(tmp_path):
+    import torch
+
+    from neutreno.evaluation.cost import training_memory_mib
+
+    make_run(tmp_path / "x", "data=imagenet", "data.root=x", "model=deit", "data.batch_size=2")
+    (group,), _ = group_runs(read_runs([tmp_path])[0])
+    found = training_memory_mib(group, None)
+    if torch.cuda.is_available():  # weights, gradients and two moments of AdamW in float32
+        assert float(found.replace(",", "")) > 4 * 4 * 5_717_416 / 2**20
+    else:
+        assert found == "no GPU"

@@ -57,15 +57,55 @@ def test_two_tables_with_the_same_row_share_its_run(tmp_path, capsys):
     assert rows_in(capsys.readouterr().out) == [("b", "1")]
 
 
-def test_the_paper_figures_of_an_experiment_stand_in_its_file(tmp_path, capsys):
+def test_the_papers_perplexities_stand_beside_the_sliding_windows(tmp_path, capsys):
+    """Training finds that of independent sequences; which evaluation finds the other is said until it is there."""
     table = read_table("table3")
-    run = run_of(table, "softmax", tmp_path, more=["data.root=x"])
-    result = json.loads((run / "result.json").read_text())
-    result["metrics"] |= {"test/ppl": 35.0}
-    (run / "result.json").write_text(json.dumps(result))
+    run = run_of(table, "softmax", tmp_path, more=["data.root=x"], value=35.0)
     print_tables([tmp_path], table)
     page = capsys.readouterr().out
-    assert "34.29 (from memory, unverified)" in page and "departs" not in page and "neutreno: no finished run" in page
+    assert "35.00" in page and "34.29" not in page and "departs" not in page and "neutreno: no finished run" in page
+    command = "neutreno evaluate RUN 'evaluators=[perplexity]' 'evaluator.perplexity.sliding=[1]' finds them"
+    assert f"test/ppl_stride1, val/ppl_stride1, val/ppl of {run}; {command}" in page
+    found = {"test/ppl_stride1": 34.0, "val/ppl_stride1": 33.0, "test/ppl": 35.0, "val/ppl": 36.0}
+    (run / "evaluation.json").write_text(json.dumps({"metrics": found}))
+    print_tables([tmp_path], table, style="csv")
+    captured = capsys.readouterr()
+    (row,) = csv.DictReader(captured.out.splitlines())
+    figures = {metric: (float(row[f"{metric} mean"]), row.get(f"paper's {metric} paper")) for metric in found}
+    assert figures == {
+        "test/ppl_stride1": (34.0, "34.29"),
+        "val/ppl_stride1": (33.0, "33.15"),
+        "test/ppl": (35.0, None),
+        "val/ppl": (36.0, None),
+    }
+    provenance = row["paper's test/ppl_stride1 provenance"]
+    assert provenance == "from memory, unverified; protocol inferred from lmtool-fwp"
+    assert "evaluate" not in captured.err
+
+
+def test_the_papers_robustness_stands_beside_what_an_evaluation_finds(tmp_path, capsys):
+    table = read_table("robustness")
+    run = run_of(read_table("table1"), "deit_tiny_neutreno", tmp_path, more=["data.root=x"])  # the same run
+    print_tables([tmp_path], table)
+    page = capsys.readouterr().out
+    command = "'evaluator.robustness={imagenet_c:FOLDER,imagenet_a:FOLDER,imagenet_r:FOLDER}' finds them"
+    assert f"imagenet_c/mce, imagenet_a/top1, imagenet_r/top1 of {run}; " in page and command in page
+    found = {"imagenet_c/mce": 71.0, "imagenet_a/top1": 8.0, "imagenet_r/top1": 33.0}
+    (run / "evaluation.json").write_text(json.dumps({"metrics": found}))
+    print_tables([tmp_path], table)
+    page = capsys.readouterr().out
+    figures = ("70.10", "8.20", "33.82")
+    assert all(f"{figure} (listed, row inferred)" in page for figure in figures) and "finds them" not in page
+
+
+def test_a_smaller_sliding_perplexity_is_said_to_be_the_better(tmp_path, capsys):
+    table = read_table("table3")
+    for label, perplexity in (("softmax", 34.0), ("neutreno", 33.0)):
+        run = run_of(table, label, tmp_path, more=["data.root=x"])
+        (run / "evaluation.json").write_text(json.dumps({"metrics": {"test/ppl_stride1": perplexity}}))
+    print_tables([tmp_path], table, metrics=["test/ppl_stride1"])
+    page = capsys.readouterr().out
+    assert "test/ppl_stride1: difference, 95 % Welch, smaller is better" in page and "| -1.00" in page
 
 
 def test_what_is_needed_is_made_first_and_its_folder_handed_on():

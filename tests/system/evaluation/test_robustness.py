@@ -49,8 +49,15 @@ def test_evaluate_measures_robustness_from_the_published_folders(imagenet, tmp_p
     assert found["imagenet_a"]["images"] == found["imagenet_a"]["classes"] == 200
     page = (tmp_path / "outputs/evaluations/x/evaluation.md").read_text()
     assert page in done.stdout
-    for words in ("mean corruption error", "| jpeg_compression", "ImageNet-R top-1 of 200 classes", "val_crop0.9/top1"):
+    for words in ("15 × 5", "| jpeg_compression", "ImageNet-R, images of 200 classes", "val_crop0.9/top1"):
         assert words in page
+    figures = {name: value for name, value in content["metrics"].items() if name.startswith("imagenet_")}
+    assert figures == {
+        "imagenet_c/mce": found["imagenet_c"]["mce"],
+        "imagenet_c/mean_error": found["imagenet_c"]["mean_error"],
+        "imagenet_a/top1": found["imagenet_a"]["top1"],
+        "imagenet_r/top1": found["imagenet_r"]["top1"],
+    }
     assert content["settings"]["evaluator"]["robustness"]["imagenet_c"] == str(tmp_path / "imagenet_c")
     (tmp_path / "imagenet_a" / "n01498041").unlink()
     done = run_forked("evaluate.py", *arguments, *folders, cwd=tmp_path)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from neutreno.models.language_model import LanguageModel
 from neutreno.reports.comparison import group_runs
 from neutreno.reports.layers import curve
 from neutreno.reports.reading import read_runs
+from neutreno.tablefiles import read_table
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,15 @@ def test_evaluate_gives_both_protocols_with_token_counts(finished):
     assert sequences["ppl"] == pytest.approx(found["metrics"]["test/ppl"], rel=1e-5)
     assert f"{tokens['test'] - 1:,}" in (finished / "evaluation.md").read_text()
     assert curve(found["records"]["per_layer"]) == curve(result(finished)["oversmoothing"])
+
+
+def test_the_evaluation_that_table_3_names_finds_the_metrics_that_it_shows(finished, tmp_path):
+    table = read_table("table3")
+    shutil.copytree(finished, tmp_path / "x")
+    done = run_forked("evaluate.py", str(tmp_path / "x"), *table.evaluate, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "x/evaluation.json").read_text())["metrics"]
+    assert found.keys() == {table.metric, *table.metrics} and found["test/ppl_stride1"] != found["test/ppl"]
 
 
 def test_evaluate_refuses_a_stride_beyond_the_window(finished):

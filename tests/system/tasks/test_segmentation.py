@@ -156,6 +156,22 @@ def test_a_comparison_shows_what_an_evaluation_added(finished):
     assert group.values("val_multi_scale/miou") > 0
 
 
+def test_the_last_smaller_batch_is_a_step_of_the_schedule_on_one_process_and_on_two(street_folders, tmp_path):
+    """Six images in batches of four; two processes with micro-batches of one fill the last with two more."""
+    words = ["data.batch_size=4", "trainer.log_every_n_steps=1", f"data.root={street_folders}"]
+    assert train(street_folders, tmp_path, *words, "name=one").returncode == 0
+    two = ["data.micro_batch_size=1", "trainer.devices=2", "trainer.strategy=ddp", "name=two"]
+    for done in run_ranks(2, *SMALL, *words, *two, cwd=tmp_path):
+        assert done.returncode == 0, done.stderr
+    for name in ("one", "two"):
+        run = tmp_path / "outputs" / name
+        rates = [float(row["train/lr"]) for row in table(run / "metrics.csv") if row["train/lr"]]
+        assert result(run)["steps"] == 4
+        assert sorted(set(rates), reverse=True) == pytest.approx(
+            [(1e-3 - 1e-5) * (1 - step / 4) ** 0.9 + 1e-5 for step in range(4)]
+        )
+
+
 def test_what_only_another_process_met_is_said(street_folders, tmp_path):
     """The second validation image is the second process's, and its label is wrong."""
     root = tmp_path / "copy"

@@ -253,6 +253,16 @@ def test_evaluation_resizes_the_image_and_keeps_the_masks_size(root):
     assert torch.allclose(image, (data.splits["val"][1][0] / 255 - 0.5) / 0.25, atol=1e-5)
 
 
+def test_the_last_batch_of_an_epoch_is_kept_and_counted_where_it_is_asked_for(root):
+    """Five images in batches of two."""
+    kept, dropped = (opened(root=str(root), drop_last=drop_last) for drop_last in (False, True))
+    assert [len(images) for images, _ in kept.train_dataloader()] == [2, 2, 1]
+    assert [len(images) for images, _ in dropped.train_dataloader()] == [2, 2]
+    assert (kept.steps_per_epoch, dropped.steps_per_epoch) == (3, 2)
+    kept.trainer.limit_train_batches = 2
+    assert kept.steps_per_epoch == 2
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_counts_every_image_once_over_processes(root, world):
     seen = []

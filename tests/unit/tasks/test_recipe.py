@@ -161,3 +161,29 @@ def test_ade20k_is_trained_as_segmenter():
     assert {m.p for m in model.decoder.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
     assert all(block.attn.attn_drop == 0.1 for block in model.decoder.blocks)
     assert (config.trainer.max_epochs, config.data.batch_size, config.data.img_size) == (64, 8, 512)
+
+
+def test_ade20ks_schedule_spans_every_iteration_of_its_20210_images():
+    """Segmenter's loader keeps the last batch, here of two images, and iter_max is its length times the epochs."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", overrides=["data=ade20k", "data.root=x", "model=segmenter"])
+    data = instantiate(config.data, _convert_="all")
+    data.splits = {"train": range(20_210)}
+    loader = torch.utils.data.DataLoader(range(20_210), batch_size=config.data.batch_size)
+    task = instantiate(config.task, model=instantiate(config.model), _convert_="all")
+    assert data.whole_epoch == len(loader) == 2527
+    assert task.spans(config.trainer.max_epochs, data) == (64 * len(loader), 0) == (161_728, 0)
+    sampler = TrainBatchSampler(20_210, config.data.batch_size, seed=0, drop_last=config.data.drop_last)
+    assert len(sampler) == len(loader) and len(list(sampler)[-1]) == 2
+
+
+@pytest.mark.parametrize("trainer", ["default", "gpu", "ddp", "fsdp", "slurm"])
+def test_tables_2_and_3_train_in_float32_on_any_device_unless_asked(trainer):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        for row in ("table2/softmax_deit_tiny", "table3/softmax"):
+            words = [f"experiment={row}", f"trainer={trainer}"]
+            assert compose("train", overrides=words).trainer.precision == "32-true"
+            chosen = compose("train", overrides=[*words, "trainer.precision=bf16-mixed"])
+            assert chosen.trainer.precision == "bf16-mixed"
+        table1 = compose("train", overrides=["experiment=table1/deit_tiny_softmax", f"trainer={trainer}"])
+    assert table1.trainer.precision == ("32-true" if trainer == "default" else "bf16-mixed")

@@ -195,7 +195,8 @@ def _without_metrics(rows: Sequence[Row], of: Table) -> list[str]:
     if not of.evaluate:
         absent = [metric for metric in named if metric not in known]
         return [f"{metric}: no run has this metric; available: {', '.join(known)}" for metric in absent]
-    runs = {run.path: [m for m in named if m not in run.metrics] for row in rows for run in row.group.runs}
+    every = [run for row in rows for run in row.group.runs]
+    runs = {run.path: [m for m in named if m not in {*run.metrics, *run.within}] for run in every}
     if not (lack := {path: metrics for path, metrics in runs.items() if metrics}):
         return []
     metrics = [metric for metric in named if any(metric in absent for absent in lack.values())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,8 @@ def sinusoidal_positions(tokens: int, like: Tensor) -> Tensor:
 
 
 class LanguageModel(nn.Module):
-    """Post-norm causal transformer with sinusoidal positions and a tied adaptive softmax (Vaswani et al., 2017;
-    Baevski & Auli, 2019), as in the released code: ReLU, no biases in attention, embeddings scaled by √C.
+    """Causal transformer with sinusoidal positions and a tied adaptive softmax (Vaswani et al., 2017; Baevski & Auli,
+    2019), post-norm as in the released code: ReLU, no biases in attention, embeddings scaled by √C.
 
     ``model(ids)`` gives log-probabilities of each next token, (B, N) → (B, N, V); ``model(ids, targets)`` the negative
     log-likelihood of ``targets`` (B, M), the tokens that follow the last M ≤ N tokens, without holding that tensor.
@@ -48,6 +48,10 @@ class LanguageModel(nn.Module):
         mlp_ratio: hidden width of the feed-forward part, in units of the tokens'.
         cutoffs: of :class:`neutreno.models.adaptive_softmax.AdaptiveSoftmax`; none: a plain softmax.
         drop_rate: dropout of the embedding, of both parts of a block and of the output. attn_drop_rate: of attention.
+        norm_placement: "post", "pre" with a norm after the last block, or "deepnorm": post-norm ``LN(α x + f(x))`` with
+            α = (2 L)^¼ for L blocks, whose values, projections and feed-forward weights start at (8 L)^-¼ of the
+            others' standard deviation (Wang et al., "DeepNet: Scaling Transformers to 1,000 Layers", 2022, of a
+            decoder alone; there the others start as Xavier has them).
         init_std: of all weight matrices at the start (normal); LayerNorm's weights start at N(1, 0.02), as released.
         weights: a run folder or a checkpoint file, under our names or the released code's; loaded strictly.
 
@@ -70,6 +74,7 @@ class LanguageModel(nn.Module):
         attn_drop_rate: DropRate = 0.0,
         attention: Callable[..., nn.Module] = SoftmaxAttention,
         block: Callable[..., nn.Module] = Block,
+        norm_placement: Literal["post", "pre", "deepnorm"] = "post",
         init_std: NonNegative | None = None,
         size: str = "small",
         weights: Weights = None,
@@ -83,25 +88,42 @@ class LanguageModel(nn.Module):
         self.softmax = AdaptiveSoftmax(vocab_size, embed_dim, cutoffs)
         self.drop = nn.Dropout(drop_rate)
         self.grad_checkpointing = False
+        depth, deepnorm = own["depth"], norm_placement == "deepnorm"
         self.blocks = Trunk.of(
-            own["depth"],
+            depth,
             **{name: own[name] for name in ("num_heads", "mlp_ratio", "attention", "block")},
-            **{"qkv_bias": False, "proj_bias": False, "norm_eps": 1e-5, "norm_first": False, "act_layer": nn.ReLU},
+            **{"qkv_bias": False, "proj_bias": False, "norm_eps": 1e-5, "act_layer": nn.ReLU},
+            norm_first=norm_placement == "pre",
+            residual_scale=(2 * depth) ** 0.25 if deepnorm else 1.0,
             dim=embed_dim,
             proj_drop=drop_rate,
             attn_drop=attn_drop_rate,
             causal=True,
         )
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-5) if norm_placement == "pre" else nn.Identity()
+        self._initialise(own.get("init_std", 0.02))
+        if deepnorm:
+            self._shrink((8 * depth) ** -0.25)
+        if weights is not None:
+            self._load(weights, vocabulary)
+
+    def _initialise(self, std: float) -> None:
         for parameter in self.parameters():
             if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=own.get("init_std", 0.02))
+                nn.init.normal_(parameter, std=std)
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.normal_(module.weight, 1.0, std=0.02)
-        if weights is not None:
-            self._load(weights, vocabulary)
+
+    @torch.no_grad()
+    def _shrink(self, by: float) -> None:
+        """DeepNorm's β: of what adds to the residual stream."""
+        for block in self.blocks:
+            values = block.attn.qkv.weight.chunk(3)[2]
+            for weight in (values, block.attn.proj.weight, block.mlp.fc1.weight, block.mlp.fc2.weight):
+                weight.mul_(by)
 
     def _load(self, source: str | Path, vocabulary: Vocabulary | int) -> None:
         content = read_checkpoint(checkpoint_file(source))
@@ -128,7 +150,7 @@ class LanguageModel(nn.Module):
         self.grad_checkpointing = enable
 
     def forward_features(self, ids: Tensor) -> Tensor:
-        return self.drop(self.blocks(self._embed(ids), checkpointing=self.grad_checkpointing))
+        return self.drop(self.norm(self.blocks(self._embed(ids), checkpointing=self.grad_checkpointing)))
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
         hidden = self.forward_features(ids)

@@ -27,7 +27,8 @@ class Block(nn.Module):
         attention: constructor called as ``attention(dim, num_heads=…, qkv_bias=…, …)``, with the arguments of
             :class:`neutreno.attention.SoftmaxAttention`.
         mixing: further arguments of the attention: qkv_bias, attn_drop, proj_bias, causal.
-        norm_first: False: post-norm, ``norm1(x + attn(x))``, then ``norm2(x + mlp(x))``, as in the language model.
+        norm_first: False: post-norm, ``norm1(α x + attn(x))``, then ``norm2(α x + mlp(x))``, as in the language model.
+        residual_scale: α of post-norm; 1 but for DeepNorm.
 
     Raises:
         InputError: the model is causal, and the block is one that ``sees_all`` tokens.
@@ -46,13 +47,14 @@ class Block(nn.Module):
         drop_path: Annotated[DropRate, SUPPLIED] = 0.0,
         norm_eps: Annotated[Positive, SUPPLIED] = 1e-6,
         norm_first: Annotated[bool, SUPPLIED] = True,
+        residual_scale: Annotated[Positive, SUPPLIED] = 1.0,
         act_layer: Annotated[Callable[..., nn.Module], SUPPLIED] = nn.GELU,
         **mixing: Any,
     ) -> None:
         if mixing.get("causal") and self.sees_all:
             raise InputError(f"{self.sees_all}, so a language model would see the future")
         super().__init__()
-        self.dim, self.norm_first = dim, norm_first
+        self.dim, self.norm_first, self.residual_scale = dim, norm_first, residual_scale
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = attention(dim, num_heads=num_heads, proj_drop=proj_drop, **mixing)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
@@ -69,11 +71,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         out, v = self.attention_sublayer(x, v0)
-        x = x + self.drop_path(out)
-        if not self.norm_first:
-            x = self.norm1(x)
-            return self.norm2(x + self.drop_path(self.mlp_sublayer(x))), v
-        return x + self.drop_path(self.mlp_sublayer(x)), v
+        if self.norm_first:
+            x = x + self.drop_path(out)
+            return x + self.drop_path(self.mlp_sublayer(x)), v
+        x = self.norm1(torch.add(self.drop_path(out), x, alpha=self.residual_scale))
+        return self.norm2(torch.add(self.drop_path(self.mlp_sublayer(x)), x, alpha=self.residual_scale)), v
 
 
 class FeatScaleBlock(Block):

@@ -42,6 +42,45 @@ def test_the_fidelity_term_acts_in_every_layer_but_the_first():
     assert same == [True, True, False, False]
 
 
+def block_of(placement, block, depth, x):
+    """A block, written out; the attention itself is another test's claim."""
+
+    def mlp(x):
+        return block.mlp.fc2(block.mlp.fc1(x).relu())
+
+    if placement == "pre":
+        x = x + block.attn(block.norm1(x))[0]
+        return x + mlp(block.norm2(x))
+    alpha = (2 * depth) ** 0.25 if placement == "deepnorm" else 1
+    x = block.norm1(alpha * x + block.attn(x)[0])
+    return block.norm2(alpha * x + mlp(x))
+
+
+@pytest.mark.parametrize("placement", ["pre", "post", "deepnorm"])
+def test_norms_stand_where_they_are_placed(placement):
+    torch.manual_seed(0)
+    model = LanguageModel(50, **SMALL, norm_placement=placement).double().eval()
+    ids = torch.randint(50, (2, 9))
+    hidden = model.hidden_states(ids)
+    for x, block, after in zip(hidden, model.blocks, hidden[1:], strict=False):
+        torch.testing.assert_close(block_of(placement, block, 3, x), after)
+    names = {name for name in model.state_dict() if name.startswith("norm")}
+    assert names == ({"norm.weight", "norm.bias"} if placement == "pre" else set())
+    last = F.layer_norm(hidden[-1], (16,), *model.norm.parameters()) if placement == "pre" else hidden[-1]
+    torch.testing.assert_close(model.forward_features(ids), last)
+
+
+def test_deepnorm_shrinks_at_the_start_what_adds_to_the_residual_stream_and_nothing_else():
+    torch.manual_seed(0)
+    model = LanguageModel(500, embed_dim=64, depth=8, num_heads=2, mlp_ratio=4, init_std=0.1, norm_placement="deepnorm")
+    for block in model.blocks:
+        q, k, v = block.attn.qkv.weight.chunk(3)
+        for weight in (q, k, model.softmax.weight):
+            assert weight.std().item() == pytest.approx(0.1, rel=0.05)
+        for weight in (v, block.attn.proj.weight, block.mlp.fc1.weight, block.mlp.fc2.weight):
+            assert weight.std().item() == pytest.approx(0.1 * 64**-0.25, rel=0.05)
+
+
 def test_targets_of_the_last_words_alone():
     model = LanguageModel(50, **SMALL, cutoffs=[10]).double().eval()
     ids, targets = torch.randint(50, (2, 2, 9))

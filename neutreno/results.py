@@ -79,6 +79,9 @@ def summary(run: Path) -> str:
     result = read_result(run)
     minutes, seconds = divmod(round(result["wall_clock_s"]), 60)
     shown = [f"{name} {value:.2f}" for name, value in result["metrics"].items() if not name.endswith("/loss")]
+    shown += [
+        f"{name} not within {n:,.0f}" for name, n in result.get("within", {}).items() if name not in result["metrics"]
+    ]
     lines = [f"\n{result['name']}: {result['steps']:,} steps in {minutes}:{seconds:02d}", "  " + "   ".join(shown)]
     for when, label in (("initial", "at initialisation"), ("last", "trained")):
         if similarity := curve(result["oversmoothing"], when):

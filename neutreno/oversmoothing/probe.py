@@ -81,7 +81,7 @@ class OversmoothingProbe(Callback):
     def on_train_batch_end(self, trainer: Trainer, task: LightningModule, *_: Any) -> None:
         if trainer.global_step in self.at_steps:
             with task.off_the_clock():
-                self._measure(trainer, task, "training", trainer.current_epoch)
+                self._measure(trainer, task, "training", trainer.current_epoch + int(trainer.is_last_batch))
 
     def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
         done = trainer.current_epoch + 1  # Lightning counts it only after this hook

@@ -53,8 +53,12 @@ class Group:
         found = [run.metrics[metric] for run in self.runs if metric in run.metrics]
         return np.array(found if len(found) == len(self.runs) else [])
 
+    def is_event(self, metric: str) -> bool:
+        """Whether the metric is a time to an event."""
+        return any(metric in run.within for run in self.runs)
+
     def times(self, metric: str) -> Times | None:
-        """Times to an event, one per seed; None for other metrics."""
+        """Times to an event, one per seed; None if it was not looked for in all runs, and for other metrics."""
         if not all(metric in run.within for run in self.runs):
             return None
         at = [run.metrics.get(metric, run.within[metric]) for run in self.runs]
@@ -223,12 +227,13 @@ class Difference(NamedTuple):
 
 def difference(group: Group, baseline: Group, metric: str, paired: bool = False) -> Difference:
     """``group`` − ``baseline``: Welch's test, of independent samples, or that of the seeds' differences; of times to an
-    event :func:`logrank`.
+    event :func:`logrank`, which knows no pairs.
 
     Paired, only seeds that both groups have count. Fewer than two runs on a side leave no interval: NaN.
     """
-    if (times := group.times(metric)) and (others := baseline.times(metric)):
-        return Difference(np.nan, np.nan, np.nan, logrank(times, others))
+    if group.is_event(metric) or baseline.is_event(metric):
+        sides = group.times(metric), baseline.times(metric)
+        return Difference(np.nan, np.nan, np.nan, np.nan if None in sides else logrank(*sides))
     by_seed = ({run.seed: run.metrics[metric] for run in g.runs if len(g.values(metric))} for g in (group, baseline))
     a, b = (pd.Series(found, dtype=float) for found in by_seed)
     if paired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,21 +37,22 @@ def course_of(group: Group, metric: str) -> Course:
     values, losses = [], []
     for run in group.runs:
         measured = {at["step"]: at["layers"] for at in layers_over_steps(run).get(metric, ())}
-        known = training_curves(run.path / "metrics.csv")
+        known = training_curves(run.path / "metrics.csv", most=None)
         losses.append(dict(zip(*next((known[name] for name in LOSS if name in known), ([], [])), strict=True)))
         values.append(measured)
     steps, loss_steps = (sorted(set.intersection(*map(set, found))) for found in (values, losses))
     if not steps or not loss_steps:
         what = f"measured {metric}" if not steps else "logged a training loss"
         raise InputError(f"the runs of {group.label} {what} at no common step")
+    loss_steps = _thinned(loss_steps, MOST_POINTS)
     loss = np.array([[found[step] for step in loss_steps] for found in losses])
     sd = loss.std(0, ddof=1) if len(loss) > 1 else np.full(len(loss_steps), np.nan)
     layers = np.array([[found[step] for step in steps] for found in values]).mean(0)
     return Course(np.array(steps), layers, np.array(loss_steps), loss.mean(0), sd)
 
 
-def training_curves(path: Path) -> dict[str, list[list[float]]]:
-    """``{metric: [steps, values]}`` of ``metrics.csv``, thinned; what cannot be read is absent."""
+def training_curves(path: Path, most: int | None = MOST_POINTS) -> dict[str, list[list[float]]]:
+    """``{metric: [steps, values]}`` of ``metrics.csv``, thinned to ``most`` points; what cannot be read is absent."""
     try:
         table = pd.read_csv(path, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
         table = table.dropna(subset="step")
@@ -61,11 +63,15 @@ def training_curves(path: Path) -> dict[str, list[list[float]]]:
         if name in ("step", "epoch", "train/lr") or name.startswith("oversmoothing/"):
             continue
         known = table[["step", name]].dropna()
-        if len(known) > MOST_POINTS:  # the ends are kept
-            known = known.iloc[np.linspace(0, len(known) - 1, MOST_POINTS).astype(int)]
         if len(known):
+            known = known.iloc[_thinned(range(len(known)), most or len(known))]
             curves[name] = [known["step"].tolist(), [float(f"{v:.5g}") for v in known[name]]]
     return curves
+
+
+def _thinned(points: Sequence[int], most: int) -> list[int]:
+    """At most so many of them, the ends among them."""
+    return [points[place] for place in np.linspace(0, len(points) - 1, min(most, len(points))).astype(int)]
 
 
 def layers_over_steps(run: Run) -> dict[str, list[dict[str, Any]]]:

@@ -107,9 +107,11 @@ class Run:
 
     @cached_property
     def row(self) -> dict[str, Any]:
-        """The same, and what the data was: ``data.root`` may hold anything."""
+        """The same, and what the data was: ``data.root`` may hold anything. Without what is null, as an option is that
+        came later."""
+        given = {key: value for key, value in self.shared.items() if value is not None}
         digests = self.result.get("digests", {})
-        return {**self.shared, **{f"{split} data": digest[:8] for split, digest in digests.items()}}
+        return {**given, **{f"{split} data": digest[:8] for split, digest in digests.items()}}
 
 
 def read_run(folder: str | Path) -> Run:

@@ -18,7 +18,6 @@ from neutreno.errors import InputError, one_line
 from neutreno.reports.comparison import (
     Difference,
     Group,
-    Times,
     baseline_of,
     difference,
     group_runs,
@@ -261,7 +260,7 @@ def table(
     compared = f"{metric}: difference, 95 % {'paired' if paired else 'Welch'}{better}"
     differences = [_compared(row.group, against[row.group], metric, paired) for row in rows]
     family = [np.nan if d is None else d.p for d in differences]
-    of_events = any(group.times(metric) for group in groups)
+    of_events = any(group.is_event(metric) for group in groups)
     tested = f"{metric}: p, log-rank" if of_events else "p"
     tested += f", Holm over {n}" if (n := np.isfinite(family).sum()) > 1 else ""
     lines = []
@@ -269,7 +268,7 @@ def table(
         group, other = row.group, against[row.group]
         line: dict[str, Any] = {"runs": row.name, "seeds": len(group.runs)}
         for metric in metrics:
-            line[metric] = _events(group.times(metric)) or _spread(group.values(metric))
+            line[metric] = _events(group, metric) if group.is_event(metric) else _spread(group.values(metric))
             if metric == metrics[0]:
                 is_one = "baseline" if group in baselines else None
                 line[compared] = _difference(found) or (None if of_events else is_one)
@@ -287,6 +286,8 @@ def table(
             else:
                 curves = group.curves(metric=column)
                 line[f"{column.replace('_', ' ')}, trained"] = _spread(curves[:, -1:].ravel())
+        if taken := line.keys() & row.notes:
+            raise InputError(f"the heading {min(taken)} of notes is a column of the table; rename it")
         lines.append(line | row.notes)
     return pd.DataFrame(lines).dropna(axis="columns", how="all")
 
@@ -300,18 +301,19 @@ def _spread(values: np.ndarray, digits: int = 2) -> Cell | None:
     return Cell(text, {"mean": mean, "sd": sd})
 
 
-def _events(times: Times | None) -> Cell | None:
-    """In how many of the runs the event came, and its median time, if half of them tell it."""
-    if times is None:
-        return None
+def _events(group: Group, metric: str) -> Cell:
+    """In how many of the runs the event came, and its median time, if it came in more than half of them."""
+    if (times := group.times(metric)) is None:
+        looked = sum(metric in run.within for run in group.runs)
+        return Cell(f"looked for in {looked} of {len(group.runs)}", {})
     came, runs = int(times.came.sum()), len(times.at)
     median = float(np.median(np.where(times.came, times.at, np.inf)))
-    text = f"{came} of {runs}" + (f", median {median:g}" if np.isfinite(median) else f", by {max(times.at):g}")
-    return Cell(text, {"came": came, "runs": runs, "median": median})
+    text = f", median {median:,.10g}" if np.isfinite(median) else f", by {max(times.at):,.10g}"
+    return Cell(f"{came} of {runs}{text}", {"came": came, "runs": runs, "median": median})
 
 
 def _compared(group: Group, other: Group | None, metric: str, paired: bool) -> Difference | None:
-    sides = [side for side in (group, other) if side is not None and (side.times(metric) or len(side.values(metric)))]
+    sides = [s for s in (group, other) if s is not None and (s.is_event(metric) or len(s.values(metric)))]
     return difference(*sides, metric, paired) if len(sides) == 2 else None
 
 
@@ -386,6 +388,10 @@ def lines_of(
     lines, left_out = lines_by(by, groups)
     judged = [group.runs[0].main_metric for line in lines.values() for group in line.values()]
     score = score or next(filter(None, judged), "that it is judged by")
+    if any(group.is_event(score) for group in groups):
+        raise InputError(
+            f"{score} is a time to an event, which has no mean; tables --metric {score} counts and compares it"
+        )
     measured = {row["metric"]: None for group in groups for row in group.runs[0].measured}
     scores = _known([Row("", group, [], {}) for group in groups])
     asked = [(score, score, scores, lambda group: group.values(score))]

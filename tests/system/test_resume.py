@@ -1,5 +1,6 @@
 """A run that was killed and resumed ends as one that was not: weights, optimizer, average, probe, metrics."""
 
+import csv
 import json
 import os
 import random
@@ -37,6 +38,16 @@ def test_every_epoch_has_an_order_and_augmentation_of_its_own(tmp_path):
     for epoch in epochs:
         assert len({index for index, _ in epoch}) == 1200
     assert len({tuple(index for index, _ in epoch) for epoch in epochs}) == 3
+
+
+def test_the_probe_measures_at_given_steps_too_once_each_and_counts_epochs_that_are_finished(uninterrupted):
+    with open(uninterrupted / "oversmoothing.csv", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if (r["metric"], r["subset"], r["layer"]) == ("cosine", "all", "2")]
+    at = [(0, 0), (2, 0), (6, 0), (8, 1), (13, 1), (16, 2), (24, 3), (32, 4)]
+    assert [(int(row["step"]), int(row["epoch"])) for row in rows] == at
+    assert [row["when"] for row in rows] == ["initial", *["training"] * 6, "final"]
+    record = result(uninterrupted)
+    assert record["within"] == {"escape_step/cosine": 32} and "collapsed_share/cosine" in record["metrics"]
 
 
 def test_the_same_command_twice_gives_the_same_run(uninterrupted, tmp_path):

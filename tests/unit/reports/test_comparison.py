@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from support import make_run
 
+from neutreno.errors import InputError
 from neutreno.reports.comparison import Times, difference, group_runs, holm, logrank
 from neutreno.reports.reading import read_runs
+from neutreno.reports.tables import lines_of
 
 
 def observed_less_expected(at, came, side):
@@ -68,3 +70,15 @@ def test_a_censored_time_is_never_averaged(tmp_path):
     mean, low, high, p = difference(neutreno, softmax, "escape")
     assert np.isnan([mean, low, high]).all() and p == logrank(neutreno.times("escape"), softmax.times("escape"))
     assert softmax.times("escape").came.tolist() == [False] * 3 + [True] and softmax.times("test/top1") is None
+    softmax.runs[0].result.pop("within")  # where it was not looked for in all runs, nothing is told, nor averaged
+    assert np.isnan(difference(neutreno, softmax, "escape")).all()
+    with pytest.raises(InputError, match="time to an event"):
+        lines_of([softmax, neutreno], "attention.lam", "escape", "cosine")
+
+
+def test_an_option_that_came_later_and_is_null_parts_no_runs(tmp_path):
+    for seed in range(4):
+        config = make_run(tmp_path / f"{seed}", f"seed={seed}") / "config.yaml"
+        if seed < 2:
+            config.write_text(config.read_text().replace("  at_steps: null\n", ""))
+    assert [len(group.runs) for group in group_runs(read_runs([tmp_path])[0])[0]] == [4]

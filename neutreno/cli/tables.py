@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--metric", action="append", metavar="NAME", help="column to show, e.g. test/top1 (repeatable)")
     parser.add_argument("--format", default="md", choices=["md", "latex", "csv"])
     parser.add_argument("--paired", action="store_true", help="pair runs with the same seed")
-    parser.add_argument("--baseline", metavar="TEXT", help="part of the name of the row to compare all others with")
+    parser.add_argument("--baseline", metavar="TEXT", help="the row to compare all others with, or part of its name")
     said = "further column: parameters, a metric of probe.metrics after the last layer, or a function's dotted path"
     parser.add_argument("--column", action="append", default=[], metavar="NAME", help=f"{said} (repeatable)")
     add_trust(parser)

@@ -71,7 +71,7 @@ def print_tables(
     """Print a table for each task of the runs in ``folders``, or ``of`` those that belong to a table's file, in its
     order and with its metrics and columns unless others are given. Warnings go to stderr.
 
-    ``baseline``: part of the name of the row to compare all others with; default: that at the baseline of all axes.
+    ``baseline``: the row to compare all others with, or part of its name; default: that at the baseline of all axes.
     ``columns``: see :func:`table`. ``config_dirs``: where rows and experiments are looked up beside the project's.
 
     Raises:
@@ -228,7 +228,7 @@ def check_columns(columns: Sequence[str], measured: Callable[[str], bool]) -> No
 
 
 def _row_named(text: str, rows: Sequence[Row]) -> Row:
-    matching = [row for row in rows if text in row.name]
+    matching = [row for row in rows if text == row.name] or [row for row in rows if text in row.name]
     if len(matching) != 1:
         there = ", ".join(row.name for row in rows)
         raise InputError(f"--baseline {text} matches {len(matching)} rows; give a part of one of: {there}")

@@ -103,6 +103,17 @@ def test_the_course_of_training_is_drawn_layer_by_step_with_its_loss(runs):
     assert_one_line_error(nothing, "measured J at no common step")
 
 
+def test_the_baseline_is_the_row_of_that_name_though_it_is_part_of_others(runs):
+    make_run(runs / "more", "attention.lam=0.65", value=80.0)
+    name = "digits deit-mini neutreno λ̃=0.6"
+    found = pd.read_csv(io.StringIO(tables(runs, "--format", "csv", "--baseline", name, cwd=runs).stdout))
+    other = found[found["runs"] == f"{name}5"].iloc[0]
+    assert other[next(c for c in found if c.endswith(" difference"))] == pytest.approx(80 - np.mean(NEUTRENO))
+    assert_one_line_error(
+        run_forked("scripts/tables.py", str(runs), "--baseline", name[:-2], cwd=runs), "matches 2 rows"
+    )
+
+
 def test_unfinished_runs_are_listed_never_averaged(runs):
     make_run(runs / "n9", "seed=9", status="running")
     done = tables(runs, cwd=runs)

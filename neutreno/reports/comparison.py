@@ -170,18 +170,22 @@ def _apart_from(axis: str, kind: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line_labels(lines: Sequence[tuple[dict[str, Any], dict[float, Group]]]) -> list[str]:
-    """The model and what tells a line from others; axes at their baseline go without saying."""
+    """The model and what tells a line from others of it; axes at their baseline go without saying."""
     kinds = [kind for kind, _ in lines]
     varying = {name for kind in kinds for name in kind if len({str(other.get(name)) for other in kinds}) > 1}
 
-    def label(kind: dict[str, Any], run: Run, write: Callable[[str, str, Any], str]) -> str:
-        labels, baseline = run.result["labels"], run.result["baseline"]
+    def method(kind: dict[str, Any], baseline: dict[str, str]) -> list[str]:
         words = [str(kind["data"])] if "data" in varying else []
-        words += [str(kind["model"]), *(str(kind[axis]) for axis in baseline if kind.get(axis) != baseline[axis])]
-        names = [name for name in kind if name in varying and name not in ("data", "model", *baseline)]
+        return [*words, str(kind["model"]), *(str(kind[axis]) for axis in baseline if kind.get(axis) != baseline[axis])]
+
+    def label(kind: dict[str, Any], run: Run, write: Callable[[str, str, Any], str]) -> str:
+        labels, words = run.result["labels"], method(kind, run.result["baseline"])
+        alike = [other for other, its in zip(kinds, methods, strict=True) if its == words]
+        names = [name for name in kind if len({str(other.get(name)) for other in alike}) > 1]
         return " ".join(words + [write(name, labels.get(name) or name, kind[name]) for name in names])
 
     first = [next(iter(line.values())).runs[0] for _, line in lines]
+    methods = [method(kind, run.result["baseline"]) for kind, run in zip(kinds, first, strict=True)]
     short = [label(kind, run, equation) for kind, run in zip(kinds, first, strict=True)]
     whole = [label(k, run, lambda key, name, value: f"{name}={value}") for k, run in zip(kinds, first, strict=True)]
     return [a if short.count(a) == 1 else b for a, b in zip(short, whole, strict=True)]

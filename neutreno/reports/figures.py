@@ -133,7 +133,9 @@ PAPER = {  # ready to paste: a column of 3.25 in or a page of 6.75 in, fonts tha
     "axes.titlesize": 8,
     "pdf.fonttype": 42,
     "savefig.dpi": 300,
-    "axes.prop_cycle": plt.cycler(color=COLOURS * 4, linestyle=LINES * 7, marker=[*"osD^vPX"] * 4),
+    "axes.prop_cycle": plt.cycler(
+        color=COLOURS * 4, linestyle=LINES * 7, marker=[*("osD^vPX*" * 4)[:28]]
+    ),  # 28 lines in all
     "lines.markersize": 2.5,
     "lines.linewidth": 1.1,
 }

@@ -40,6 +40,13 @@ def test_a_line_is_a_method_and_its_band_the_seeds(tmp_path):
     assert all(path.stat().st_size > 1000 for path in plot_lines(panels, tmp_path / "figure", "model.depth"))
 
 
+def test_what_each_network_is_trained_with_is_no_part_of_its_name(tmp_path):
+    rows = [([*GRAPH, f"model.depth={depth}", *words], 50.0) for depth in (4, 8)
+            for words in (["norm=pair"], ["model=gcnii", "task.lr=0.01"])]  # fmt: skip
+    (_, drawn), _ = lines(tmp_path, *rows)[0]
+    assert list(drawn) == ["gcn pair", "gcnii"]
+
+
 TOLD_APART = {
     "settings of an axis": (["propagation=neutreno"], "propagation.lam", (0.2, 0.6), "gcn neutreno λ̃={}"),
     "other settings": ([], "task.lr", (0.1, 0.001), "gcn task.lr={:g}"),

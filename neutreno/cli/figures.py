@@ -37,29 +37,26 @@ def main(arguments: Sequence[str]) -> None:
     from neutreno.reports.comparison import group_runs
     from neutreno.reports.course import course_of
     from neutreno.reports.figures import plot_courses, plot_curves, plot_lines
+    from neutreno.reports.panels import lines_of, panels_of, scale_of
     from neutreno.reports.reading import read_runs
-    from neutreno.reports.tables import lines_of, panels_of, scale_of
 
     runs, problems = read_runs(arguments.runs)
     groups, left_out = group_runs(runs)
     for problem in [*problems, *left_out]:
         print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
+    output, title, metric = arguments.output, arguments.title, arguments.metric
     if arguments.by is not None:
-        lines, without = lines_of(groups, arguments.by, arguments.score, arguments.metric)
+        lines, without = lines_of(groups, arguments.by, arguments.score, metric)
         for problem in without:
             print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
-        paths = plot_lines(lines, arguments.output, arguments.by, arguments.title)
-        print("figure: " + ", ".join(map(str, paths)))
-        return
-    if arguments.over_steps:
-        courses = {group.label: course_of(group, arguments.metric) for group in groups}
-        if not courses:
+        paths = plot_lines(lines, output, arguments.by, title)
+    elif arguments.over_steps:
+        if not groups:
             raise InputError("none of the runs is finished")
-        paths = plot_courses(courses, arguments.output, arguments.title, arguments.metric)
-        print("figure: " + ", ".join(map(str, paths)))
-        return
-    panels = panels_of(groups, "initial" if arguments.initial else "last", arguments.metric)
-    if not panels:
-        raise InputError(f"none of the runs is finished and has measured {arguments.metric} of its tokens")
-    paths = plot_curves(panels, arguments.output, arguments.title, arguments.metric, scale_of(groups))
+        paths = plot_courses({group.label: course_of(group, metric) for group in groups}, output, title, metric)
+    else:
+        panels = panels_of(groups, "initial" if arguments.initial else "last", metric)
+        if not panels:
+            raise InputError(f"none of the runs is finished and has measured {metric} of its tokens")
+        paths = plot_curves(panels, output, title, metric, scale_of(groups))
     print("figure: " + ", ".join(map(str, paths)))

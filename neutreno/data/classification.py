@@ -17,8 +17,9 @@ from torchvision.transforms import v2
 
 from neutreno.config.options import EXECUTION, FREE, Count, Positive, Reader, ReaderArgs, Root, checked
 from neutreno.data import images
-from neutreno.data.base import ImageData, check_root
+from neutreno.data.base import check_root
 from neutreno.data.fingerprint import digest
+from neutreno.data.kinds import ImageData
 from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, StreamLoader
 from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, load_images
 from neutreno.errors import InputError, check_number

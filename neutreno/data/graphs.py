@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from neutreno.config.options import EXECUTION, FREE, Count, Reader, ReaderArgs, Root, Rule, Share, checked
-from neutreno.data.base import SteppedData
 from neutreno.data.fingerprint import digest, of_array
 from neutreno.data.graph_files import (
     SPLITS,
@@ -33,6 +32,7 @@ from neutreno.data.graph_files.npz import read_npz
 from neutreno.data.graph_files.planetoid import read_planetoid
 from neutreno.data.graph_files.pyg import read_pyg
 from neutreno.data.images import SPLIT_SEED
+from neutreno.data.kinds import SteppedData
 from neutreno.data.loading import Resumable, derive_seed
 from neutreno.errors import InputError
 
@@ -89,7 +89,7 @@ class GraphData(SteppedData):
         per_class: ``{train: 20, val: 30}`` draws so many nodes of each class with ``seed``, and the rest to test; null:
             the data set's own split.
         batch_size, eval_batch_size, micro_batch_size, repeats, num_workers, max_corrupt: there is nothing to choose.
-        kwargs: of :class:`neutreno.data.base.SteppedData`.
+        kwargs: of :class:`neutreno.data.kinds.SteppedData`.
     """
 
     samples_are = "nodes"

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from neutreno.config.options import FREE, Count, Reader, ReaderArgs, Root, Size, checked
-from neutreno.data.base import SteppedData
+from neutreno.data.kinds import SteppedData
 from neutreno.data.loading import Resumable
 from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, open_folder, open_hub, prepare
 from neutreno.errors import InputError
@@ -113,7 +113,7 @@ class TextData(SteppedData):
     Args:
         sequence_length: tokens that the model sees at once.
         min_count: tokens that are rarer in the training text become ``<unk>``.
-        kwargs: of :class:`neutreno.data.base.SteppedData`; ``batch_size`` is the number of streams.
+        kwargs: of :class:`neutreno.data.kinds.SteppedData`; ``batch_size`` is the number of streams.
 
     Raises:
         InputError: a split is shorter than a sequence.

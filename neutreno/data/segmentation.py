@@ -15,10 +15,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from neutreno.config.options import FREE, Count, NonNegative, Positive, Reader, Root, Share, Size, checked
-from neutreno.data.base import ImageData, check_root
+from neutreno.data.base import check_root
 from neutreno.data.fingerprint import of_files
 from neutreno.data.images import EncodedImages, decode, load_hub
 from neutreno.data.joint_transforms import IGNORE, FitResize, PadTo, PhotometricDistortion, VariedCrop
+from neutreno.data.kinds import ImageData
 from neutreno.errors import InputError, check_number
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
@@ -37,7 +38,7 @@ class SegmentationData(ImageData):
         num_classes: ignored pixels are not one of them.
         mean, std: normalisation per channel.
         class_names: in order; None: by number.
-        kwargs: of :class:`neutreno.data.base.ImageData`; ``img_size`` is the side of the training crop.
+        kwargs: of :class:`neutreno.data.kinds.ImageData`; ``img_size`` is the side of the training crop.
     """
 
     @checked

@@ -217,7 +217,7 @@ class Robustness(Evaluator):
             if name == "imagenet_c":
                 found[name] = result = evaluate_corruptions(trainer, model, folder, data)
                 metrics |= {f"{name}/{key}": result[key] for key in ("mce", "mean_error")}
-                what = "ImageNet-C, of whose errors mce is the mean over AlexNet's: corruptions × severities"
+                what = "ImageNet-C, corruptions × severities (mce: AlexNet's is 100)"
                 figures.append((what, f"{len(ALEXNET)} × {len(SEVERITIES)}"))
                 tables.append(corruptions_table(result))
             else:

@@ -65,11 +65,6 @@ def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.shape[-2] ** 0.5 * torch.linalg.vector_norm(mean, dim=(-2, -1)), torch.linalg.matrix_norm(x - mean)
 
 
-def _mean_cosine(x: Tensor) -> Tensor:
-    tokens, unit = x.shape[-2], groups.unit_rows(x)
-    return (unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))) / (tokens * (tokens - 1))
-
-
 @_formula("cosine", "cosine similarity", collapsed_at=0.9)
 def mean_cosine_similarity(x: Tensor) -> Tensor:
     """Mean pairwise cosine similarity of tokens, the paper's metric of over-smoothing: 1 when all point the same way.
@@ -83,7 +78,8 @@ def mean_cosine_similarity(x: Tensor) -> Tensor:
     Returns:
         (…), between −1 / (N − 1) and 1.
     """
-    return _mean_cosine(x)
+    tokens, unit = x.shape[-2], groups.unit_rows(x)
+    return (unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))) / (tokens * (tokens - 1))
 
 
 @_formula("cosine_layernorm", "cosine similarity after LayerNorm", collapsed_at=0.9)
@@ -91,9 +87,11 @@ def layernorm_cosine_similarity(x: Tensor) -> Tensor:
     """:func:`mean_cosine_similarity` after a LayerNorm without weights: of tokens less the mean of their channels.
 
     A pre-norm network hands on tokens that no norm has touched, and reads them through one; a post-norm network's have
-    passed it. After it the two compare. (…, N, d) → (…).
+    passed it. After it the two compare. (…, N, d) → (…). A token of equal channels is 0, and counts as orthogonal.
     """
-    return _mean_cosine(x - x.mean(-1, keepdim=True))
+    centred = x - x.mean(-1, keepdim=True)
+    rounding = 1e-12 * x.abs().amax(-1, keepdim=True)  # of a mean of equal channels
+    return mean_cosine_similarity(torch.where(centred.abs().amax(-1, keepdim=True) > rounding, centred, 0.0))
 
 
 @_formula("residual", "the rank-collapse residual")

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from neutreno.errors import one_line
 from neutreno.files import replacing
 from neutreno.reports.course import Course
-from neutreno.reports.layers import ALL, LAYERS, part_of, said_of, title_of
+from neutreno.reports.layers import ALL, LARGEST, LAYERS, part_of, said_of, title_of
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito
 STYLE = {
@@ -119,7 +119,7 @@ def by_layer(
         panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     for panel, metric in zip(axes[0], metrics, strict=True):
         low, high = panel.get_ylim()  # of all that was drawn in the column
-        panel.set_ylim(min(0.0, low), max(1.02, high) if metric in ("cosine", "residual") else high)
+        panel.set_ylim(min(0.0, low), max(1.02 * LARGEST[metric], high) if metric in LARGEST else high)
     handles, labels = axes[0, 0].get_legend_handles_labels()  # hold for the other panels, too
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
@@ -202,7 +202,7 @@ def plot_courses(
         if title:
             heading(figure, title)
         found = np.concatenate([course.layers.ravel() for course in courses.values()])
-        limits = (min(0.0, np.nanmin(found)), 1.0 if metric in ("cosine", "cosine_layernorm") else np.nanmax(found))
+        limits = (min(0.0, np.nanmin(found)), LARGEST.get(metric, np.nanmax(found)))
         steps = sorted({0}.union(*(course.steps for course in courses.values())))
         ticks = [0]
         for step in steps:
@@ -262,7 +262,7 @@ def plot_curves(
                 band(panel, layers, values.mean(0), sd, alpha, label=plain(label, 200), **style)
             layers, (low, high) = max(values.shape[1] for *_, values in rows), panel.get_ylim()
             panel.set(title=plain(heading_, 200), xlabel=LAYERS, xlim=(0, max(layers - 1, 1)))
-            panel.set_ylim(min(0.0, low), 1.0 if metric == "cosine" else high)
+            panel.set_ylim(min(0.0, low), LARGEST.get(metric, high))
             panel.xaxis.set_major_locator(MaxNLocator(13 if len(panels) < 3 else 6, integer=True))
             panel.axhline(0, color="black", linewidth=0.6)
             labels = [label for label, *_ in rows]

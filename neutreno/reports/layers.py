@@ -17,6 +17,7 @@ TITLES = {  # what an axis says of a metric whose name alone would say too littl
     "J": "J(V) / ‖V‖²",
     "G": "G(V) / ‖V‖², λ̃ = 1",
 }
+LARGEST = dict.fromkeys(("cosine", "cosine_layernorm", "residual"), 1.0)  # where there is one that an axis ends at
 ALL = "all"  # the subset of all tokens
 LAYERS = "layer (0 = embedding)"
 

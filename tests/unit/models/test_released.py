@@ -7,17 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from neutreno.attention import (
-    GFSA,
-    AttnScale,
-    CenteredAttention,
-    ExclusiveAttention,
-    LaplacianHeads,
-    LinearAttention,
-    ReAttention,
-    SoftmaxAttention,
-    ValueResidual,
-)
+from neutreno import attention as rules
 from neutreno.models.transformer import Block, ContraNormBlock, FeatScaleBlock, LayerScaleBlock
 
 HEADS, TOKENS, DIM = 3, 7, 4
@@ -30,7 +20,7 @@ def x():
     return torch.randn(4, TOKENS, WIDTH, dtype=torch.float64)
 
 
-def made(attention=SoftmaxAttention, block=Block, **kwargs):
+def made(attention=rules.SoftmaxAttention, block=Block, **kwargs):
     """A block whose parameters are all away from where they start."""
     built = block(WIDTH, HEADS, attention, mlp_ratio=2, **kwargs).double()
     for parameter in built.parameters():
@@ -72,7 +62,7 @@ def plain(q, k, v):
 
 def test_attnscale_is_where_the_released_code_has_it(x):
     """VITA-Group/ViT-Anti-Oversmoothing, attnscale.py: A − D is scaled by 1 + ω before attention's dropout and V."""
-    block = made(AttnScale)
+    block = made(rules.AttnScale)
 
     def rule(q, k, v):
         low = torch.full((TOKENS, TOKENS), 1 / TOKENS, dtype=v.dtype)
@@ -83,14 +73,14 @@ def test_attnscale_is_where_the_released_code_has_it(x):
 
 def test_centered_attention_is_its_papers_formula(x):
     """From the paper's formula (arXiv 2306.01610): the rows of A are shifted to sum to 0."""
-    block = made(CenteredAttention)
+    block = made(rules.CenteredAttention)
     expected = pre_norm(block, x, lambda q, k, v: (softmax_of(q, k) - 1 / TOKENS) @ v)
     torch.testing.assert_close(block(x)[0], expected)
 
 
 def test_gfsa_is_where_the_released_code_has_it(x):
     """jeongwhanchoi/GFSA, Image/gfsa.py: (K − 1) (A − I) A and A, both times λ, are added to A; K = 4."""
-    block = made(GFSA)
+    block = made(rules.GFSA)
 
     def rule(q, k, v):
         a = softmax_of(q, k)
@@ -103,7 +93,7 @@ def test_gfsa_is_where_the_released_code_has_it(x):
 def test_laplacian_heads_are_where_the_released_code_has_them(x):
     """yuchongzhang/nanochat, tests/test_gpt_arch.py: V − A V in some heads, before the output projection. There the
     last heads; here the first."""
-    block = made(partial(LaplacianHeads, fraction=1 / 3))
+    block = made(partial(rules.LaplacianHeads, fraction=1 / 3))
 
     def rule(q, k, v):
         u = plain(q, k, v)
@@ -116,7 +106,7 @@ def test_laplacian_heads_are_where_the_released_code_has_them(x):
 def test_reattention_is_where_the_released_code_has_it(x, training):
     """DeepViT's models/deep_vision_transformer.py, read in a copy that names no repository: softmax, dropout, a 1 × 1
     convolution over heads, batch norm, V. Its bias is none of ours: in training the norm takes it away."""
-    block = made(ReAttention).train(training)
+    block = made(rules.ReAttention).train(training)
     mix = torch.nn.Conv2d(HEADS, HEADS, 1).double()
     mix.weight.data = block.attn.theta.data[..., None, None]
     if not training:
@@ -130,8 +120,8 @@ def test_reattention_is_where_the_released_code_has_it(x, training):
 
 
 def test_reattention_starts_as_softmax_in_evaluation_mode_and_far_from_it_in_training_mode(x):
-    attention = ReAttention(WIDTH, num_heads=HEADS).double()
-    softmax = SoftmaxAttention(WIDTH, num_heads=HEADS).double()
+    attention = rules.ReAttention(WIDTH, num_heads=HEADS).double()
+    softmax = rules.SoftmaxAttention(WIDTH, num_heads=HEADS).double()
     softmax.load_state_dict(attention.state_dict(), strict=False)
     torch.testing.assert_close(attention.eval()(x)[0], softmax(x)[0], rtol=0, atol=1e-4)
     assert (attention.train()(x)[0] - softmax(x)[0]).abs().max() > 0.1
@@ -140,7 +130,7 @@ def test_reattention_starts_as_softmax_in_evaluation_mode_and_far_from_it_in_tra
 def test_value_residual_is_where_the_released_code_has_it(x):
     """Zcchill/Value-Residual-Learning, src/modeling/modeling_llama_resformer.py: in all layers but the first the
     values are halves of the first layer's and their own, before a causal softmax."""
-    first, block = made(ValueResidual, causal=True), made(ValueResidual, causal=True)
+    first, block = made(rules.ValueResidual, causal=True), made(rules.ValueResidual, causal=True)
     tokens, v0 = first(x)
     v_first = heads(first.attn, layer_norm(first.norm1, x))[2]
     torch.testing.assert_close(v0, v_first)
@@ -153,7 +143,7 @@ def test_value_residual_is_where_the_released_code_has_it(x):
 def test_exclusive_attention_is_where_others_code_has_it(x):
     """open-lm-engine/lm-engine, lm_engine/hf_models/modeling_utils/sequence_mixer_blocks/attention/module.py (not its
     author's code): of A V, what lies along a token's own value is taken away, per head, before the projection."""
-    block = made(ExclusiveAttention, causal=True)
+    block = made(rules.ExclusiveAttention, causal=True)
 
     def rule(q, k, v):
         y = softmax_of(q, k, causal=True) @ v
@@ -166,7 +156,7 @@ def test_exclusive_attention_is_where_others_code_has_it(x):
 def test_linear_attention_with_the_term_is_that_of_the_released_language_model(x):
     """tamnguyen9520/NeuTRENO_NeurIPS2024, wikitext103/src/mem_transformer.py, the second linear layer of the file:
     causal sums, times 1 / √D over (sum of weights + 1e-5), then 0.2 (V_0 − V_l); post-norm."""
-    attention = partial(LinearAttention, scale_output=True, lam=0.2)
+    attention = partial(rules.LinearAttention, scale_output=True, lam=0.2)
     first, block = (made(attention, causal=True, norm_first=False, act_layer=torch.nn.ReLU) for _ in range(2))
 
     def post_norm(block, x, v_first):

@@ -64,3 +64,8 @@ def test_after_layernorm_a_shift_and_a_scale_of_each_token_tell_nothing():
     moved = x * torch.rand(3, 7, 1, dtype=torch.float64) + 100 * torch.rand(3, 7, 1, dtype=torch.float64)
     torch.testing.assert_close(layernorm_cosine_similarity(moved), found)
     assert (mean_cosine_similarity(moved) > 0.9).all()
+
+
+def test_after_layernorm_a_token_of_equal_channels_is_zero_though_its_mean_is_rounded():
+    x = torch.full((1, 5, 3), 0.1, dtype=torch.float64)  # 0.1 + 0.1 + 0.1 is no 0.3
+    assert layernorm_cosine_similarity(x).item() == 0 and mean_cosine_similarity(x).item() == pytest.approx(1)

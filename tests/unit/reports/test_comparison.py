@@ -9,8 +9,8 @@ from support import make_run
 
 from neutreno.errors import InputError
 from neutreno.reports.comparison import Times, difference, group_runs, holm, logrank
+from neutreno.reports.panels import lines_of
 from neutreno.reports.reading import read_runs
-from neutreno.reports.tables import lines_of
 
 
 def observed_less_expected(at, came, side):

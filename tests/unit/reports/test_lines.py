@@ -10,8 +10,8 @@ from neutreno.errors import InputError
 from neutreno.reports import figures
 from neutreno.reports.comparison import group_runs
 from neutreno.reports.figures import plot_lines
+from neutreno.reports.panels import lines_of
 from neutreno.reports.reading import read_runs
-from neutreno.reports.tables import lines_of
 
 GRAPH = ["data=cora", "data.root=x"]
 

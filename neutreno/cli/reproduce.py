@@ -29,7 +29,7 @@ from neutreno.tablefiles import OF_RUNS, Table, read_table, tables_in
 from neutreno.variants import at_baseline
 
 
-def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[Job], DictConfig]:
+def plan_runs(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> tuple[list[Job], DictConfig]:
     """The jobs in the order in which they are started, and a config that says how to launch them.
 
     What others need comes first, seed by seed; of the free ones, rows at the baseline.
@@ -49,7 +49,7 @@ def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[
         raise InputError(f"{table.file}: columns: {error}") from error
     labels = sorted(table.rows, key=lambda label: (table.level(label), not at_baseline(first[label])))
     jobs: dict[tuple[str, int], Job] = {}
-    for label, seed in sorted(((label, s) for s in range(seeds) for label in labels), key=lambda r: table.level(r[0])):
+    for label, seed in sorted(((label, s) for s in seeds for label in labels), key=lambda r: table.level(r[0])):
         jobs[label, seed] = job = plan(table.compose(label, seed, overrides) if seed else first[label])
         needed = table.needed(label, overrides).values()
         job.needs = [jobs[row, seed] for row in needed if row in table.rows]
@@ -62,12 +62,12 @@ def plan_runs(table: Table, seeds: int, overrides: Sequence[str]) -> tuple[list[
     return list(jobs.values()), first[labels[0]].config
 
 
-def unfinished_elsewhere(table: Table, seeds: int, overrides: Sequence[str]) -> dict[str, list[str]]:
+def unfinished_elsewhere(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> dict[str, list[str]]:
     """Other tables with rows that this one needs and that are not finished, and a line for each such row."""
     found: dict[str, list[str]] = {}
     needs = [(label, row) for label in table.rows for row in table.needed(label, overrides).values()]
     for label, needed in [(label, row) for label, row in needs if row not in table.rows]:
-        runs = [table.run_of(needed, seed, overrides) for seed in range(seeds)]
+        runs = [table.run_of(needed, seed, overrides) for seed in seeds]
         if left := [run for run in runs if run.status != "finished"]:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             said = f"{label} needs {needed}, not finished in {left[0].path}{more}"
@@ -75,11 +75,26 @@ def unfinished_elsewhere(table: Table, seeds: int, overrides: Sequence[str]) -> 
     return found
 
 
+def seeds_of(text: str) -> range:
+    """``5``: so many, from 0 on; ``5-9``: from the first to the last.
+
+    Raises:
+        InputError: it is neither, or there are none.
+    """
+    first, dash, last = text.partition("-")
+    if not all(number.isdecimal() for number in (first, last or "0")) or (dash and not last):
+        raise InputError(f"--seeds {text}: a number of seeds, such as 5, or the first and the last, such as 5-9")
+    seeds = range(int(first), int(last) + 1) if dash else range(int(first))
+    if not seeds:
+        raise InputError(f"--seeds {text}: at least one")
+    return seeds
+
+
 @command
 def main(arguments: Sequence[str]) -> int | None:
     parser = parser_of("reproduce", __doc__)
     parser.add_argument("table", metavar="TABLE", help=f"of {', '.join(tables_in())}, or one of your package")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each row, with seeds 0, 1, …; default 3")
+    parser.add_argument("--seeds", default="3", help="runs of each row: 5, with seeds 0 … 4, or 5-9; default 3")
     parser.add_argument("--rows", metavar="PATTERN", default="*", help="only rows that match, such as 'cora *'")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and what is left to do, run nothing")
     add_config_dir(parser)
@@ -87,12 +102,11 @@ def main(arguments: Sequence[str]) -> int | None:
     a = parser.parse_intermixed_args(arguments)
     _, config_dirs = split_config_dirs([f"--config-dir={folder}" for folder in a.config_dir])
     table = read_table(a.table, config_dirs).only(a.rows)
-    if a.seeds < 1:
-        raise InputError(f"--seeds {a.seeds}: at least one")
+    seeds = seeds_of(a.seeds)
     if fixed := [o for o in a.overrides if key_of(o) in (*OF_RUNS, "experiment")]:
         raise InputError(f"{' '.join(fixed)}: the table sets it for every run; leave it out")
-    jobs, config = plan_runs(table, a.seeds, a.overrides)
-    first = unfinished_elsewhere(table, a.seeds, a.overrides)
+    jobs, config = plan_runs(table, seeds, a.overrides)
+    first = unfinished_elsewhere(table, seeds, a.overrides)
     commands = {name: f"neutreno reproduce {name} --seeds {a.seeds}" for name in first}
     if a.dry_run:
         for name, said in first.items():

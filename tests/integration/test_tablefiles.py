@@ -110,7 +110,7 @@ def test_a_smaller_sliding_perplexity_is_said_to_be_the_better(tmp_path, capsys)
 
 def test_what_is_needed_is_made_first_and_its_folder_handed_on():
     table = read_table("proxy")
-    jobs, _ = plan_runs(table, 2, ["trainer=gpu", "data.root=x"])
+    jobs, _ = plan_runs(table, range(2), ["trainer=gpu", "data.root=x"])
     rows = [word.removeprefix("row=proxy/") for job in jobs for word in job.overrides if word.startswith("row=")]
     assert len(jobs) == 20 and rows[:2] == ["deit_tiny_softmax", "deit_small_softmax"]
     assert all(row.endswith("adaptation") for row in rows[-4:])
@@ -118,7 +118,7 @@ def test_what_is_needed_is_made_first_and_its_folder_handed_on():
         (needed,) = job.needs
         assert needed in jobs[:16] and f"model.weights={needed.run.path}" in job.overrides
         assert needed.name.endswith(job.name.partition("-seed")[2].partition("-")[0]) and "outputs" not in job.name
-    given, _ = plan_runs(table, 1, ["model.weights=null"])
+    given, _ = plan_runs(table, range(1), ["model.weights=null"])
     assert not any(job.needs for job in given)
 
 
@@ -171,7 +171,7 @@ def test_some_rows_of_a_table_are_those_that_match_and_what_they_need():
     assert whole.only("*") == whole and whole.whole
     some = read_table("dgn_gcn").only("pubmed 2 *")
     assert [*some.rows] == [f"pubmed 2 {norm}" for norm in ("none", "batch", "pair", "dgn")] == [*some.paper]
-    jobs, _ = plan_runs(some, 1, ["data.root=x"])  # a column of the table that these rows do not measure is no error
+    jobs, _ = plan_runs(some, range(1), ["data.root=x"])  # these rows do not measure each column of the table
     assert len(jobs) == 4
     with pytest.raises(InputError, match="no row of dgn_gcn matches 'cora'; rows: cora 2 none, "):
         read_table("dgn_gcn").only("cora")

@@ -95,7 +95,11 @@ def test_reproduce_says_what_it_cannot_do(tmp_path):
     for word in ("seed=3", "name=x", "experiment=table1/deit_tiny_softmax", "row=x", "resume=false"):
         done = run_forked("scripts/reproduce.py", "table1", word, cwd=tmp_path)
         assert_one_line_error(done, word, "leave it out")
-    assert_one_line_error(run_forked("scripts/reproduce.py", "table1", "--seeds", "0", cwd=tmp_path), "--seeds 0")
+    for seeds in ("0", "5-", "6-5", "-1", "some"):
+        done = run_forked("scripts/reproduce.py", "table1", f"--seeds={seeds}", cwd=tmp_path)
+        assert_one_line_error(done, f"--seeds {seeds}")
+    others = run_forked("scripts/reproduce.py", "lab", "--seeds", "5-6", "--rows", "softmax", "--dry-run", cwd=tmp_path)
+    assert "seed=5 " in others.stdout and "seed=6 " in others.stdout and "0 of 2 runs" in others.stdout
     assert_one_line_error(
         run_forked("scripts/reproduce.py", "table1", "nope=1", "--dry-run", cwd=tmp_path), "no key nope"
     )

@@ -218,7 +218,7 @@ BAD = {
         ["keeps its weights in float32: not trainer.precision=bf16-true but bf16-mixed"],
     ),
     "clipping and fused": (
-        ["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed"],
+        ["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed", "+task.opt_args.fused=true"],
         ["needs task.opt_args.fused=false"],
     ),
     "compile is a word": (["compile=fast"], ["compile=fast should be a valid boolean"]),

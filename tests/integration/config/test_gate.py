@@ -139,7 +139,7 @@ def test_what_a_key_is_to_a_run_stands_beside_the_key():
             "task.lr",
             "seed",
             "data",
-            "task.opt_args.fused",
+            "task.opt",
         ],
     }.items():
         assert {key: gate.mark_of(key, settings) for key in keys} == dict.fromkeys(keys, mark)

@@ -18,6 +18,8 @@ from timm.scheduler import create_scheduler_v2
 
 from neutreno.data.loading import TrainBatchSampler
 
+PLAIN = {"precision": "32-true", "gradient_clip_val": None}  # what an optimizer asks of its trainer
+
 
 @pytest.fixture(scope="module")
 def recipe():
@@ -25,7 +27,7 @@ def recipe():
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             config = compose("train", overrides=["data=imagenet", "model=deit_neutreno", "data.root=x", *overrides])
         task = instantiate(config.task, model=instantiate(config.model), _convert_="all")
-        task._trainer = SimpleNamespace(max_epochs=config.trainer.max_epochs, datamodule=None, strategy=None)
+        task._trainer = SimpleNamespace(max_epochs=config.trainer.max_epochs, datamodule=None, strategy=None, **PLAIN)
         return config, instantiate(config.data, _convert_="all"), task
 
     return build
@@ -146,7 +148,7 @@ def test_ade20k_is_trained_as_segmenter():
     model = instantiate(config.model)
     task = instantiate(config.task, model=model, _convert_="all")
     steps = 7
-    task._trainer = SimpleNamespace(max_epochs=3, datamodule=SimpleNamespace(steps_per_epoch=steps))
+    task._trainer = SimpleNamespace(max_epochs=3, datamodule=SimpleNamespace(steps_per_epoch=steps), **PLAIN)
     made = task.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]
     assert type(optimizer) is torch.optim.SGD and schedule["interval"] == "step"
@@ -187,3 +189,48 @@ def test_tables_2_and_3_train_in_float32_on_any_device_unless_asked(trainer):
             assert chosen.trainer.precision == "bf16-mixed"
         table1 = compose("train", overrides=["experiment=table1/deit_tiny_softmax", f"trainer={trainer}"])
     assert table1.trainer.precision == ("32-true" if trainer == "default" else "bf16-mixed")
+
+
+def optimizer_of(*words, **trainer):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", overrides=["model.depth=2", *words])
+    task = instantiate(config.task, model=instantiate(config.model), _convert_="all")
+    data = SimpleNamespace(steps_per_epoch=5)
+    task._trainer = SimpleNamespace(max_epochs=3, datamodule=data, strategy=None, **{**PLAIN, **trainer})
+    return task.configure_optimizers()
+
+
+@pytest.mark.parametrize("name", ["lion", "sgd", "muon", "lamb", "adafactor", "rmsprop"])
+@pytest.mark.parametrize("data", ["digits", "digit_scenes", "ade20k"])
+def test_an_optimizer_takes_the_place_of_a_recipes_by_its_name_alone(data, name):
+    optimizer = optimizer_of(f"data={data}", f"task.opt={name}")["optimizer"]
+    assert name in type(optimizer).__name__.lower()
+    assert {g["initial_lr"] for g in optimizer.param_groups} == {2e-3 if data == "digits" else 1e-3}
+
+
+def test_an_optimizer_of_torch_is_fused_unless_its_gradients_are_clipped_in_half_precision():
+    def fused(*words, **trainer):
+        return optimizer_of(*words, **trainer)["optimizer"].defaults.get("fused")
+
+    assert fused() and fused("task.opt=sgd") and fused(gradient_clip_val=1.0) and fused(precision="bf16-mixed")
+    assert not fused(gradient_clip_val=1.0, precision="bf16-mixed")
+    assert fused("+task.opt_args.fused=false") is False and fused("task.opt=lion") is None
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "poly", "tanh", "constant"])
+def test_every_schedule_warms_up_and_all_but_one_fall_to_the_least_rate(schedule):
+    made = optimizer_of(f"+task.schedule={schedule}", "task.warmup_epochs=1")
+    rates = []
+    for step in range(16):
+        made["lr_scheduler"]["scheduler"].step_update(step)
+        rates.append(made["optimizer"].param_groups[0]["lr"])
+    assert rates[0] == 1e-6 and max(rates) <= 2e-3 and rates[:5] == sorted(rates[:5])
+    assert rates[-1] == pytest.approx(2e-3 if schedule == "constant" else 1e-5, rel=0.35)
+
+
+def test_rates_fall_by_layer_from_the_head_to_the_embedding():
+    optimizer = optimizer_of("+task.layer_decay=0.5")["optimizer"]
+    scales = {group["lr_scale"] for group in optimizer.param_groups}
+    assert scales == {1.0, 0.5, 0.25, 0.125}  # norm and head, two blocks, embedding
+    with pytest.raises(Exception, match="does not say which weights make a layer"):
+        optimizer_of("data=digit_scenes", "+task.layer_decay=0.5")

@@ -233,13 +233,17 @@ def difference(group: Group, baseline: Group, metric: str, paired: bool = False)
     """``group`` − ``baseline``: Welch's test, of independent samples, or that of the seeds' differences; of times to an
     event :func:`logrank`, which knows no pairs.
 
-    Paired, only seeds that both groups have count. Fewer than two runs on a side leave no interval: NaN.
+    Paired, only seeds that both groups have count.
     """
     if group.is_event(metric) or baseline.is_event(metric):
         sides = group.times(metric), baseline.times(metric)
         return Difference(np.nan, np.nan, np.nan, np.nan if None in sides else logrank(*sides))
     by_seed = ({run.seed: run.metrics[metric] for run in g.runs if len(g.values(metric))} for g in (group, baseline))
-    a, b = (pd.Series(found, dtype=float) for found in by_seed)
+    return welch(*(pd.Series(found, dtype=float) for found in by_seed), paired=paired)
+
+
+def welch(a: pd.Series, b: pd.Series, paired: bool = False) -> Difference:
+    """``a`` − ``b``, values by seed; fewer than two on a side, or such as do not vary, leave no interval: NaN."""
     if paired:
         a, b = a.align(b, join="inner")
     mean = float(a.mean() - b.mean())

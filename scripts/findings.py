@@ -1,0 +1,306 @@
+"""The tables and figures of docs/findings.md, from data committed beside it; half a minute.
+
+    python scripts/findings.py                              write every table and draw every figure anew
+    python scripts/findings.py --collect collapse outputs   first: docs/data/collapse.csv, from the runs of a table
+
+The files of docs/data are CSV in long form: row, seed, step, metric, value. Layer-wise metrics are those after the last
+layer; a time to an event without a value did not come. Their first lines say which command made them, and its hours.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from neutreno.errors import InputError, report
+from neutreno.files import replacing
+from neutreno.reports.comparison import Difference, holm, welch
+from neutreno.reports.course import LOSS, layers_over_steps, training_curves
+from neutreno.reports.escaping import markdown_table
+from neutreno.reports.figures import COLOURS, GREY, STYLE, save
+from neutreno.reports.reading import Run, read_runs
+from neutreno.tablefiles import read_table
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+COSINE, LOST = "cosine", "train/loss"
+
+
+def collect(name: str, folders: Sequence[str]) -> None:
+    """docs/data/NAME.csv of the finished runs that were started for a row of the table.
+
+    Raises:
+        InputError: there are none.
+    """
+    table = read_table(name)
+    place = {table.origin(label): number for number, label in enumerate(table.rows)}
+    runs = [run for run in read_runs(folders)[0] if run.origin in place and run.status == "finished"]
+    if not runs:
+        raise InputError(f"no finished run of {name} in {', '.join(folders)}")
+    runs.sort(key=lambda run: (place[run.origin], run.seed))
+    lines = [
+        (run.origin[1].partition("/")[2], run.seed, step, metric, value)
+        for run in runs
+        for step, metric, value in of_run(run)
+    ]
+    command = table.file.read_text().partition("\n")[0].removeprefix("# ")
+    hours = sum(run.result["wall_clock_s"] for run in runs) / 3600
+    known = {key: sorted({str(of(run.result)) for run in runs}) for key, of in PROVENANCE.items()}
+    said = [f"{key} {', '.join(values)}" for key, values in known.items()]
+    frame = pd.DataFrame(lines, columns=["row", "seed", "step", "metric", "value"])
+    with replacing(DOCS / "data" / f"{name}.csv", "w") as file:
+        file.write(f"# {command}\n# {len(runs)} runs, {hours:.1f} hours in all; {'; '.join(said)}\n")
+        frame.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+
+
+PROVENANCE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "commit": lambda result: (result["git_commit"] or "unknown")[:7],
+    "hardware": lambda result: result["hardware"]["cpu"],
+    "threads": lambda result: result["hardware"]["threads"],
+    "torch": lambda result: result["versions"]["torch"],
+}
+
+
+def of_run(run: Run) -> Iterator[tuple[int, str, float | None]]:
+    """Step, metric and value: courses of layer-wise metrics and of the training loss, and the metrics at the end."""
+    for metric, course in layers_over_steps(run).items():
+        yield from ((at["step"], metric, at["layers"][-1]) for at in course)
+    curves = training_curves(run.path / "metrics.csv", most=31)
+    steps, losses = next((curves[name] for name in LOSS if name in curves), ([], []))
+    yield from ((int(step), LOST, loss) for step, loss in zip(steps, losses, strict=True))
+    last = run.result["steps"]
+    yield from ((last, metric, value) for metric, value in run.metrics.items() if "loss" not in metric)
+    yield from ((last, event, None) for event in run.within if event not in run.metrics)
+
+
+@dataclass
+class Study:
+    """A file of docs/data: its lines, and one value per row, seed and metric, of the last step."""
+
+    lines: pd.DataFrame
+    final: pd.DataFrame = field(init=False)
+
+    def __post_init__(self) -> None:
+        last = self.lines.groupby(["row", "seed", "metric"], sort=False).last()["value"]
+        self.final = last.unstack("metric")
+
+    @classmethod
+    def read(cls, name: str) -> "Study":
+        """
+        Raises:
+            InputError: it has not been collected.
+        """
+        file = DOCS / "data" / f"{name}.csv"
+        if not file.exists():
+            raise InputError(f"{file} is missing: python scripts/findings.py --collect {name} FOLDER")
+        return cls(pd.read_csv(file, comment="#"))
+
+    def values(self, row: str, metric: str) -> pd.Series:
+        """By seed; without what is missing."""
+        return self.final.loc[row, metric].dropna()
+
+    def course(self, row: str, metric: str) -> pd.DataFrame:
+        """(steps, seeds)"""
+        chosen = self.lines[(self.lines["row"] == row) & (self.lines["metric"] == metric)]
+        return chosen.pivot_table(index="step", columns="seed", values="value")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a study against one of them.
+
+    Args:
+        score: what the rows are judged by.
+        rows: by what they are called there; the first is what the others are compared with.
+    """
+
+    study: str
+    score: str
+    rows: dict[str, str]
+    columns: dict[str, str]
+    digits: int = 1
+
+    def text(self, read: Callable[[str], Study]) -> str:
+        study = read(self.study)
+        (base, *others), missing = self.rows.values(), set(self.rows.values()) - {row for row, _ in study.final.index}
+        if missing:
+            raise InputError(f"docs/data/{self.study}.csv has no row {', '.join(sorted(missing))}")
+        tests = {row: welch(study.values(row, self.score), study.values(base, self.score)) for row in others}
+        adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+        lines = []
+        for label, row in self.rows.items():
+            cells = [label, str(len(study.final.loc[row])), spread(study.values(row, self.score), self.digits)]
+            if row in tests:
+                cells += [interval(tests[row], self.digits), probability(adjusted[row])]
+            else:
+                cells += ["", ""]
+            lines.append([*cells, *(self.further(study, row, metric) for metric in self.columns.values())])
+        head = ["", "n", SCORES[self.score], "difference (95 %)", "Holm's p", *self.columns]
+        return markdown_table(minus(lines), head)
+
+    def further(self, study: Study, row: str, metric: str) -> str:
+        if not metric.startswith("escape_step/"):
+            return spread(study.values(row, metric), 2)
+        at, n = study.values(row, metric), len(study.final.loc[row])
+        return f"{len(at)} of {n}" + (f", at {at.min():g} to {at.max():g}" if len(at) else "")
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """Differences between two rows each; one whose interval holds zero is undecided.
+
+    Args:
+        pairs: study, score, a row and the one that it is compared with, by what is said of them.
+    """
+
+    pairs: dict[str, tuple[str, str, str, str]]
+    digits: int = 1
+
+    def text(self, read: Callable[[str], Study]) -> str:
+        lines = []
+        for said, (name, score, row, base) in self.pairs.items():
+            sides = [read(name).values(one, score) for one in (row, base)]
+            d = welch(*sides)
+            verdict = "shown" if d.low > 0 or d.high < 0 else "undecided"
+            n = " and ".join(str(len(side)) for side in sides)
+            lines.append([said, SCORES[score], interval(d, self.digits), n, verdict])
+        return markdown_table(minus(lines), ["", "of", "difference (95 %)", "n", ""])
+
+
+def minus(lines: list[list[str]]) -> list[list[str]]:
+    """With the sign of that name before numbers."""
+    return [[re.sub(r"(?<!\w)-(?=\d)", "−", cell) for cell in line] for line in lines]
+
+
+def interval(d: Difference, digits: int) -> str:
+    ends = f" ({d.low:.{digits}f} to {d.high:.{digits}f})" if d.low == d.low else ""
+    return f"{d.mean:+.{digits}f}{ends}"
+
+
+def spread(values: pd.Series, digits: int) -> str:
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
+
+
+def probability(p: float) -> str:
+    return "" if p != p else f"{p:.3f}" if p >= 0.001 else "≤ 0.001"
+
+
+SCORES = {
+    "best/test/ppl": "test perplexity",
+    "test/ppl": "test perplexity",
+    "best/test/accuracy": "test accuracy, %",
+    "test/top1": "test top-1, %",
+}
+
+
+GRAPH = {row: row for row in ("plain", "neutreno", "pull alone", "anchor alone", "detached", "shuffled")}
+GRAPH |= {
+    "initial residual, α = λ̃": "initial residual",
+    "initial residual, α = 0.1": "initial residual 0.1",
+    "DGN": "dgn",
+}
+TABLES = {
+    **{
+        f"graph_{depth}": Table(
+            "graph_fidelity",
+            "best/test/accuracy",
+            {label: f"{depth} {row}" for label, row in GRAPH.items()},
+            {"cosine": COSINE, "group distance ratio": "group_distance_ratio"},
+        )
+        for depth in (15, 30)
+    },
+    "graph_contrasts": Contrasts(
+        {
+            f"{said}, {depth} layers": ("graph_fidelity", "best/test/accuracy", f"{depth} {row}", f"{depth} {base}")
+            for said, row, base in (
+                ("the term − none", "neutreno", "plain"),
+                ("λ̃ V_0 alone − the whole term", "anchor alone", "neutreno"),
+                ("−λ̃ V alone − none", "pull alone", "plain"),
+                ("V_0 without its gradient − none", "detached", "plain"),
+                ("V_0 of other nodes − none", "shuffled", "plain"),
+                ("the term − DGN", "neutreno", "dgn"),
+                ("the term − initial residual, α = λ̃", "neutreno", "initial residual"),
+            )
+            for depth in (15, 30)
+        }
+        | {
+            f"{said}, 32 layers": ("graph_depth", "best/test/accuracy", f"32 {row}", f"32 {base}")
+            for said, row, base in (
+                ("the term − none", "neutreno", "none"),
+                ("the term − DGN", "neutreno", "dgn"),
+                ("both − the term", "neutreno+dgn", "neutreno"),
+                ("GCNII − the term", "GCNII", "neutreno"),
+            )
+        }
+    ),
+}
+
+
+def draw_arms(study: Study, tables: dict[str, Table], columns: dict[str, str]) -> Figure:
+    """A line per row of each table and a panel per metric: every seed, and the mean."""
+    rows = [(title, label, row) for title, table in tables.items() for label, row in table.rows.items()]
+    places = [number + 0.8 * [*tables].index(title) for number, (title, *_) in enumerate(rows)]
+    size = (2.2 + 2.6 * len(columns), 0.8 + 0.24 * places[-1])
+    figure, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    for panel, (metric, title) in zip(axes[0], columns.items(), strict=True):
+        for place, (*_, row) in zip(places, rows, strict=True):
+            values = study.values(row, metric)
+            panel.plot(values, np.full(len(values), place), "o", ms=3, color=GREY, alpha=0.6)
+            panel.plot(values.mean(), place, "|", ms=11, mew=2, color=COLOURS[1])
+        panel.set_title(title, fontsize=9)
+    axes[0, 0].set_yticks(places, labels=[f"{title}{label}" for title, label, _ in rows])
+    axes[0, 0].invert_yaxis()
+    return figure
+
+
+def draw_graph_arms(read: Callable[[str], Study]) -> Figure:
+    columns = {
+        "best/test/accuracy": "test accuracy, %",
+        COSINE: "cosine, last layer",
+        "effective_rank": "effective rank",
+    }
+    tables = {f"{depth} layers, ": TABLES[f"graph_{depth}"] for depth in (15, 30)}
+    return draw_arms(read("graph_fidelity"), tables, columns)
+
+
+FIGURES = {"graph_arms": draw_graph_arms}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--collect", nargs="+", metavar=("TABLE", "RUN"), help="a table's name, and folders of its runs"
+    )
+    arguments = parser.parse_args()
+    if arguments.collect:
+        name, *folders = arguments.collect
+        collect(name, folders or ["outputs"])
+        return
+    read = cache(Study.read)
+
+    def written(found: re.Match) -> str:
+        return f"{found[1]}{TABLES[found[2]].text(read)}\n{found[3]}"
+
+    page = DOCS / "findings.md"
+    text = MARK.sub(written, page.read_text())
+    with replacing(page) as file:
+        file.write(text)
+    with plt.rc_context(STYLE):
+        for name, draw in FIGURES.items():
+            save(draw(read), DOCS / "figures" / f"{name}.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(report(error))

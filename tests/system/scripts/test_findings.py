@@ -1,0 +1,74 @@
+"""docs/findings.md says what docs/data gives, and docs/data what runs have recorded."""
+
+import csv
+import json
+import re
+import shutil
+import sys
+
+import pytest
+from support import ROOT, TINY, assert_one_line_error, run_forked
+
+from neutreno.tablefiles import read_table
+
+DATA = sorted((ROOT / "docs/data").glob("*.csv"))
+
+
+@pytest.fixture
+def findings(monkeypatch, tmp_path):
+    """The script, which reads and writes a copy of what it would in docs."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import findings
+
+    docs = tmp_path / "docs"
+    shutil.copytree(ROOT / "docs/data", docs / "data")
+    shutil.copy(ROOT / "docs/findings.md", docs)
+    (docs / "figures").mkdir()
+    monkeypatch.setattr(findings, "DOCS", docs)
+    monkeypatch.setattr(sys, "argv", ["findings.py"])
+    return findings
+
+
+def test_every_table_of_the_findings_is_what_its_data_give_and_every_figure_is_drawn(findings):
+    page = findings.DOCS / "findings.md"
+    written = page.read_text()
+    assert set(re.findall(r"<!-- table: (\S+) -->", written)) == {*findings.TABLES}
+    page.write_text(re.sub(r"(?<=-->\n)\|.*?(?=<!-- end)", "", written, flags=re.DOTALL))
+    findings.main()
+    assert page.read_text() == written
+    drawn = {file.name for file in (findings.DOCS / "figures").iterdir()}
+    assert drawn == {f"{name}.png" for name in findings.FIGURES}
+    assert drawn <= set(re.findall(r"\(figures/(\S+?)\)", written))
+    assert all((ROOT / "docs/figures" / name).exists() for name in drawn)
+
+
+@pytest.mark.parametrize("file", DATA, ids=[file.stem for file in DATA])
+def test_data_are_small_and_name_the_command_and_the_rows_of_their_table(file):
+    command, runs, *lines = file.read_text().splitlines()
+    assert file.stat().st_size <= 200_000
+    assert command.startswith(f"# python scripts/reproduce.py {file.stem} --seeds ")
+    assert re.match(r"# \d+ runs, \d+\.\d hours in all; commit \w{7}\b", runs)
+    assert {row["row"] for row in csv.DictReader(lines)} <= read_table(file.stem).rows.keys()
+
+
+def test_what_is_collected_is_what_runs_of_that_table_have_recorded(findings, tmp_path, monkeypatch):
+    words = ["row='digits_depth/softmax depth 12'", "name=x", "seed=3", "probe.at_steps=[0,2]", "trainer.max_epochs=1"]
+    assert run_forked("train.py", *TINY, *words, cwd=tmp_path).returncode == 0
+    record = json.loads((tmp_path / "outputs/x/result.json").read_text())
+    monkeypatch.setattr(sys, "argv", ["findings.py", "--collect", "digits_depth", str(tmp_path / "outputs")])
+    findings.main()
+    study = findings.Study.read("digits_depth")
+    row = "softmax depth 12"
+    assert [*study.final.index] == [(row, 3)]
+    assert study.values(row, "test/top1").item() == pytest.approx(record["metrics"]["test/top1"], rel=1e-5)
+    assert study.course(row, "cosine").index.tolist()[:2] == [0, 2]
+    last = max(r["layer"] for r in record["oversmoothing"])
+    (end,) = [
+        r["mean"]
+        for r in record["oversmoothing"]
+        if (r["layer"], r["metric"], r["subset"], r["step"]) == (last, "cosine", "all", record["steps"])
+    ]
+    assert study.values(row, "cosine").item() == pytest.approx(end, rel=1e-3)
+    assert len(study.course(row, "train/loss")) > 0
+    other = run_forked("scripts/findings.py", "--collect", "lab", str(tmp_path / "outputs"), cwd=tmp_path)
+    assert_one_line_error(other, "no finished run of lab in")

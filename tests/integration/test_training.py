@@ -12,7 +12,9 @@ def composed(*overrides):
 
 
 @pytest.mark.parametrize("model", ["deit", "deit_neutreno", "vit", "vit_neutreno"])
-@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "fashion_mnist", "imagenet", "imagenet100"])
+@pytest.mark.parametrize(
+    "data", ["digits", "cifar10", "cifar100", "fashion_mnist", "imagenet", "imagenet100", "images"]
+)
 def test_every_model_composes_with_every_data_set(model, data):
     config = composed(f"model={model}", f"data={data}")
     assert config.model.num_classes == config.data.num_classes

@@ -1,0 +1,48 @@
+"""Own images, text and masks as a user brings them: one command, and one message with all that does not fit."""
+
+import json
+
+import pytest
+from support import make_image, run_forked, train
+
+SMALL = ["model.depth=1", "model.embed_dim=16", "model.num_heads=1", "data.num_workers=0", "probe.num_samples=4"]
+
+
+@pytest.fixture
+def pets(tmp_path):
+    for name, count in {"cat": 12, "dog": 9, "olm": 1}.items():
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(count):
+            make_image(i, 40).save(tmp_path / "pets" / name / f"{i}.jpg")
+    return tmp_path / "pets"
+
+
+def test_own_images_train_and_evaluate_without_a_word_on_classes(pets, tmp_path):
+    words = ["data=images", f"data.root={pets}", "data.batch_size=8", "data.img_size=32", "trainer.max_epochs=2"]
+    done = run_forked("train.py", *words, *SMALL, "name=x", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "note: no val split: 2 of 22 training images are held out" in done.stdout
+    assert "note: no test split: the figures at the end are the validation split's" in done.stdout
+    result = json.loads((tmp_path / "outputs/x/result.json").read_text())
+    assert "val/top1" in result["metrics"] and "test/top1" not in result["metrics"]
+    assert [note.split(":")[0] for note in result["data_notes"]] == ["no val split", "no test split"]
+    again = run_forked("evaluate.py", "outputs/x", "evaluators=[metrics]", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    evaluation = json.loads((tmp_path / "outputs/x/evaluation.json").read_text())
+    assert evaluation["metrics"]["val/loss"] == pytest.approx(result["metrics"]["val/loss"])
+
+
+def test_all_that_does_not_fit_own_images_is_said_at_once(pets, tmp_path):
+    done = run_forked("train.py", "data=images", f"data.root={pets}", "data.img_size=100", *SMALL, cwd=tmp_path)
+    assert done.returncode == 2 and not (tmp_path / "outputs").exists()
+    assert done.stderr.splitlines() == [
+        "error: data.batch_size=64 is larger than the training set of 20; type data.batch_size=16, or less",
+        "error: patch_size=16 does not divide img_size=100; change one of them, e.g. to img_size=96",
+    ]
+
+
+def test_a_finished_run_on_own_images_is_known_again(pets, tmp_path):
+    words = ["data=images", f"data.root={pets}", "data.batch_size=8", "data.img_size=32", "trainer.max_epochs=1"]
+    run = train([*words, *SMALL], tmp_path)
+    done = run_forked("train.py", *words, *SMALL, "name=x", "resume=true", cwd=tmp_path)
+    assert done.returncode == 0 and f"{run.relative_to(tmp_path)} is finished; nothing to do" in done.stdout

@@ -21,7 +21,7 @@ def test_every_model_composes_with_every_data_set(model, data):
     assert ("lam" in config.attention) == model.endswith("neutreno")
 
 
-@pytest.mark.parametrize("data", ["python_docs", "wikitext2", "wikitext103"])
+@pytest.mark.parametrize("data", ["python_docs", "wikitext2", "wikitext103", "text"])
 def test_text_chooses_the_language_model_and_the_command_line_wins(data):
     assert composed(f"data={data}").attention == composed(f"data={data}", "model=lm_neutreno").attention
     assert "lam" not in composed(f"data={data}", "model=lm").attention

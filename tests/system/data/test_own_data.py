@@ -46,3 +46,16 @@ def test_a_finished_run_on_own_images_is_known_again(pets, tmp_path):
     run = train([*words, *SMALL], tmp_path)
     done = run_forked("train.py", *words, *SMALL, "name=x", "resume=true", cwd=tmp_path)
     assert done.returncode == 0 and f"{run.relative_to(tmp_path)} is finished; nothing to do" in done.stdout
+
+
+def test_own_text_trains_from_a_file_and_says_how_it_was_cut(tmp_path):
+    (tmp_path / "book.txt").write_text("".join(f"the cat w{i % 9} saw {i % 5} .\n" for i in range(600)))
+    words = ["data=text", f"data.root={tmp_path / 'book.txt'}", "model.depth=1", "model.embed_dim=16"]
+    words += ["model.num_heads=1", "trainer.max_steps=4", "data.val_every_n_steps=2", "data.sequence_length=16"]
+    done = run_forked("train.py", *words, "name=x", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    note = "no valid and no test text: cut by position of book.txt, train 80%, val 10%, test 10%"
+    assert f"note: {note}" in done.stdout
+    result = json.loads((tmp_path / "outputs/x/result.json").read_text())
+    assert result["data_notes"] == [note] and result["metrics"]["test/ppl"] > 1
+    assert run_forked("evaluate.py", "outputs/x", "evaluators=[metrics]", cwd=tmp_path).returncode == 0

@@ -151,7 +151,8 @@ class TextData(SteppedData):
             raise InputError(f"{said}; {way}")
 
     def model_arguments(self) -> dict[str, Any]:
-        self.setup("validate")
+        if self.vocabulary is None:
+            self.setup("validate")
         return {"vocabulary": self.vocabulary}
 
     @property

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 from support import make_image, run_forked, train
 
 SMALL = ["model.depth=1", "model.embed_dim=16", "model.num_heads=1", "data.num_workers=0", "probe.num_samples=4"]
@@ -59,3 +61,28 @@ def test_own_text_trains_from_a_file_and_says_how_it_was_cut(tmp_path):
     result = json.loads((tmp_path / "outputs/x/result.json").read_text())
     assert result["data_notes"] == [note] and result["metrics"]["test/ppl"] > 1
     assert run_forked("evaluate.py", "outputs/x", "evaluators=[metrics]", cwd=tmp_path).returncode == 0
+
+
+def test_own_masks_train_and_evaluate_without_a_word_on_classes(tmp_path):
+    for split, count in (("train", 8), ("val", 2)):
+        for kind in ("images", "masks"):
+            (tmp_path / "own" / split / kind).mkdir(parents=True)
+        for i in range(count):
+            image, labels = make_image(i, 40), np.random.default_rng(i).choice(np.uint8([0, 1, 5, 255]), (40, 40))
+            image.save(tmp_path / "own" / split / "images" / f"{i}.jpg")
+            Image.fromarray(labels).save(tmp_path / "own" / split / "masks" / f"{i}.png")
+    words = [
+        "data=masks",
+        f"data.root={tmp_path / 'own'}",
+        "data.batch_size=4",
+        "data.img_size=32",
+        "data.resize=[64,32]",
+    ]
+    words += ["trainer.max_epochs=5", "model.decoder_depth=1", *SMALL]
+    done = run_forked("train.py", *words, "name=x", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "note: the masks hold 3 classes, the labels 0, 1, 5 (data.num_classes=…" in done.stdout
+    rows = (tmp_path / "outputs/x/class_iou.csv").read_text()
+    assert all(name in rows for name in ("class_0", "class_1", "class_5"))
+    again = run_forked("evaluate.py", "outputs/x", "evaluators=[metrics]", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr

@@ -16,6 +16,9 @@ def pets(tmp_path):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for i in range(count):
             make_image(i, 40).save(tmp_path / "pets" / name / f"{i}.jpg")
+    palette = make_image(0, 40).convert("P")  # of which Pillow warns
+    palette.save(tmp_path / "pets/cat/0.png", transparency=bytes([0, 255] * 8))
+    (tmp_path / "pets/cat/0.jpg").unlink()
     return tmp_path / "pets"
 
 

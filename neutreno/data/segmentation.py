@@ -180,8 +180,9 @@ class SegmentationFolders(SegmentationData):
             InputError: the file of names does not fit; or the masks were looked at, and hold fewer than two classes.
         """
         file = self._names_file()
-        names = [] if file is None else read_class_names(file, self.num_classes)
-        if count := self.num_classes or len(names):
+        given = None if self._tells else self.num_classes
+        names = [] if file is None else read_class_names(file, given)
+        if count := given or len(names):
             labels = Labels.numbered(count, self.void)
         else:
             values = [label for label in labels_in(splits) if label != self.void]
@@ -206,7 +207,7 @@ class SegmentationFolders(SegmentationData):
 
     def _hold_out(self, train: Pairs) -> dict[str, Sequence[Pair]]:
         count, share = len(train), self.val_fraction
-        held = max(1, round(share * count))
+        held = min(count - 1, max(1, round(share * count)))
         if not share or count < 2:
             raise InputError(
                 f"data.val_fraction={share:g} of {count} images leaves none to validate on; give a val split"

@@ -670,3 +670,14 @@ def test_counted_classes_need_the_training_masks_in_evaluation_too(tmp_path):
     with pytest.raises(InputError, match=r"images/training is missing"):
         opened(root=str(tmp_path), stage="validate", **OWN)
     assert opened(root=str(tmp_path), stage="validate", **{**OWN, "num_classes": 3}).splits["train"] is None
+
+
+def test_reading_again_counts_the_same_classes(tmp_path):
+    """As after a first reading whose batch was too large."""
+    fill(tmp_path / "images", tmp_path / "masks", values=(0, 3, 9, 255))
+    data = SegmentationFolders(**{**SMALL, **OWN, "root": str(tmp_path), "batch_size": 100})
+    with pytest.raises(InputError, match=r"data\.batch_size=100 is larger than the training set of 3"):
+        data.setup()
+    data.batch_size = 2
+    data.setup()
+    assert data.class_names == ["class_0", "class_3", "class_9"] and data.splits["train"][0][1].max() == IGNORE

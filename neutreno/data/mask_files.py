@@ -52,10 +52,12 @@ def without_masks(root: Path, split: str) -> tuple[Path, Path] | None:
 
 def missing_folder(root: Path, split: str) -> InputError:
     """Why :func:`find_folders` finds no such split."""
-    empty = [images for images, masks in _layouts(root, split) if images.parent != root and masks.is_dir()]
-    if (half := without_masks(root, split)) is None and empty and empty[0].is_dir():
-        return InputError(f"{empty[0]} holds no .jpg or .png image")
-    missing = half[1] if half is not None else root / "images" / SPLITS[split][0]
+    of_split = [both for both in _layouts(root, split) if both[0] not in [root / name for name in IMAGES]]
+    lonely = [images for images, masks in of_split if masks.is_dir()]
+    if lonely and lonely[0].is_dir():
+        return InputError(f"{lonely[0]} holds no .jpg or .png image")
+    half = without_masks(root, split)
+    missing = lonely[0] if lonely else half[1] if half is not None else root / "images" / SPLITS[split][0]
     expected = f"expected {root}/{{images,annotations}}/{{training,validation}}"
     return InputError(f"{missing} is missing; {expected}, or another layout of docs/own_data.md")
 

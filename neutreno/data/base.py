@@ -118,6 +118,9 @@ class SplitData(LightningDataModule):
         """
         raise NotImplementedError
 
+    def check_read(self) -> None:
+        """Refuse settings that do not fit what was read; told together with all else that does not fit it."""
+
     def train_transform(self) -> Callable:
         """What makes a sample of the model's input, called with the sample's parts."""
         raise NotImplementedError
@@ -134,6 +137,8 @@ class SplitData(LightningDataModule):
             return
         self.trains, self.notes = stage != "validate", []
         splits, together = self.read(), Together()
+        with together:
+            self.check_read()
         with together:
             if self.trains and self.batch_size > (samples := len(splits["train"])):
                 said = f"data.batch_size={self.batch_size} is larger than the training set of {samples}"

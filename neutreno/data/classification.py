@@ -95,6 +95,7 @@ class ImageClassification(ClassificationData):
         self.reader_splits, self.samples, self.classes = splits or {}, samples or {}, classes
         self.train_samples, self.val_fraction, self.on_device = train_samples, val_fraction, on_device
         self.crop_pct, self.crop_padding, self.augment = crop_pct, crop_padding, dict(augment or {})
+        self._found: int | None = None  # number of classes; of a stream nobody knows
         self._held: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.common = {"input_size": self.image_shape, "interpolation": interpolation}
         self.common |= {"mean": tuple(mean), "std": tuple(std)}
@@ -128,7 +129,8 @@ class ImageClassification(ClassificationData):
             splits["train"], splits["val"] = images.hold_out(splits["train"], self.val_fraction)
             counts = f"{len(splits['val']):,} of {len(splits['train']) + len(splits['val']):,}"
             self.notes.append(f"no val split: {counts} training images are held out (data.val_fraction)")
-        self.num_classes = images.check_splits(splits, self.num_classes, self.root or self.reader)
+        self._found = images.check_splits(splits, self.root or self.reader)
+        self.num_classes = self.num_classes or self._found
         if self.train_samples is not None and splits["train"] is not None:
             check_number("data.train_samples", self.train_samples, 1, len(splits["train"]), integer=True)
             if self.train_samples < len(splits["train"]):
@@ -136,6 +138,11 @@ class ImageClassification(ClassificationData):
         if self.on_device:  # other sizes are resized one by one, as the transforms do
             self.on_device = self._first_size(splits["val"]) == (self.img_size, self.img_size)
         return splits
+
+    def check_read(self) -> None:
+        if self._found not in (None, self.num_classes):
+            said = f"{self.root or self.reader} holds {self._found} classes, data.num_classes={self.num_classes}"
+            raise InputError(f"{said}; set data.num_classes={self._found}")
 
     @cached_property
     def digests(self) -> dict[str, str]:

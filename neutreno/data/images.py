@@ -402,8 +402,8 @@ def number_alike(images: Images, classes: Sequence[str]) -> None:
         images.classes = list(classes)
 
 
-def check_splits(splits: dict[str, Images | None], num_classes: int | None, where: str) -> int:
-    """The number of classes; refuses splits that do not fit each other or ``num_classes``, unless that is None.
+def check_splits(splits: dict[str, Images | None], where: str) -> int:
+    """The number of classes; refuses splits that do not fit each other.
 
     Raises:
         InputError: an empty split, other classes or labels than the first split's, a class without an image, a single
@@ -423,6 +423,4 @@ def check_splits(splits: dict[str, Images | None], num_classes: int | None, wher
         raise InputError(f"{where}: {first} has no image of class {classes[missing[0]]}")
     if (found := len(classes)) < 2:
         raise InputError(f"{where} holds one class, {classes[0]}; a classifier needs two or more")
-    if num_classes not in (None, found):
-        raise InputError(f"{where} holds {found} classes, data.num_classes={num_classes}; set data.num_classes={found}")
     return found

@@ -45,6 +45,11 @@ def find_folders(root: Path, split: str) -> tuple[Path, Path] | None:
     return next((both for both in _layouts(root, split) if _holds_images(both[0]) and both[1].is_dir()), None)
 
 
+def is_begun(root: Path, split: str) -> bool:
+    """Whether a folder of the split is there, with what belongs to it or not."""
+    return any(folder.is_dir() for both in _layouts(root, split) for folder in both)
+
+
 def without_masks(root: Path, split: str) -> tuple[Path, Path] | None:
     """The folder of a split's images where that of their masks is missing, and what that could be."""
     return next((both for both in _layouts(root, split) if _holds_images(both[0])), None)

@@ -27,6 +27,7 @@ from neutreno.data.mask_files import (
     Pairs,
     find_folders,
     find_pairs,
+    is_begun,
     labels_in,
     missing_folder,
     read_class_names,
@@ -226,10 +227,9 @@ class SegmentationFolders(SegmentationData):
         root, splits = check_root(self.root), {}
         for split in ("train", "val", "test"):
             if (folders := find_folders(root, split)) is None:
-                half = without_masks(root, split)
-                if split in self._needed() or (split == "val" and half is not None):
+                if split in self._needed() or (split == "val" and is_begun(root, split)):
                     raise missing_folder(root, split)
-                if split == "test" and half is not None:
+                if split == "test" and (half := without_masks(root, split)) is not None:
                     self.notes.append(f"the test split is not used: no folder of masks beside {half[0]}")
                 splits[split] = None
                 continue

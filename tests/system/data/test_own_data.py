@@ -46,6 +46,13 @@ def test_all_that_does_not_fit_own_images_is_said_at_once(pets, tmp_path):
     ]
 
 
+def test_all_that_does_not_fit_a_folder_taken_for_imagenet_is_said_at_once(pets, tmp_path):
+    done = run_forked("train.py", "data=imagenet", f"data.root={pets}", "data.img_size=100", *SMALL, cwd=tmp_path)
+    classes, batch, patch = done.stderr.splitlines()
+    assert classes.endswith("pets holds 3 classes, data.num_classes=1000; set data.num_classes=3")
+    assert "data.batch_size=1024 is larger than the training set of 20" in batch and "patch_size=16" in patch
+
+
 def test_a_finished_run_on_own_images_is_known_again(pets, tmp_path):
     words = ["data=images", f"data.root={pets}", "data.batch_size=8", "data.img_size=32", "trainer.max_epochs=1"]
     run = train([*words, *SMALL], tmp_path)

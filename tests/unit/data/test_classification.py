@@ -1,3 +1,4 @@
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,10 +6,15 @@ import pytest
 import torch
 from support import encode, make_image, write_parquet
 
+import neutreno.data.base
 from neutreno.data.classification import ImageClassification
 from neutreno.data.digits import Digits
 from neutreno.data.images import open_split
 from neutreno.errors import InputError
+from neutreno.models.segmenter import Segmenter
+from neutreno.models.timm import timm_model
+from neutreno.models.vit import VisionTransformer
+from neutreno.tasks.classification import Classification
 
 SHAPE = {"img_size": 12, "in_chans": 3, "num_classes": 2, "batch_size": 4}
 NORM = {"mean": [0.5] * 3, "std": [0.5] * 3}
@@ -276,7 +282,31 @@ def test_a_stream_does_not_tell_its_classes(tmp_path):
 
 def test_all_that_does_not_fit_the_images_is_said_at_once(image_folders):
     with pytest.raises(InputError) as error:
-        images(image_folders, batch_size=100, interpolation="foo")
-    first, second = str(error.value).splitlines()
+        images(image_folders, num_classes=3, batch_size=100, interpolation="foo")
+    classes, first, second = str(error.value).splitlines()
+    assert classes.endswith("holds 2 classes, data.num_classes=3; set data.num_classes=2")
     assert first == "data.batch_size=100 is larger than the training set of 12; type data.batch_size=8, or less"
     assert second.startswith("the transforms cannot be built")
+
+
+def test_auto_asks_for_the_loading_processes_that_the_machine_has_cores_for(monkeypatch):
+    monkeypatch.setattr(neutreno.data.base, "suggested_max_num_workers", lambda processes: 16 // processes - 1)
+    data = digits(num_workers="auto")
+    assert data.workers == neutreno.data.base.MOST_WORKERS == 8
+    data.trainer = SimpleNamespace(num_devices=4)
+    assert data.workers == 3 and digits(num_workers=0).workers == 0
+    with pytest.raises(InputError, match="num_workers=many"):
+        digits(num_workers="many")
+
+
+@pytest.mark.parametrize("model", [VisionTransformer, Segmenter, partial(timm_model, "test_vit")])
+def test_a_model_that_nobody_tells_its_classes_is_refused(model):
+    with pytest.raises(InputError, match="num_classes=None is not a whole number"):
+        model(num_classes=None)
+
+
+def test_a_task_without_a_number_of_classes_takes_the_models():
+    model = VisionTransformer("mini", img_size=12, patch_size=4, depth=1, num_classes=3)
+    assert Classification(model, num_classes=None).metrics["val_"]["raw"]["top1"].num_classes == 3
+    with pytest.raises(InputError, match=r"task\.num_classes is not set, and the model does not say it"):
+        Classification(torch.nn.Identity(), num_classes=None)

@@ -650,6 +650,16 @@ def test_images_whose_masks_are_missing_are_refused_or_left_out_and_said(tmp_pat
         opened(root=str(tmp_path), **OWN)
 
 
+def test_a_validation_folder_of_masks_alone_or_of_nothing_is_no_reason_to_hold_out(tmp_path):
+    fill(tmp_path / "images/train", tmp_path / "masks/train")
+    (tmp_path / "masks/val").mkdir()
+    with pytest.raises(InputError, match=r"images/val is missing"):
+        opened(root=str(tmp_path), **OWN)
+    (tmp_path / "images/val").mkdir()
+    with pytest.raises(InputError, match=r"images/val holds no \.jpg or \.png image"):
+        opened(root=str(tmp_path), **OWN)
+
+
 def test_a_label_beyond_a_byte_is_named(tmp_path):
     fill(tmp_path / "images", tmp_path / "masks")
     Image.fromarray(np.full((30, 40), 300, np.uint16)).save(tmp_path / "masks/2.png")

@@ -21,7 +21,7 @@ NORM = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 def images(root, **kwargs):
-    data = ImageClassification(root=str(root), **{**SHAPE, **NORM, **kwargs})
+    data = ImageClassification(root=root and str(root), **{**SHAPE, **NORM, **kwargs})
     data.setup()
     return data
 

@@ -9,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-# Said by Lightning of every run of ours, with nothing to be done about it.
+# Said by libraries, most of it by Lightning of every run of ours, with nothing to be done about it.
 _KNOWN = (
     "does not have many workers",
     "in eval mode at the start of training",
@@ -21,6 +21,9 @@ _KNOWN = (
     "was configured so `ckpt_path=",
     "to accumulate the metric across devices",  # the metrics have done so
     "Sparse CSR tensor support is in beta state",
+    "Palette images with Transparency expressed in bytes",  # Pillow's, as the next two, of images that it reads well
+    "Corrupt EXIF data",
+    "Metadata Warning, tag",
     "FSDP2-wrapped module (FSDPBlock) returned a view tensor",  # V_0; nothing works in place on it
 )
 

@@ -19,6 +19,30 @@ class InputError(ValueError):
     """
 
 
+class Together:
+    """Collects what several steps refuse, so that it is told at once: ``with together: STEP`` keeps the lines of an
+    :class:`InputError` in ``problems``, and goes on behind it."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def __enter__(self) -> "Together":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> bool:
+        if isinstance(error, InputError):
+            self.problems += str(error).splitlines()
+        return isinstance(error, InputError)
+
+    def refuse(self) -> None:
+        """
+        Raises:
+            InputError: a line for each problem, where there are any.
+        """
+        if self.problems:
+            raise InputError("\n".join(dict.fromkeys(self.problems)))
+
+
 def check_number(name: str, value: object, least: float = 0, most: float = math.inf, integer: bool = False) -> None:
     """Refuse what is no finite (or whole) number between ``least`` and ``most``.
 

@@ -211,7 +211,7 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
         f"{data.samples_per_step / model_s:,.1f} {data.samples_are}/s the model's step alone "
         f"({clock.steps} steps of {step_s:.3g} s)",
         "bottleneck": f"{'loading' if waiting > 0.1 else 'computing'}: {100 * waiting:.0f} % of a step waits for data"
-        + (f"; more data.num_workers (now {data.num_workers}) or faster storage help" if waiting > 0.1 else ""),
+        + (f"; more data.num_workers (now {data.workers}) or faster storage help" if waiting > 0.1 else ""),
         "validation": f"{validation_s:.3g} s each, estimated from {trainer.limit_val_batches} of {batches} batches",
         "whole run": f"{hours:.3g} hours for {trainer.max_epochs} epochs of {data.steps_per_epoch} steps, "
         f"{validations} validations included (start, probe, checkpoints and the test split are not)",

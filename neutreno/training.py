@@ -31,7 +31,7 @@ from neutreno.config.trust import without_start
 from neutreno.config.words import key_of
 from neutreno.data.base import SplitData
 from neutreno.data.loading import derive_seed, seed_everything
-from neutreno.errors import InputError, explain
+from neutreno.errors import InputError, Together, explain
 from neutreno.evaluation.metrics import evaluate_run
 from neutreno.oversmoothing.probe import OversmoothingProbe
 from neutreno.parallel import GatherForEvaluation, build_trainer, check_trainer, kill_others
@@ -65,9 +65,10 @@ def train(composed: Composed) -> None:
     if not config.preflight and rank_zero_only.rank == 0:  # the other processes find the folder that this one made
         run.check(composed, config.resume)
     seed_everything(derive_seed(config.seed))
-    data = build(settings["data"])
-    data.setup()
-    if not config.preflight:
+    data, together = build(settings["data"]), Together()
+    with together:
+        data.setup()
+    if not config.preflight and not together.problems:
         if rank_zero_only.rank == 0:
             run.check_data(lambda: data.digests)
         if config.resume and run.status == "finished":
@@ -76,8 +77,25 @@ def train(composed: Composed) -> None:
             return
 
     resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
-    data.check_readable()
     network = settings["model"] if resume_from is None else without_start(settings["model"])  # a checkpoint follows
+    with together:
+        task = build_task(composed, data, network)
+    together.refuse()
+    data.check_readable()
+    task.run = {"settings": identity_of(settings), "digests": data.digests}
+    if config.preflight:
+        console.begin()
+        return preflight(config, task, data, plugins)
+    fit(composed, run, resume_from, data, task, plugins)
+
+
+def build_task(composed: Composed, data: SplitData, network: dict[str, Any]) -> Task:
+    """The task with its model, which ``network`` describes.
+
+    Raises:
+        InputError: a part cannot be built, or they do not fit each other.
+    """
+    config, settings = composed.config, composed.settings
     model = build(network, **data.model_arguments())
     data.check_model(model, settings["model"])
     data.check_batches(model)
@@ -85,17 +103,13 @@ def train(composed: Composed) -> None:
         raise InputError(f"probe.num_samples={samples}, but {data.needs_others}; raise it")
     task = build(settings["task"], model=model)
     task.variants = describe(composed)["axes"]
-    task.run = {"settings": identity_of(settings), "digests": data.digests}
     if config.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise InputError(f"grad_checkpointing=true: {type(model).__name__} does not support it; leave it out")
         model.set_grad_checkpointing()
     if config.compile:  # in place, so names stay; the average is not compiled, nor what the probe runs
         model.compile()
-    if config.preflight:
-        console.begin()
-        return preflight(config, task, data, plugins)
-    fit(composed, run, resume_from, data, task, plugins)
+    return task
 
 
 def checked(composed: Composed) -> tuple[Composed, list]:
@@ -124,7 +138,7 @@ def fit(
     trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, [checkpoints, *plugins])
     is_rank_zero = trainer.is_global_zero
     data.check_limits(trainer)
-    notes = check_schedule(composed, trainer, task, data)
+    notes = [*data.notes, *check_schedule(composed, trainer, task, data)]
     if resume_from is not None:
         check_resumed(resume_from, task, data)
     before = run.record() if resume_from is not None else {}

@@ -50,24 +50,24 @@ def main() -> int:
 def check_files(root: Path, num_classes: int, counts: str, workers: int) -> list[str]:
     from tqdm.contrib.concurrent import process_map
 
-    from neutreno.data.segmentation import FOLDERS, find_pairs, pair_problem
+    from neutreno.data.mask_files import SPLITS, Labels, find_folders, find_pairs, missing_folder, pair_problem
 
     expected = [None, None] if counts == "none" else counts.split(",")
     if len(expected) != 2 or not all(n is None or n.isdecimal() for n in expected):
         raise InputError(f"--counts={counts} is neither TRAIN,VAL nor none")
     problems = []
-    for split, count in zip(FOLDERS.values(), expected, strict=True):
-        try:
-            pairs, unpaired = find_pairs(root, split)
-        except InputError as error:
-            problems.append(str(error))
+    for name, count in zip(("train", "val"), expected, strict=True):
+        if (folders := find_folders(root, name)) is None:
+            problems.append(str(missing_folder(root, name)))
             continue
+        pairs, unpaired = find_pairs(*folders)
         problems += unpaired
+        split = SPLITS[name][0]
         if count is not None and len(pairs) != int(count):
             problems.append(
                 f"{root} has {len(pairs):,} pairs in {split}, not {int(count):,}; --counts none: any number"
             )
-        look = partial(pair_problem, num_classes=num_classes)
+        look = partial(pair_problem, labels=Labels.numbered(num_classes, void=0))
         found = process_map(look, pairs, max_workers=workers, chunksize=16, desc=split, disable=None)
         problems += filter(None, found)
         print(f"{split}: {len(pairs):,} images with annotations, {found.count(None):,} of them good")
@@ -75,7 +75,7 @@ def check_files(root: Path, num_classes: int, counts: str, workers: int) -> list
 
 
 def check_names(root: Path, num_classes: int) -> list[str]:
-    from neutreno.data.segmentation import read_class_names
+    from neutreno.data.mask_files import read_class_names
 
     file, info = root / "classes.txt", root / "objectInfo150.txt"
     if not file.exists() and info.exists():  # a table whose last column holds synonyms: building, edifice

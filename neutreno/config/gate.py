@@ -20,7 +20,7 @@ from neutreno.config.composing import Composed
 from neutreno.config.options import EXECUTION, IDENTITY, SUPPLIED, Mark, Option, options_of
 from neutreno.config.settings import SCHEMAS, Part, Parts
 from neutreno.config.words import close, first_line, full_key, key_of, near
-from neutreno.errors import InputError
+from neutreno.errors import InputError, Together
 
 
 def check(composed: Composed, schema: str = "train", only: Sequence[str] | None = None) -> None:
@@ -47,8 +47,9 @@ def refuse(problems: Iterable[str]) -> None:
     Raises:
         InputError: a line for every one of the problems, where there are any.
     """
-    if told := list(dict.fromkeys(problems)):
-        raise InputError("\n".join(told))
+    together = Together()
+    together.problems += problems
+    together.refuse()
 
 
 # The first stage

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from omegaconf import DictConfig
 from torch import nn
@@ -27,8 +28,9 @@ from neutreno.data.loading import (
     TrainBatchSampler,
     collate_readable,
 )
-from neutreno.errors import InputError
+from neutreno.errors import InputError, Together
 
+MOST_WORKERS = 8  # more of them seldom load faster, and each takes memory
 TRIED = 1000  # samples of a split, until one can be read
 
 
@@ -55,13 +57,15 @@ class SplitData(LightningDataModule):
         micro_batch_size: largest number of samples per forward pass on a device; the rest of its share of the batch is
             accumulated. None: the whole share at once. "auto": as many as fit into a GPU's memory, on a CPU the
             whole share.
-        num_workers: loading processes per training process; 0 loads in the training process.
+        num_workers: loading processes per training process; 0 loads in the training process. "auto": one less than it
+            has cores, at least one and at most :data:`MOST_WORKERS`.
         seed: of the order and the augmentation.
         repeats: of repeated augmentation; 1 switches it off.
         max_corrupt: a run skips, notes and counts corrupt samples up to this share of the training and validation
             set, then stops.
 
     ``corrupt`` is where they are noted (see :meth:`note_corrupt`); until it is set, the first one is an error.
+    ``notes`` are lines for the terminal: what the data set chose, or left out, by itself.
     """
 
     samples_are = "samples"
@@ -75,7 +79,7 @@ class SplitData(LightningDataModule):
         self,
         batch_size: Annotated[int, Ge(1), Le(10**7)] = 128,
         eval_batch_size: Annotated[Annotated[int, Ge(1), Le(10**7)], EXECUTION] = 256,
-        num_workers: Annotated[Annotated[int, Ge(0), Le(4096)], EXECUTION] = 0,
+        num_workers: Annotated[Annotated[int, Ge(0), Le(4096)] | Literal["auto"], EXECUTION] = 0,
         seed: Seed = 0,
         repeats: Annotated[int, Ge(1), Le(1000)] = 1,
         max_corrupt: Annotated[Annotated[float, Ge(0), Le(0.5)], FREE] = 0.001,
@@ -86,6 +90,7 @@ class SplitData(LightningDataModule):
         self.num_workers, self.seed, self.repeats, self.max_corrupt = num_workers, seed, repeats, max_corrupt
         self.splits: dict[str, Sequence | None] = {}
         self.corrupt: CorruptLog | None = None
+        self.notes: list[str] = []
         self.trains = True
         self.needs_others = ""  # what the model takes from other samples of a batch; see check_batches
 
@@ -113,6 +118,9 @@ class SplitData(LightningDataModule):
         """
         raise NotImplementedError
 
+    def check_read(self) -> None:
+        """Refuse settings that do not fit what was read; told together with all else that does not fit it."""
+
     def train_transform(self) -> Callable:
         """What makes a sample of the model's input, called with the sample's parts."""
         raise NotImplementedError
@@ -127,14 +135,29 @@ class SplitData(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        self.trains = stage != "validate"
-        splits = self.read()
-        if self.trains and self.batch_size > (samples := len(splits["train"])):
-            raise InputError(f"data.batch_size={self.batch_size} is larger than the training set of {samples}")
+        self.trains, self.notes = stage != "validate", []
+        splits, together = self.read(), Together()
+        with together:
+            self.check_read()
+        with together:
+            if self.trains and self.batch_size > (samples := len(splits["train"])):
+                said = f"data.batch_size={self.batch_size} is larger than the training set of {samples}"
+                raise InputError(f"{said}; type data.batch_size={2 ** (samples.bit_length() - 1)}, or less")
+        with together:  # what is wrong with them is said early
+            self.eval_transform()
+            if self.trains:
+                self.train_transform()
+        together.refuse()
         self.splits = splits
-        self.eval_transform()  # what is wrong with them is said early
-        if self.trains:
-            self.train_transform()
+        if not self.has_test:
+            self.notes.append("no test split: the figures at the end are the validation split's, which chooses best/…")
+
+    @property
+    def workers(self) -> int:
+        """``num_workers`` as a number."""
+        if self.num_workers != "auto":
+            return self.num_workers
+        return min(MOST_WORKERS, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
 
     def accumulated_batches(self, world: int, micro_batches: int = 1, fits: int | None = None) -> int:
         """Number of micro-batches into which each of ``world`` ranks splits its share of the global batch:
@@ -237,7 +260,7 @@ class SplitData(LightningDataModule):
 
     def record(self) -> dict[str, Any]:
         """What a run's record says of the data beside its settings."""
-        return {"digests": self.digests}
+        return {"digests": self.digests, "data_notes": self.notes}
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -318,5 +341,5 @@ class SplitData(LightningDataModule):
         return DataLoader(data, self.eval_batch_size, sampler=sampler, collate_fn=self.collate_eval, **self._loading())
 
     def _loading(self) -> dict:
-        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        workers = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
         return {**workers, "pin_memory": torch.cuda.is_available()}

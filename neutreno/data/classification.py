@@ -37,19 +37,24 @@ class ClassificationData(ImageData):
 class ImageClassification(ClassificationData):
     """Images as class folders or parquet under ``root`` (see :func:`neutreno.data.images.open_split`), or from timm.
 
+    Under ``root`` they may lie without splits (see :func:`neutreno.data.images.open_whole`); then they are all training
+    images, of which some are held out.
+
     Args:
         root: folder of the data set; with ``reader``, where it keeps or looks for its files.
         reader: timm's name of a data set: ``hfds/HUB_ID`` (Hugging Face), ``hfids/HUB_ID`` (the same, streamed),
             ``torch/cifar10`` (torchvision), ``wds/…`` (WebDataset), ``tfds/…``.
-        splits: the reader's names of the splits; null: there is none (test: null also leaves ``root``'s unread).
+        splits: the reader's names of the splits; null: there is none (test: null also leaves ``root``'s unread). Of
+            ``hfds/…``, null or {} as a whole: by their usual names.
         samples: how many a stream's splits hold, where its library does not know.
         reader_args: the columns ``input_key`` and ``target_key``, and further arguments of ``datasets.load_dataset``
             (``hfds/…``) or timm's ``create_dataset``.
         download: let the reader download (torchvision does so only then).
         classes: keep only these, by name (ImageNet: by synset id), in this order; null: all.
         train_samples: train on a fixed stratified subset of so many images; null: on all.
-        val_fraction: share of the training set to validate on, split off by a fixed stratified draw, when the data set
-            has no validation split; then its test split is used once at the end.
+        val_fraction: share of the training set to validate on, split off by a fixed stratified draw (see
+            :func:`neutreno.data.images.hold_out`), when the data set has no validation split; then its test split is
+            used once at the end.
         on_device: keep all images on the training device and augment there (random crop and flip alone), if they have
             ``img_size`` already.
         mean, std: normalisation per channel; released ViT weights expect 0.5, DeiT's the values of ImageNet.
@@ -59,7 +64,8 @@ class ImageClassification(ClassificationData):
             images of 32 pixels.
 
     Raises:
-        InputError: nothing at ``root``, no classes, or another number of them than ``num_classes``.
+        InputError: nothing at ``root``, no classes, or another number of them than ``num_classes``; a stream without
+            ``num_classes``.
     """
 
     @checked
@@ -89,6 +95,7 @@ class ImageClassification(ClassificationData):
         self.reader_splits, self.samples, self.classes = splits or {}, samples or {}, classes
         self.train_samples, self.val_fraction, self.on_device = train_samples, val_fraction, on_device
         self.crop_pct, self.crop_padding, self.augment = crop_pct, crop_padding, dict(augment or {})
+        self._found: int | None = None  # number of classes; of a stream nobody knows
         self._held: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.common = {"input_size": self.image_shape, "interpolation": interpolation}
         self.common |= {"mean": tuple(mean), "std": tuple(std)}
@@ -103,9 +110,10 @@ class ImageClassification(ClassificationData):
         return self.reader is not None and self.reader.startswith(images.STREAMS)
 
     def read(self) -> dict[str, Sequence | None]:
-        splits = self._read_root() if self.reader is None else {n: self._open(n) for n in ("train", "val", "test")}
+        splits = self._read_root() if self.reader is None else self._read_reader()
         if splits["train"] is None and (self.trains or splits["val"] is None):
             root = f"no training data in data.root={self.root}: expected train/CLASS/IMAGE or train*.parquet"
+            root += ", or CLASS/IMAGE or *.parquet without splits"
             reader = "data.splits.train is not set: name the reader's training split"
             raise InputError(root if self.reader is None else reader)
         if self.streams:
@@ -114,9 +122,15 @@ class ImageClassification(ClassificationData):
             splits["test"] = None
         if self.classes is not None:
             splits = {name: split and images.choose_classes(split, self.classes) for name, split in splits.items()}
+        if splits["train"] is not None:
+            for split in filter(None, (splits["val"], splits["test"])):
+                images.number_alike(split, splits["train"].classes)
         if splits["val"] is None:
-            splits["train"], splits["val"] = images.split_off(splits["train"], self.val_fraction, "data.val_fraction")
-        images.check_splits(splits, self.num_classes, self.root or self.reader)
+            splits["train"], splits["val"] = images.hold_out(splits["train"], self.val_fraction)
+            counts = f"{len(splits['val']):,} of {len(splits['train']) + len(splits['val']):,}"
+            self.notes.append(f"no val split: {counts} training images are held out (data.val_fraction)")
+        self._found = images.check_splits(splits, self.root or self.reader)
+        self.num_classes = self.num_classes or self._found
         if self.train_samples is not None and splits["train"] is not None:
             check_number("data.train_samples", self.train_samples, 1, len(splits["train"]), integer=True)
             if self.train_samples < len(splits["train"]):
@@ -124,6 +138,11 @@ class ImageClassification(ClassificationData):
         if self.on_device:  # other sizes are resized one by one, as the transforms do
             self.on_device = self._first_size(splits["val"]) == (self.img_size, self.img_size)
         return splits
+
+    def check_read(self) -> None:
+        if self._found not in (None, self.num_classes):
+            said = f"{self.root or self.reader} holds {self._found} classes, data.num_classes={self.num_classes}"
+            raise InputError(f"{said}; set data.num_classes={self._found}")
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -160,9 +179,27 @@ class ImageClassification(ClassificationData):
         root = check_root(self.root)
         splits = {name: images.open_split(root, name, self.mode) for name in ("train", "val")} | {"test": None}
         if self.reader_splits.get("test", "test") is not None:
-            with contextlib.suppress(InputError):  # ImageNet's test images lie in one folder, without labels
+            try:
                 splits["test"] = images.open_split(root, "test", self.mode)
+            except InputError as error:  # ImageNet's test images lie in one folder, without labels
+                self.notes.append(f"the test split is not used: {error}")
+        if not self.notes and all(split is None for split in splits.values()):
+            splits["train"] = images.open_whole(root, self.mode)
         return splits
+
+    def _read_reader(self) -> dict[str, Sequence | None]:
+        if self.streams and self.num_classes is None:
+            raise InputError(f"data.reader={self.reader} is a stream, which tells no classes: set data.num_classes")
+        if not self.reader_splits and self.reader.startswith("hfds/"):
+            columns = ("input_key", "target_key")
+            more = {key: value for key, value in self.reader_args.items() if key not in columns}
+            there = images.load_hub(self.reader, cache_dir=self.root, **more)
+            usual = {split: [name for name in names if name in there] for split, names in images.SYNONYMS.items()}
+            self.reader_splits = {split: names[0] for split, names in usual.items() if names}
+            if "train" not in self.reader_splits:
+                said = f"data.reader={self.reader} has the splits {', '.join(there)}"
+                raise InputError(f"{said}; name those to use, 'data.splits={{train: …, val: …, test: …}}'")
+        return {name: self._open(name) for name in ("train", "val", "test")}
 
     def _open(self, split: str, **kwargs):
         if (name := self.reader_splits.get(split)) is None:
@@ -185,7 +222,7 @@ class ImageClassification(ClassificationData):
             micro_batches = self.trainer.accumulate_grad_batches
             share = self.batch_size // (micro_batches * self.trainer.world_size)
             stream = self._stream("train", self.train_transform(), batch_size=share)
-            return StreamLoader(stream, self.whole_epoch * micro_batches, share, num_workers=self.num_workers)
+            return StreamLoader(stream, self.whole_epoch * micro_batches, share, num_workers=self.workers)
         if self.on_device:
             return DeviceLoader(*self._images("train"), self._normalize(), self._train_sampler(), self.crop_padding)
         return super().train_dataloader()
@@ -198,7 +235,7 @@ class ImageClassification(ClassificationData):
                     "folders, parquet or hfds/… for validation, or one process"
                 )
             stream = self._stream(split, self.eval_transform())
-            return DataLoader(stream, batch_size=self.eval_batch_size, num_workers=min(self.num_workers, 1))
+            return DataLoader(stream, batch_size=self.eval_batch_size, num_workers=min(self.workers, 1))
         if self.on_device:
             return DeviceEvalLoader(*self._images(split), self._normalize(), self.eval_batch_size, **self._share)
         return super()._eval_loader(split)
@@ -218,7 +255,7 @@ class ImageClassification(ClassificationData):
         """A split on the training device, read once."""
         if split not in self._held:
             where = self.trainer.strategy.root_device
-            how = {"num_workers": self.num_workers, "replace": split == "train"}
+            how = {"num_workers": self.workers, "replace": split == "train"}
             self._held[split] = load_images(self.splits[split], where, self.corrupt, **how)
         return self._held[split]
 

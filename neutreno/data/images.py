@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -15,6 +16,7 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from neutreno.data.fingerprint import of_array, of_files, sampled
 from neutreno.data.loading import CorruptSample, derive_seed, seed_cpu
@@ -62,14 +64,22 @@ class Images(Sequence):
         yield of_array(self.labels)
 
 
+class _ClassFolders(ImageFolder):
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        classes = [name for name in super().find_classes(directory)[0] if name[0] != "."]  # what editors leave behind
+        if not classes:
+            raise FileNotFoundError(f"Found only hidden folders in {directory}.")
+        return classes, {name: number for number, name in enumerate(classes)}
+
+
 class FolderImages(Images):
-    """``root/CLASS/…/image``: classes are the folders' names in order."""
+    """``root/CLASS/…/image``: classes are the folders' names in order, hidden ones left out."""
 
     def __init__(self, folder: Path, mode: str = "RGB") -> None:
         try:
-            files = ImageFolder(str(folder))
+            files = _ClassFolders(str(folder))
         except FileNotFoundError as error:  # torchvision's word for no class folder, and for one without an image
-            if not any(p.is_dir() for p in folder.iterdir()):
+            if not any(p.is_dir() and p.name[0] != "." for p in folder.iterdir()):
                 raise InputError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE files") from error
             raise InputError(f"{folder}: {str(error).split(' Supported')[0].rstrip('.')}") from error
         super().__init__(files.targets, files.classes, mode)
@@ -300,6 +310,17 @@ def open_split(root: str | Path, split: str, mode: str = "RGB") -> Images | None
     return None
 
 
+def open_whole(root: str | Path, mode: str = "RGB") -> Images | None:
+    """What lies under ``root`` without splits, ``root/*.parquet`` or ``root/CLASS/IMAGE``; None if nothing does."""
+    root = Path(root)
+    if files := sorted(map(str, root.glob("*.parquet"))):
+        return open_parquet(files, mode)
+    classes = [folder for folder in root.iterdir() if folder.is_dir() and folder.name[0] != "."]
+    if any(path.suffix.lower() in IMG_EXTENSIONS for folder in classes for path in folder.rglob("*")):
+        return FolderImages(root, mode)
+    return None
+
+
 def open_parquet(files: list[str], mode: str = "RGB") -> TableImages:
     """Parquet as Hugging Face ``datasets`` writes it: a column of image bytes and one of integer labels.
 
@@ -339,6 +360,26 @@ def choose_classes(images: Sequence, classes: Sequence[str]) -> Subset:
     return Subset(images, np.flatnonzero(np.isin(images.labels, numbers)), classes)
 
 
+def hold_out(images: Images, share: float) -> tuple[Subset, Subset]:
+    """(the rest, a ``share`` of them to validate on), by a fixed stratified draw.
+
+    Where a class is too small for its share, one of its images is held out; the only image of a class never is.
+
+    Raises:
+        InputError: nothing is left to validate on.
+    """
+    with contextlib.suppress(InputError):
+        return split_off(images, share, "data.val_fraction")
+    draw, taken = np.random.default_rng(SPLIT_SEED), np.zeros(len(images), bool)
+    for label in np.unique(images.labels):
+        members = draw.permutation(np.flatnonzero(images.labels == label))
+        taken[members[: min(len(members) - 1, max(1, round(share * len(members))))]] = True
+    if not taken.any() or not share:
+        said = f"data.val_fraction={share:g} of {len(images)} images leaves none to validate on"
+        raise InputError(f"{said}; give a val split, more images of a class, or a larger data.val_fraction")
+    return Subset(images, np.flatnonzero(~taken)), Subset(images, np.flatnonzero(taken))
+
+
 def split_off(images: Sequence, size: float, key: str) -> tuple[Subset, Subset]:
     """(the rest, ``size`` of them), by a fixed stratified draw; ``key`` is the setting that says how many.
 
@@ -354,11 +395,19 @@ def split_off(images: Sequence, size: float, key: str) -> tuple[Subset, Subset]:
     return Subset(images, rest), Subset(images, taken)
 
 
-def check_splits(splits: dict[str, Sequence | None], num_classes: int, where: str) -> None:
-    """Refuse splits that do not fit each other or ``num_classes``.
+def number_alike(images: Images, classes: Sequence[str]) -> None:
+    """Number the labels by ``classes``, of which these images may lack some."""
+    if images.classes != classes and set(images.classes) <= set(classes) and images.labels.max() < len(images.classes):
+        images.labels = np.array([classes.index(name) for name in images.classes])[images.labels]
+        images.classes = list(classes)
+
+
+def check_splits(splits: dict[str, Images | None], where: str) -> int:
+    """The number of classes; refuses splits that do not fit each other.
 
     Raises:
-        InputError: an empty split, other classes or labels than the first split's, a class without an image.
+        InputError: an empty split, other classes or labels than the first split's, a class without an image, a single
+            class.
     """
     present = {name: images for name, images in splits.items() if images is not None}
     first, classes = next((name, images.classes) for name, images in present.items())
@@ -372,5 +421,6 @@ def check_splits(splits: dict[str, Sequence | None], num_classes: int, where: st
             raise InputError(f"{where}: {name} has labels outside 0 … {len(classes) - 1}")
     if missing := sorted(set(range(len(classes))) - set(present[first].labels.tolist())):
         raise InputError(f"{where}: {first} has no image of class {classes[missing[0]]}")
-    if (found := len(classes)) != num_classes:
-        raise InputError(f"{where} holds {found} classes, data.num_classes={num_classes}; set data.num_classes={found}")
+    if (found := len(classes)) < 2:
+        raise InputError(f"{where} holds one class, {classes[0]}; a classifier needs two or more")
+    return found

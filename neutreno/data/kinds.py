@@ -50,7 +50,8 @@ class ImageData(SplitData):
 
     Args:
         img_size: side of the square images that the model sees in training, in pixels.
-        in_chans, num_classes: of the model that fits the data.
+        in_chans, num_classes: of the model that fits the data. num_classes null: as many as the data set holds, which
+            it tells the model once it is read.
         kwargs: of :class:`SplitData`.
     """
 
@@ -61,13 +62,19 @@ class ImageData(SplitData):
         self,
         img_size: Annotated[Size, FREE],
         in_chans: Annotated[Size, FREE],
-        num_classes: Annotated[Annotated[int, Ge(2), Le(10**7)], FREE],
+        num_classes: Annotated[Annotated[int, Ge(2), Le(10**7)] | None, FREE],
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         self.image_shape = in_chans, img_size, img_size
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.mode = "L" if in_chans == 1 else "RGB"
+        self._tells = num_classes is None
+
+    def model_arguments(self) -> dict[str, Any]:
+        if self.num_classes is None:
+            self.setup("validate")
+        return {"num_classes": self.num_classes} if self._tells else {}
 
     def check_model(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
         """

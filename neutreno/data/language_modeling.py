@@ -17,7 +17,7 @@ from torch import Tensor
 from neutreno.config.options import FREE, Count, Reader, ReaderArgs, Root, Size, checked
 from neutreno.data.kinds import SteppedData
 from neutreno.data.loading import Resumable
-from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, open_folder, open_hub, prepare
+from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, open_cutting, open_folder, open_hub, prepare
 from neutreno.errors import InputError
 
 Batch = tuple[Tensor, Tensor]  # ids (B, N) and the tokens that follow them (B, N)
@@ -138,15 +138,21 @@ class TextData(SteppedData):
     def setup(self, stage: str | None = None) -> None:
         if self.vocabulary is None:
             self.splits, self.vocabulary, self.sources = self.prepare_text()
-        for split, ids in self.splits.items():
-            rows = self.batch_size if split == "train" and stage != "validate" else 1
-            if len(ids) // rows <= self.sequence_length:
-                streams = f" in each of data.batch_size={rows} streams; lower one of them" if rows > 1 else "; lower it"
-                where = f"the {split} text of {len(ids) // rows:,} tokens{streams}"
-                raise InputError(f"data.sequence_length={self.sequence_length} is longer than {where}")
+        rows = {"train": 1 if stage == "validate" else self.batch_size, "val": 1, "test": 1}
+        lengths = {split: len(ids) // rows[split] for split, ids in self.splits.items()}
+        if short := {split: length for split, length in lengths.items() if length <= self.sequence_length}:
+            streams = {"train": f" in each of data.batch_size={self.batch_size} streams"} if rows["train"] > 1 else {}
+            texts = [
+                f"the {split} text of {length:,} tokens{streams.get(split, '')}" for split, length in short.items()
+            ]
+            said = f"data.sequence_length={self.sequence_length} is longer than {' and '.join(texts)}"
+            least, lower = min(short.values()), "one of them" if short.keys() & streams.keys() else "it"
+            way = f"lower {lower}, e.g. data.sequence_length={least - 1}" if least > 1 else "give a longer text"
+            raise InputError(f"{said}; {way}")
 
     def model_arguments(self) -> dict[str, Any]:
-        self.setup("validate")
+        if self.vocabulary is None:
+            self.setup("validate")
         return {"vocabulary": self.vocabulary}
 
     @property
@@ -214,6 +220,8 @@ class TextFiles(TextData):
         reader: instead of it ``hfds/HUB_ID``; reader_args: further arguments of ``datasets.load_dataset``, ``name``
             among them.
         cache: folder to keep the ids in; null: ``root``, and for a ``reader`` that of ``datasets``.
+        cut: ``root`` may be a single file, or a folder without all splits: those that are missing are cut by position,
+            see :func:`neutreno.data.text.open_cutting`.
     """
 
     @checked
@@ -223,23 +231,26 @@ class TextFiles(TextData):
         reader: Reader = None,
         reader_args: ReaderArgs = None,
         cache: Root = None,
+        cut: Annotated[bool, FREE] = False,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         self.root, self.reader, self.reader_args, self.cache = root, reader, dict(reader_args or {}), cache
+        self.cut = cut
 
     def prepare_text(self) -> PreparedText:
         name = "ids" if self.min_count == 1 else f"ids-min{self.min_count}"
         if self.root is not None or self.reader is None:
-            sources, where = open_folder(self.root), f"data.root={self.root}"
-            folder, key = Path(self.root), str(Path(self.root).resolve())
+            sources, self.notes = open_cutting(self.root) if self.cut else (open_folder(self.root), [])
+            where, key, path = f"data.root={self.root}", str(Path(self.root).resolve()), Path(self.root)
+            folder, shared = path.parent if path.is_file() else path, path.is_file()
         else:
             from datasets import config
 
             sources, where = open_hub(self.reader, self.reader_args), f"data.reader={self.reader}"
-            folder = Path(config.HF_DATASETS_CACHE) / "neutreno"
+            folder, shared = Path(config.HF_DATASETS_CACHE) / "neutreno", True
             key = f"{self.reader} {sorted(self.reader_args.items())}"
-        if self.root is None or self.cache is not None:  # a folder that texts share
+        if shared or self.cache is not None:  # a folder that texts share
             text = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(self.root or self.reader).name)
             name = f"{text}-{hashlib.sha256(key.encode()).hexdigest()[:8]}-{name}"
         return prepare(sources, Path(self.cache or folder) / name, self.min_count, where)

@@ -141,12 +141,14 @@ class Source(NamedTuple):
     blocks: Callable[[], Iterator[str]]
 
 
-def _read_plain(path: Path) -> Iterator[str]:
-    """A file in UTF-8, some megabytes at once, also where a text is a single line."""
-    offset, rest, block, last = 0, b"", b"", False
+def _read_plain(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str]:
+    """A file in UTF-8, or its bytes from ``start`` to ``stop``, some megabytes at once, also where a text is a single
+    line."""
+    offset, rest, block, last = start, b"", b"", False
     with open(path, "rb") as file:
+        file.seek(start)
         while not last:
-            read = file.read(BLOCK)
+            read = file.read(BLOCK if stop is None else min(BLOCK, stop - file.tell()))
             last, content = len(read) < BLOCK, rest + read
             end = len(content) if last else 1 + max(content.rfind(b"\n"), content.rfind(b" "))
             found, rest = content[:end], content[end:]
@@ -198,22 +200,108 @@ def open_folder(root: str | Path | None) -> dict[str, Source]:
     Raises:
         InputError: no such folder, a split that is missing, there twice, or empty.
     """
-    root, sources = check_root(root), {}
+    return _all_of(_splits_in(check_root(root)), root)
+
+
+def _all_of(sources: dict[str, Source], root: str | Path) -> dict[str, Source]:
+    for split, (name, *_) in SPLITS.items():
+        if split not in sources:
+            expected = f"{name}.txt, {name}.tokens, wiki.{name}.tokens or {name}-*.parquet"
+            raise InputError(f"data.root={root} has no {name} split: expected {expected}")
+    return sources
+
+
+def _splits_in(root: Path) -> dict[str, Source]:
+    """Those of the three splits that are there."""
+    sources = {}
     for split, names in SPLITS.items():
         plain = [root / form.format(name) for name in names for form in PLAIN]
         found = [Source([path], partial(_read_plain, path)) for path in plain if path.is_file()]
         shards = [sorted({*root.glob(f"{name}.parquet"), *root.glob(f"{name}-*.parquet")}) for name in names]
         found += [Source(files, partial(_read_parquet, files)) for files in shards if files]
-        name, there = names[0], ", ".join(source.files[0].name for source in found)
-        if not found:
-            expected = f"{name}.txt, {name}.tokens, wiki.{name}.tokens or {name}-*.parquet"
-            raise InputError(f"data.root={root} has no {name} split: expected {expected}")
         if len(found) > 1:
-            raise InputError(f"data.root={root} has the {name} split more than once: {there}; keep one of them")
-        if empty := [path for path in found[0].files if path.stat().st_size == 0]:
-            raise InputError(f"{empty[0]} is empty")
-        sources[split] = found[0]
+            there = ", ".join(source.files[0].name for source in found)
+            raise InputError(f"data.root={root} has the {names[0]} split more than once: {there}; keep one of them")
+        for source in found:
+            if empty := [path for path in source.files if path.stat().st_size == 0]:
+                raise InputError(f"{empty[0]} is empty")
+            sources[split] = source
     return sources
+
+
+def open_cutting(root: str | Path | None) -> tuple[dict[str, Source], list[str]]:
+    """As :func:`open_folder`, but splits that are missing are cut by position, which the note says: of the training
+    text, of the validation text where only the test split is missing, or of all ``*.txt`` of a folder without splits.
+
+    Args:
+        root: a folder, or a single file.
+
+    Raises:
+        InputError: no text there, or one that is too short to be cut; a validation or test split without training text.
+    """
+    path = Path(root) if root is not None and Path(root).is_file() else check_root(root)
+    found = {} if path.is_file() else _splits_in(path)
+    if not found:
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*.txt") if file.name[0] != ".")
+        if not files:
+            raise InputError(f"data.root={root} holds no .txt file; give a folder with text, or a file")
+        found = {"train": Source(files, partial(_read_parts, [(file, 0, None) for file in files]))}
+    missing = tuple(split for split in SPLITS if split not in found)
+    if not missing:
+        return found, []
+    cut_of, shares = CUTS.get(missing, ("", {}))
+    if not cut_of or any(file.suffix == ".parquet" for file in found[cut_of].files):
+        return _all_of(found, root), []  # refuses
+    files = found[cut_of].files
+    parts = ", ".join(f"{split} {share:.0%}" for split, share in shares.items())
+    of = f"of {len(files)} files in the order of their names" if files[1:] else f"of {files[0].name}"
+    note = f"no {' and no '.join(SPLITS[split][0] for split in missing)} text: cut by position {of}, {parts}"
+    return found | _cut(files, shares), [note]
+
+
+CUTS = {  # missing splits: which one is cut, in which shares, from its beginning on
+    ("val", "test"): ("train", {"train": 0.8, "val": 0.1, "test": 0.1}),
+    ("val",): ("train", {"train": 0.9, "val": 0.1}),
+    ("test",): ("val", {"val": 0.5, "test": 0.5}),
+}
+
+
+def _cut(files: list[Path], shares: dict[str, float]) -> dict[str, Source]:
+    """Parts of texts one after the other, by their shares of the bytes; each but the last ends with a line, or where
+    lines are very long, with a word."""
+    ends = np.cumsum([file.stat().st_size for file in files])
+    cuts, done = [0], 0.0
+    for share in shares.values():
+        done += share
+        number = min(int(np.searchsorted(ends, done * ends[-1])), len(files) - 1)
+        begin = int(ends[number]) - files[number].stat().st_size
+        cuts.append(begin + _line_end(files[number], int(done * ends[-1]) - begin))
+    sources = {}
+    for split, first, last in zip(shares, cuts, [*cuts[1:-1], int(ends[-1])], strict=False):
+        parts = []
+        for file, end in zip(files, ends.tolist(), strict=True):
+            begin = end - file.stat().st_size
+            if (start := max(first, begin)) < (stop := min(last, end)):
+                parts.append((file, start - begin, stop - begin))
+        if not parts:
+            raise InputError(
+                f"{files[0].parent}: the text is too short to be cut: nothing is left for {SPLITS[split][0]}"
+            )
+        sources[split] = Source(files, partial(_read_parts, parts))
+    return sources
+
+
+def _line_end(file: Path, offset: int) -> int:
+    """Where the line that holds this byte ends; in a very long one, the word."""
+    with open(file, "rb") as opened:
+        opened.seek(offset)
+        ahead = opened.read(1 << 16)
+    end = ahead.find(b"\n") if b"\n" in ahead else ahead.find(b" ")
+    return offset + (end + 1 if end >= 0 else len(ahead))
+
+
+def _read_parts(parts: list[tuple[Path, int, int | None]]) -> Iterator[str]:
+    return itertools.chain.from_iterable(_read_plain(*part) for part in parts)
 
 
 def open_hub(reader: str, reader_args: dict[str, Any]) -> dict[str, Source]:

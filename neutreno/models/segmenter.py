@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from neutreno.attention import SoftmaxAttention
 from neutreno.checkpoints import load_strictly, load_weights, read_weights, resampled
 from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Ratio, Size, Weights, checked
-from neutreno.errors import InputError
+from neutreno.errors import InputError, check_number
 from neutreno.models.transformer import Block, Trunk, init_linears
 from neutreno.models.vit import VisionTransformer
 
@@ -72,6 +72,7 @@ class Segmenter(nn.Module):
         size, embed_dim, depth, num_heads, mlp_ratio, init_std, pos_std, drop_path_rate, distilled: of the encoder, see
             :class:`neutreno.models.vit.VisionTransformer`.
         img_size: side of the square training crop; the position embedding is of its patches.
+        num_classes: None where the data set tells it.
         norm_eps: of all norms; the released Segmenter's is PyTorch's default, not timm's 1e-6.
         encoder_weights: start the encoder from a run folder (a classifier's or a Segmenter's), a checkpoint file, or a
             pretrained timm model by name; its head is left out and its position embedding resized.
@@ -91,7 +92,7 @@ class Segmenter(nn.Module):
         size: str = "tiny",
         img_size: Size = 512,
         in_chans: Size = 3,
-        num_classes: Annotated[int, Ge(2), Le(10**6)] = 150,
+        num_classes: Annotated[int, Ge(2), Le(10**6)] | None = 150,
         patch_size: Size = 16,
         embed_dim: Size | None = None,
         depth: Depth | None = None,
@@ -111,6 +112,7 @@ class Segmenter(nn.Module):
         block: Callable[..., nn.Module] = Block,
     ) -> None:
         super().__init__()
+        check_number("num_classes", num_classes, 2, integer=True)
         own = {name: value for name, value in locals().items() if name in _OF_ENCODER}
         variant = {"attention": attention, "block": block, "norm_eps": norm_eps}
         any_size = {"dynamic_img_size": True, "dynamic_img_pad": True, "bilinear_positions": True}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from neutreno.checkpoints import load_weights, pretrained_timm_model
 from neutreno.config.options import Depth, DropRate, Size, Weights, builds, checked
-from neutreno.errors import InputError
+from neutreno.errors import InputError, check_number
 
 
 class TimmModel(nn.Module):
@@ -94,7 +94,7 @@ class TimmModel(nn.Module):
 @checked
 def timm_model(
     name: str,
-    num_classes: Annotated[int, Ge(0), Le(10**7)] = 1000,
+    num_classes: Annotated[int, Ge(0), Le(10**7)] | None = 1000,
     in_chans: Size = 3,
     img_size: Size | None = None,
     drop_rate: DropRate | None = None,
@@ -115,6 +115,7 @@ def timm_model(
     """The timm model ``name``, a tag such as ``.augreg_in21k`` included; its attention is timm's native one.
 
     Args:
+        num_classes: None where the data set tells it.
         img_size: side of its images in pixels; None: what it was made for.
         pretrained: take timm's weights from its cache, or download them.
         weights: or load these, strictly: a checkpoint file, a run folder, or another timm name.
@@ -125,6 +126,7 @@ def timm_model(
     Raises:
         InputError: no such model, it cannot be built so, or its weights do not fit or are not available.
     """
+    check_number("num_classes", num_classes, integer=True)
     ours = ("name", "img_size", "pretrained", "weights", "new_head")
     kwargs: dict[str, Any] = {k: v for k, v in locals().items() if k not in (*ours, "ours") and v is not None}
     made_for, pretrained = _pretrained_cfg(name), pretrained and weights is None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.checkpoints import load_weights
 from neutreno.config.options import Depth, DropRate, NonNegative, Positive, Ratio, Size, Weights, checked
-from neutreno.errors import InputError
+from neutreno.errors import InputError, check_number
 from neutreno.models.transformer import Block, Trunk, init_linears
 
 SIZES = {
@@ -49,6 +49,7 @@ class VisionTransformer(timm.models.VisionTransformer):
     Args:
         size: one of :data:`SIZES`, which says what is None of ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio``,
             ``init_std`` and ``pos_std``.
+        num_classes: None where the data set tells it.
         global_pool, class_token, reg_tokens, no_embed_class, pool_include_prefix, dynamic_img_size, dynamic_img_pad,
             the rates of dropout: timm's. What of timm's is not named here is refused, for no block would heed it.
         attention: constructor of the attention, e.g. ``functools.partial(NeutrenoAttention, lam=0.6)``.
@@ -77,7 +78,7 @@ class VisionTransformer(timm.models.VisionTransformer):
         img_size: Size | tuple[Size, Size] = 224,
         patch_size: Size | tuple[Size, Size] = 16,
         in_chans: Size = 3,
-        num_classes: Annotated[int, Ge(0), Le(10**7)] = 1000,
+        num_classes: Annotated[int, Ge(0), Le(10**7)] | None = 1000,
         global_pool: Literal["", "avg", "avgmax", "max", "token", "map"] = "token",
         embed_dim: Size | None = None,
         depth: Depth | None = None,
@@ -107,6 +108,7 @@ class VisionTransformer(timm.models.VisionTransformer):
         new_head: bool = False,
     ) -> None:
         own = of_size(size, SIZES, locals())
+        check_number("num_classes", num_classes, integer=True)
         timms = {name: value for name, value in own.items() if name in _TIMMS}
         self._check_options(timms, distilled)
 
@@ -133,7 +135,9 @@ class VisionTransformer(timm.models.VisionTransformer):
     def _check_options(given: dict[str, Any], distilled: bool) -> None:
         for side, patch in zip(to_2tuple(given["img_size"]), to_2tuple(given["patch_size"]), strict=True):
             if side % patch and not given["dynamic_img_pad"]:
-                raise InputError(f"patch_size={patch} does not divide img_size={side}; change one of them")
+                whole = max(1, round(side / patch)) * patch
+                said = f"patch_size={patch} does not divide img_size={side}"
+                raise InputError(f"{said}; change one of them, e.g. to img_size={whole}")
         if given["global_pool"] == "token" and not given["class_token"]:
             raise InputError("class_token=false leaves no token for global_pool=token; set global_pool=avg")
         if distilled and (given["global_pool"] != "token" or given["reg_tokens"] or not given["class_token"]):

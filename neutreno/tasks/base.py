@@ -130,14 +130,19 @@ class Task(LightningModule):
     def loss(self, batch) -> Tensor:
         raise NotImplementedError
 
-    def check_classes(self, num_classes: int) -> None:
-        """
+    def check_classes(self, num_classes: int | None) -> int:
+        """``num_classes``, or the model's where that is None.
+
         Raises:
-            InputError: the model says that it has another number of classes.
+            InputError: the model says that it has another number of classes, or none where it is asked.
         """
-        if (made_for := getattr(self.model, "num_classes", num_classes)) != num_classes:
+        made_for = getattr(self.model, "num_classes", num_classes)
+        if made_for is None:
+            raise InputError("task.num_classes is not set, and the model does not say it; set task.num_classes=…")
+        if num_classes not in (None, made_for):
             said = f"task.num_classes={num_classes}, but the model has {made_for} classes"
             raise InputError(f"{said}; leave task.num_classes and model.num_classes out, and both are the data's")
+        return made_for
 
     def samples_in(self, batch) -> int:
         """What ``throughput`` counts."""

@@ -23,7 +23,7 @@ class Classification(Task):
     Metrics are summed over all samples and processes. Those of the EMA weights carry the prefix ``ema/``.
 
     Args:
-        num_classes: of the data.
+        num_classes: of the data; None: the model's.
         label_smoothing: share of the target spread over all classes.
         mixup, cutmix: their α; 0 switches each off. switch_prob: how often cutmix takes mixup's place.
         kwargs: of :class:`neutreno.tasks.base.Task`.
@@ -39,7 +39,7 @@ class Classification(Task):
     def __init__(
         self,
         model: Annotated[nn.Module, SUPPLIED],
-        num_classes: Annotated[int, Ge(2), Le(10**7)],
+        num_classes: Annotated[int, Ge(2), Le(10**7)] | None,
         label_smoothing: Share = 0.0,
         mixup: NonNegative = 0.0,
         cutmix: NonNegative = 0.0,
@@ -47,7 +47,7 @@ class Classification(Task):
         **kwargs,
     ) -> None:
         super().__init__(model, **kwargs)
-        self.check_classes(num_classes)
+        num_classes = self.check_classes(num_classes)
         self.label_smoothing = label_smoothing
         how = {"switch_prob": switch_prob, "label_smoothing": label_smoothing, "num_classes": num_classes}
         self.mixup = Mixup(mixup, cutmix, **how) if mixup > 0 or cutmix > 0 else None

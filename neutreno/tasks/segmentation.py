@@ -42,7 +42,7 @@ class Segmentation(Task):
     processes. Metrics of the EMA weights carry the prefix ``ema/``.
 
     Args:
-        num_classes: of the data.
+        num_classes: of the data; None: the model's.
         inference: arguments of :class:`neutreno.sliding_window.SlidingWindow` for validation and test.
         protocols: further ones for ``evaluate.py``, by name, each as what differs from ``inference`` (null: none);
             their metrics are ``val_NAME/miou``.
@@ -63,13 +63,13 @@ class Segmentation(Task):
     def __init__(
         self,
         model: Annotated[nn.Module, SUPPLIED],
-        num_classes: Annotated[int, Ge(2), Le(10**6)],
+        num_classes: Annotated[int, Ge(2), Le(10**6)] | None,
         inference: Annotated[Mapping[str, Any], FREE],
         protocols: Annotated[Mapping[str, Mapping[str, Any] | None] | None, FREE] = None,
         **kwargs,
     ) -> None:
         super().__init__(model, **kwargs)
-        self.check_classes(num_classes)
+        num_classes = self.check_classes(num_classes)
         self.inference = self._window("inference", inference)
         further = {name: {**inference, **more} for name, more in (protocols or {}).items() if more is not None}
         self.protocols = {name: self._window(f"protocols.{name}", settings) for name, settings in further.items()}

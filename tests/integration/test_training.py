@@ -12,14 +12,16 @@ def composed(*overrides):
 
 
 @pytest.mark.parametrize("model", ["deit", "deit_neutreno", "vit", "vit_neutreno"])
-@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "fashion_mnist", "imagenet", "imagenet100"])
+@pytest.mark.parametrize(
+    "data", ["digits", "cifar10", "cifar100", "fashion_mnist", "imagenet", "imagenet100", "images"]
+)
 def test_every_model_composes_with_every_data_set(model, data):
     config = composed(f"model={model}", f"data={data}")
     assert config.model.num_classes == config.data.num_classes
     assert ("lam" in config.attention) == model.endswith("neutreno")
 
 
-@pytest.mark.parametrize("data", ["python_docs", "wikitext2", "wikitext103"])
+@pytest.mark.parametrize("data", ["python_docs", "wikitext2", "wikitext103", "text"])
 def test_text_chooses_the_language_model_and_the_command_line_wins(data):
     assert composed(f"data={data}").attention == composed(f"data={data}", "model=lm_neutreno").attention
     assert "lam" not in composed(f"data={data}", "model=lm").attention

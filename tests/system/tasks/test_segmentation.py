@@ -64,7 +64,7 @@ def test_a_run_reports_encoder_and_decoder_and_leaves_figures(finished):
     logged = (run / "metrics.csv").read_text().splitlines()[0]
     assert "oversmoothing/cosine/layer_02" in logged and "oversmoothing/cosine_decoder/layer_02" in logged
     rows = table(run / "class_iou.csv")
-    assert [row["name"] for row in rows] == [f"class {i + 1}" for i in range(CLASSES)]
+    assert [row["name"] for row in rows] == [f"class_{i + 1}" for i in range(CLASSES)]
     mean = np.mean([float(row["iou"]) for row in rows])
     assert mean == pytest.approx(record["metrics"]["val/miou"], abs=1e-3)
     for figure in ("class_iou.png", "predictions.png", "oversmoothing.png"):

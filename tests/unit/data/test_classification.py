@@ -1,3 +1,4 @@
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,17 +6,22 @@ import pytest
 import torch
 from support import encode, make_image, write_parquet
 
+import neutreno.data.base
 from neutreno.data.classification import ImageClassification
 from neutreno.data.digits import Digits
 from neutreno.data.images import open_split
 from neutreno.errors import InputError
+from neutreno.models.segmenter import Segmenter
+from neutreno.models.timm import timm_model
+from neutreno.models.vit import VisionTransformer
+from neutreno.tasks.classification import Classification
 
 SHAPE = {"img_size": 12, "in_chans": 3, "num_classes": 2, "batch_size": 4}
 NORM = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 def images(root, **kwargs):
-    data = ImageClassification(root=str(root), **{**SHAPE, **NORM, **kwargs})
+    data = ImageClassification(root=root and str(root), **{**SHAPE, **NORM, **kwargs})
     data.setup()
     return data
 
@@ -184,3 +190,123 @@ def test_evaluation_counts_every_sample_once(world):
     assert len(seen) == 270 and torch.equal(
         torch.stack(seen).sum(0).round(decimals=2), expected.sum(0).round(decimals=2)
     )
+
+
+def folders(root, **classes):
+    """``root/CLASS/IMAGE``, so many images in each class."""
+    for number, (name, count) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            make_image(1000 * number + i).save(root / name / f"{i}.png")
+    return root
+
+
+def test_class_folders_without_splits_are_training_images_of_which_some_are_held_out(tmp_path):
+    data = images(folders(tmp_path / "pets", cat=30, dog=10), num_classes=None)
+    assert {k: v and len(v) for k, v in data.splits.items()} == {"train": 36, "val": 4, "test": None}
+    assert data.num_classes == 2 and data.model_arguments() == {"num_classes": 2}
+    assert np.bincount(data.splits["val"].labels).tolist() == [3, 1]
+    assert data.notes[0] == "no val split: 4 of 40 training images are held out (data.val_fraction)"
+    assert data.notes[1].startswith("no test split: the figures at the end are the validation split's")
+
+
+def test_the_images_held_out_are_the_same_for_every_seed(tmp_path):
+    root = folders(tmp_path / "pets", cat=7, dog=3, newt=1)
+    held = [[image.tobytes() for image, _ in images(root, num_classes=None, seed=s).splits["val"]] for s in (0, 9)]
+    assert held[0] == held[1]
+
+
+def test_of_a_class_of_few_images_one_is_held_out_and_of_one_image_none(tmp_path):
+    data = images(folders(tmp_path / "pets", cat=40, dog=3, newt=2, olm=1), num_classes=None)
+    assert np.bincount(data.splits["val"].labels, minlength=4).tolist() == [4, 1, 1, 0]
+    assert np.bincount(data.splits["train"].labels).tolist() == [36, 2, 1, 1]
+    assert data.notes[0].startswith("no val split: 6 of 46 training images are held out")
+
+
+def test_nothing_to_hold_out_is_said(tmp_path):
+    root = folders(tmp_path / "pets", cat=1, dog=1)
+    with pytest.raises(InputError, match=r"data\.val_fraction=0\.1 of 2 images leaves none to validate on; give a val"):
+        images(root, num_classes=None, batch_size=1)
+    with pytest.raises(InputError, match=r"data\.val_fraction=0 of"):
+        images(folders(tmp_path / "more", cat=9, dog=9), num_classes=None, val_fraction=0.0)
+
+
+def test_parquet_without_splits(tmp_path):
+    write_parquet(tmp_path / "all.parquet", [encode(make_image(i)) for i in range(20)], [0, 1] * 10, ["a", "b"])
+    data = images(tmp_path, num_classes=None)
+    assert {k: v and len(v) for k, v in data.splits.items()} == {"train": 18, "val": 2, "test": None}
+
+
+def test_a_hub_data_sets_splits_are_found_by_their_usual_names(hub_folder):
+    data = images(None, num_classes=None, reader=f"hfds/{hub_folder}")
+    assert {k: v and len(v) for k, v in data.splits.items()} == {"train": 40, "val": 6, "test": None}
+    assert data.num_classes == 2 and data.splits["train"].classes == ["cat", "dog"]
+
+
+def test_a_hub_data_set_of_other_splits_names_them(tmp_path):
+    write_parquet(tmp_path / "hub/data/test-0.parquet", [encode(make_image(0))], [0], ["a", "b"])
+    said = r"data\.reader=hfds/.*hub has the splits test; name those to use, 'data\.splits="
+    with pytest.raises(InputError, match=said):
+        images(None, num_classes=None, reader=f"hfds/{tmp_path}/hub")
+
+
+def test_a_split_that_lacks_a_class_is_numbered_as_the_training_images(image_folders):
+    for i in range(2):
+        (image_folders / "val/cat" / f"{i}.png").unlink()
+    (image_folders / "val/cat").rmdir()
+    data = images(image_folders)
+    assert data.splits["val"].labels.tolist() == [1, 1] and data.splits["val"].classes == ["cat", "dog"]
+
+
+def test_hidden_folders_are_no_classes(image_folders):
+    (image_folders / "train/.ipynb_checkpoints").mkdir()
+    assert images(image_folders).splits["train"].classes == ["cat", "dog"]
+
+
+def test_a_single_class_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds one class, cat; a classifier needs two or more"):
+        images(folders(tmp_path / "pets", cat=20), num_classes=None)
+
+
+def test_a_test_folder_that_cannot_be_read_is_left_out_and_said(image_folders):
+    (image_folders / "test").mkdir()
+    make_image(0).save(image_folders / "test/0.png")
+    data = images(image_folders)
+    assert not data.has_test and data.notes[0].startswith("the test split is not used: ")
+
+
+def test_a_stream_does_not_tell_its_classes(tmp_path):
+    with pytest.raises(InputError, match=r"is a stream, which tells no classes: set data\.num_classes"):
+        images(tmp_path, num_classes=None, reader="wds/", splits={"train": "train", "val": "val"})
+
+
+def test_all_that_does_not_fit_the_images_is_said_at_once(image_folders):
+    with pytest.raises(InputError) as error:
+        images(image_folders, num_classes=3, batch_size=100, interpolation="foo")
+    classes, first, second = str(error.value).splitlines()
+    assert classes.endswith("holds 2 classes, data.num_classes=3; set data.num_classes=2")
+    assert first == "data.batch_size=100 is larger than the training set of 12; type data.batch_size=8, or less"
+    assert second.startswith("the transforms cannot be built")
+
+
+def test_auto_asks_for_the_loading_processes_that_the_machine_has_cores_for(monkeypatch):
+    monkeypatch.setattr(neutreno.data.base, "suggested_max_num_workers", lambda processes: 16 // processes - 1)
+    data = digits(num_workers="auto")
+    assert data.workers == neutreno.data.base.MOST_WORKERS == 8
+    data.trainer = SimpleNamespace(num_devices=4)
+    assert data.workers == 3 and digits(num_workers=0).workers == 0
+    with pytest.raises(InputError, match="num_workers=many"):
+        digits(num_workers="many")
+
+
+@pytest.mark.parametrize("model", [VisionTransformer, Segmenter, partial(timm_model, "test_vit")])
+def test_a_model_that_nobody_tells_its_classes_is_refused(model):
+    with pytest.raises(InputError, match="num_classes=None is not a whole number"):
+        model(num_classes=None)
+
+
+def test_a_task_without_a_number_of_classes_takes_the_models():
+    model = VisionTransformer("mini", img_size=12, patch_size=4, depth=1, num_classes=3)
+    assert Classification(model, num_classes=None).metrics["val_"]["raw"]["top1"].num_classes == 3
+    with pytest.raises(InputError, match=r"task\.num_classes is not set, and the model does not say it"):
+        Classification(torch.nn.Identity(), num_classes=None)

@@ -299,7 +299,7 @@ def test_train_samples_are_spread_evenly_over_the_training_set(root):
 
 
 def test_class_names_come_from_a_file_or_are_numbers(root):
-    assert opened(root=str(root)).class_names == ["class 1", "class 2", "class 3", "class 4"]
+    assert opened(root=str(root)).class_names == ["class_1", "class_2", "class_3", "class_4"]
     (root / "classes.txt").write_text("sky\nroad\nsmall tree\ncar\n")
     assert opened(root=str(root), class_names="classes.txt").class_names == ["sky", "road", "small tree", "car"]
     assert opened(root=str(root), class_names=str(root / "classes.txt")).class_names[0] == "sky"
@@ -562,3 +562,132 @@ def test_the_scenes_need_no_setting():
 def test_scenes_refuse_other_shapes(setting, said):
     with pytest.raises(InputError, match=said):
         scenes(**setting)
+
+
+OWN = {"num_classes": None, "void": 255, "val_fraction": 0.25}
+
+
+def fill(images, masks, count=4, values=(0, 1, 2, 255)):
+    """So many pairs, whose masks hold all of ``values``."""
+    for kind in (images, masks):
+        kind.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        draw = np.random.default_rng(i)
+        labels = draw.choice(np.array(values, np.uint8), (30, 40))
+        labels.flat[: len(values)] = values
+        Image.fromarray(draw.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(images / f"{i}.png")
+        Image.fromarray(labels).save(masks / f"{i}.png")
+
+
+LAYOUTS = {
+    "kind, split": ("images/{}", "masks/{}"),
+    "split, kind": ("{}/images", "{}/labels"),
+    "SegNet's": ("{}", "{}annot"),
+}
+
+
+@pytest.mark.parametrize("images, masks", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("val", ["val", "validation", "valid"])
+def test_own_masks_in_the_usual_layouts(tmp_path, images, masks, val):
+    for split, count in (("train", 4), (val, 2), ("test", 3)):
+        fill(tmp_path / images.format(split), tmp_path / masks.format(split), count)
+    data = opened(root=str(tmp_path), **OWN)
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 4, "val": 2, "test": 3} and data.has_test
+    assert data.num_classes == 3 and data.class_names == ["class_0", "class_1", "class_2"]
+    assert set(data.splits["train"][0][1].unique().tolist()) == {0, 1, 2, IGNORE}
+    assert data.model_arguments() == {"num_classes": 3}
+    assert data.notes == [
+        "the masks hold 3 classes, the labels 0 to 2 (data.num_classes=… spares this look at all of them)"
+    ]
+
+
+def test_own_masks_without_splits_are_training_images_of_which_the_same_are_held_out_for_every_seed(tmp_path):
+    fill(tmp_path / "images", tmp_path / "masks", 8)
+    one, two = (opened(root=str(tmp_path), seed=seed, **OWN) for seed in (0, 7))
+    assert {k: v and len(v) for k, v in one.splits.items()} == {"train": 6, "val": 2, "test": None}
+    assert one.splits["val"].indices == two.splits["val"].indices
+    assert not {*one.splits["val"].indices} & {*one.splits["train"].indices}
+    assert "no val split: 2 of 8 training images are held out (data.val_fraction)" in one.notes
+    assert one.digests != opened(root=str(tmp_path), **{**OWN, "val_fraction": 0.5}).digests
+
+
+@pytest.mark.parametrize(
+    "void, values, classes",
+    [(255, (0, 1, 255), [0, 1]), (0, (0, 1, 2), [1, 2]), (None, (0, 255), [0, 255]), (255, (0, 3, 9), [0, 3, 9])],
+)
+def test_classes_are_the_labels_that_occur_but_what_is_void(tmp_path, void, values, classes):
+    fill(tmp_path / "images", tmp_path / "masks", values=values)
+    data = opened(root=str(tmp_path), **{**OWN, "void": void})
+    assert data.class_names == [f"class_{label}" for label in classes]
+    masks = [mask for split in ("train", "val") for _, mask in data.splits[split]]
+    expected = {*range(len(classes))} | ({IGNORE} if void in values else set())
+    assert {x for mask in masks for x in mask.unique().tolist()} == expected
+
+
+def test_a_file_of_names_spares_the_look_at_all_masks(tmp_path):
+    fill(tmp_path / "images", tmp_path / "masks")
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    data = opened(root=str(tmp_path), **OWN)
+    assert data.num_classes == 3 and data.class_names == ["sky", "road", "car"]
+    assert not any("the masks hold" in note for note in data.notes)
+
+
+def test_masks_of_one_class_are_refused_with_the_way_out(tmp_path):
+    fill(tmp_path / "images", tmp_path / "masks", values=(0, 255))
+    with pytest.raises(
+        InputError, match=r"hold the labels 0 beside data\.void=255; two .*set data\.void \(0, 255 or null"
+    ):
+        opened(root=str(tmp_path), **OWN)
+
+
+def test_images_whose_masks_are_missing_are_refused_or_left_out_and_said(tmp_path):
+    fill(tmp_path / "train/images", tmp_path / "train/masks")
+    fill(tmp_path / "test/images", tmp_path / "elsewhere")
+    data = opened(root=str(tmp_path), **OWN)
+    assert not data.has_test and any(note.startswith("the test split is not used") for note in data.notes)
+    fill(tmp_path / "val/images", tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"val/annotations is missing; expected .* or another layout"):
+        opened(root=str(tmp_path), **OWN)
+
+
+def test_a_validation_folder_of_masks_alone_or_of_nothing_is_no_reason_to_hold_out(tmp_path):
+    fill(tmp_path / "images/train", tmp_path / "masks/train")
+    (tmp_path / "masks/val").mkdir()
+    with pytest.raises(InputError, match=r"images/val is missing"):
+        opened(root=str(tmp_path), **OWN)
+    (tmp_path / "images/val").mkdir()
+    with pytest.raises(InputError, match=r"images/val holds no \.jpg or \.png image"):
+        opened(root=str(tmp_path), **OWN)
+
+
+def test_a_label_beyond_a_byte_is_named(tmp_path):
+    fill(tmp_path / "images", tmp_path / "masks")
+    Image.fromarray(np.full((30, 40), 300, np.uint16)).save(tmp_path / "masks/2.png")
+    with pytest.raises(
+        InputError, match=r"masks/2\.png holds the label 300; those of classes are numbers from 0 to 255"
+    ):
+        opened(root=str(tmp_path), **OWN)
+
+
+def test_too_few_masks_to_hold_one_out_are_said(tmp_path):
+    fill(tmp_path / "images", tmp_path / "masks", 1)
+    with pytest.raises(InputError, match=r"data\.val_fraction=0\.25 of 1 images leaves none"):
+        opened(root=str(tmp_path), **OWN, batch_size=1)
+
+
+def test_counted_classes_need_the_training_masks_in_evaluation_too(tmp_path):
+    fill(tmp_path / "val/images", tmp_path / "val/masks")
+    with pytest.raises(InputError, match=r"images/training is missing"):
+        opened(root=str(tmp_path), stage="validate", **OWN)
+    assert opened(root=str(tmp_path), stage="validate", **{**OWN, "num_classes": 3}).splits["train"] is None
+
+
+def test_reading_again_counts_the_same_classes(tmp_path):
+    """As after a first reading whose batch was too large."""
+    fill(tmp_path / "images", tmp_path / "masks", values=(0, 3, 9, 255))
+    data = SegmentationFolders(**{**SMALL, **OWN, "root": str(tmp_path), "batch_size": 100})
+    with pytest.raises(InputError, match=r"data\.batch_size=100 is larger than the training set of 3"):
+        data.setup()
+    data.batch_size = 2
+    data.setup()
+    assert data.class_names == ["class_0", "class_3", "class_9"] and data.splits["train"][0][1].max() == IGNORE

@@ -2,6 +2,7 @@
 
 import collections
 import os
+import re
 import shutil
 
 import numpy as np
@@ -308,3 +309,89 @@ def test_the_embedded_text_is_the_same_each_time_and_splits_by_topic():
     assert sizes["train"] > 50_000 and min(sizes["val"], sizes["test"]) > 3_000
     unknown = (data[0].splits["train"] == data[0].vocabulary.unk).mean()
     assert 0.001 < unknown < 0.1
+
+
+LINES = [f"w{i % 7} é a{i}\n" for i in range(1000)]
+
+
+def read_cutting(root, **kwargs):
+    return read(root, cut=True, **kwargs)
+
+
+def decoded(data):
+    """The words of every split again; all are known, since none is rare."""
+    return {split: data.vocabulary.decode(ids) for split, ids in data.splits.items()}
+
+
+def whole_text(data, texts):
+    """Which words of the texts stand in the splits, in order, known or not."""
+    return sum(len(ids) for ids in data.splits.values()) == sum(len(line.split()) + 1 for line in texts)
+
+
+@pytest.mark.parametrize("block", [7, 1 << 20])
+def test_text_without_splits_is_cut_by_position_at_ends_of_lines(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(neutreno.data.text, "BLOCK", block)
+    data = read_cutting(write(tmp_path / "text", {"b": "".join(LINES[600:]), "a": "".join(LINES[:600])}))
+    assert whole_text(data, LINES)
+    train = data.vocabulary.decode(data.splits["train"])
+    share = len(train.encode()) / len("".join(LINES).encode())
+    assert 0.79 < share < 0.81 and "".join(LINES).startswith(train) and train.endswith("\n")
+    sizes = {split: len(ids) for split, ids in data.splits.items()}
+    assert abs(sizes["val"] - sizes["test"]) < 20
+    said = "no valid and no test text: cut by position of 2 files in the order of their names"
+    assert data.notes == [f"{said}, train 80%, val 10%, test 10%"]
+
+
+def test_a_single_file_is_a_text(tmp_path):
+    root = write(tmp_path / "text", {"book": "".join(LINES), "other": "not read\n"})
+    data = read_cutting(root / "book.txt")
+    assert whole_text(data, LINES) and "other" not in data.vocabulary.index
+    assert next(path.name for path in root.iterdir() if path.is_dir()).startswith("book.txt-")  # others may follow
+
+
+def test_what_is_missing_alone_is_cut(tmp_path):
+    lines = "".join(LINES)
+    no_test = read_cutting(write(tmp_path / "no_test", {"train": lines, "valid": lines}))
+    assert len(no_test.splits["train"]) == 4000 and 1900 < len(no_test.splits["val"]) < 2100
+    assert len(no_test.splits["val"]) + len(no_test.splits["test"]) == 4000
+    assert no_test.notes == ["no test text: cut by position of valid.txt, val 50%, test 50%"]
+    no_valid = read_cutting(write(tmp_path / "no_valid", {"train": lines, "test": lines}))
+    assert 3550 < len(no_valid.splits["train"]) < 3650 and len(no_valid.splits["test"]) == 4000
+
+
+def test_text_with_all_splits_is_not_cut(tmp_path):
+    whole, cutting = read(write(tmp_path / "a")), read_cutting(write(tmp_path / "b"))
+    assert decoded(whole) == decoded(cutting) and cutting.notes == []
+
+
+def test_text_of_one_line_is_cut_between_words(tmp_path):
+    words = [f"wörd{i}" for i in range(3000)]
+    data = read_cutting(write(tmp_path / "text", {"line": " ".join(words)}))
+    assert data.vocabulary.decode(data.splits["train"]).split() == words[: len(data.splits["train"]) - 1]
+    assert sum(len(ids) for ids in data.splits.values()) == 3003
+
+
+@pytest.mark.parametrize(
+    "texts, said",
+    [
+        ({}, "holds no .txt file; give a folder with text, or a file"),
+        ({"a": ""}, "too short to be cut"),
+        ({"a": "short\n"}, "too short to be cut"),
+        ({"valid": "a b\n"}, "has no train split: expected"),
+        ({"train": "", "valid": "a"}, "train.txt is empty"),
+    ],
+)
+def test_text_that_cannot_be_cut_is_refused_in_a_line(tmp_path, texts, said):
+    with pytest.raises(InputError) as error:
+        read_cutting(write(tmp_path / "text", texts))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_text_that_is_too_short_is_named_with_the_length_that_fits(tmp_path):
+    with pytest.raises(InputError) as error:
+        read_cutting(write(tmp_path / "text", {"a": "".join(LINES)}), sequence_length=500)
+    assert re.fullmatch(
+        r"data\.sequence_length=500 is longer than the val text of \d+ tokens and the test text of \d+ tokens; "
+        r"lower it, e\.g\. data\.sequence_length=\d+",
+        str(error.value),
+    )

@@ -1,0 +1,270 @@
+"""Files of semantic segmentation: where images and masks may lie, and which label of a mask is which class."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision import tv_tensors
+
+from neutreno.data.fingerprint import of_files
+from neutreno.data.images import EncodedImages, decode, load_hub
+from neutreno.data.joint_transforms import IGNORE
+from neutreno.data.loading import CorruptSample
+from neutreno.errors import InputError
+
+Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
+IMAGES, MASKS = ("images", "image", "imgs", "img"), ("annotations", "masks", "mask", "labels", "label")
+ENDINGS, MASK_ENDINGS = (".jpg", ".jpeg", ".png"), (".png",)
+SPLITS = {"train": ("training", "train"), "val": ("validation", "val", "valid"), "test": ("test", "testing")}
+
+
+def read_class_names(file: Path, num_classes: int | None) -> list[str]:
+    """A name per line.
+
+    Raises:
+        InputError: not readable, or another number of names than ``num_classes``, unless that is None.
+    """
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data.class_names: {file} is not a readable text file; null names by number") from error
+    if num_classes not in (None, len(names)):
+        raise InputError(f"{file} names {len(names)} classes, data.num_classes={num_classes}; correct one of them")
+    return names
+
+
+def find_folders(root: Path, split: str) -> tuple[Path, Path] | None:
+    """The folders of a split's images and masks, in the first of the layouts of :func:`_layouts` that is there."""
+    return next((both for both in _layouts(root, split) if _holds_images(both[0]) and both[1].is_dir()), None)
+
+
+def is_begun(root: Path, split: str) -> bool:
+    """Whether a folder of the split is there, with what belongs to it or not."""
+    return any(folder.is_dir() for both in _layouts(root, split) for folder in both)
+
+
+def without_masks(root: Path, split: str) -> tuple[Path, Path] | None:
+    """The folder of a split's images where that of their masks is missing, and what that could be."""
+    return next((both for both in _layouts(root, split) if _holds_images(both[0])), None)
+
+
+def missing_folder(root: Path, split: str) -> InputError:
+    """Why :func:`find_folders` finds no such split."""
+    of_split = [both for both in _layouts(root, split) if both[0] not in [root / name for name in IMAGES]]
+    lonely = [images for images, masks in of_split if masks.is_dir()]
+    if lonely and lonely[0].is_dir():
+        return InputError(f"{lonely[0]} holds no .jpg or .png image")
+    half = without_masks(root, split)
+    missing = lonely[0] if lonely else half[1] if half is not None else root / "images" / SPLITS[split][0]
+    expected = f"expected {root}/{{images,annotations}}/{{training,validation}}"
+    return InputError(f"{missing} is missing; {expected}, or another layout of docs/own_data.md")
+
+
+def _layouts(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
+    """Where images and masks of a split may lie: ``images/train``, ``masks/train``; ``train/images``, ``train/masks``;
+    ``train``, ``trainannot``; and, of training images, without splits ``images``, ``masks``."""
+    kinds = list(itertools.product(IMAGES, MASKS))
+    for name in SPLITS[split]:
+        yield from ((root / images / name, root / masks / name) for images, masks in kinds)
+        yield from ((root / name / images, root / name / masks) for images, masks in kinds)
+        yield root / name, root / f"{name}annot"
+    if split == "train":
+        yield from ((root / images, root / masks) for images, masks in kinds)
+
+
+def _holds_images(folder: Path) -> bool:
+    return folder.is_dir() and any(map(_is_image, folder.iterdir()))
+
+
+def _is_image(path: Path, endings: tuple[str, ...] = ENDINGS) -> bool:
+    return path.suffix.lower() in endings and path.name[0] != "."
+
+
+def find_pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """(image, mask) files of two folders by name, in order, and a line for every file that does not pair up."""
+    files, problems = [], []
+    for folder, endings in ((images, ENDINGS), (masks, MASK_ENDINGS)):
+        found: dict[str, Path] = {}
+        for path in sorted(path for path in folder.iterdir() if _is_image(path, endings)):
+            if (first := found.setdefault(path.stem, path)) != path:
+                problems.append(f"{path} and {first.name} have the same name; remove one")
+        files.append(found)
+    pictures, labels = files
+    for name in [name for name in pictures if name not in labels]:
+        problems.append(f"{pictures[name]} has no annotation {masks / name}.png; add it or remove the image")
+    for name in [name for name in labels if name not in pictures]:
+        problems.append(f"{labels[name]} has no image {images / name}.jpg or .png; add it or remove the annotation")
+    return [(path, labels[name]) for name, path in pictures.items() if name in labels], problems
+
+
+class Labels:
+    """Which label of a mask's pixels is which class.
+
+    Args:
+        values: the label of each class, in order. void: that of pixels that are ignored; None: there is none.
+    """
+
+    def __init__(self, values: Sequence[int], void: int | None) -> None:
+        self.values, self.void = list(values), void
+        self._classes = np.full(IGNORE + 1, -1, np.int16)
+        self._classes[self.values] = range(len(self.values))
+        if void is not None:
+            self._classes[void] = IGNORE
+
+    @classmethod
+    def numbered(cls, num_classes: int, void: int | None) -> Labels:
+        """Classes from 0 on, from 1 on where 0 is ``void``."""
+        first = int(void == 0)
+        return cls(range(first, first + num_classes), void)
+
+    def classes(self, mask: np.ndarray, where: str) -> np.ndarray:
+        """
+        Raises:
+            InputError: a label that is none of these; names ``where``.
+        """
+        wrong = int(mask.max()) if mask.max() > IGNORE else int(mask.min())
+        if 0 <= wrong <= IGNORE:
+            found = self._classes[mask.astype(np.uint8)]
+            if (unknown := found < 0).any():
+                wrong = int(mask[unknown].max())
+            else:
+                return found.astype(np.uint8)
+        ignored = "" if self.void is None else f"{self.void} (ignored) and "
+        raise InputError(
+            f"{where} holds the label {wrong}, data.num_classes={len(self.values)} allows {ignored}{self.values[0]} to "
+            f"{self.values[-1]}; set data.num_classes= or data.void=, or replace it"
+        )
+
+
+def read_mask(file: str | Path | bytes, name: str) -> np.ndarray:
+    """The labels (H, W) of a mask, a file or its content; ``name`` is what errors call it.
+
+    Raises:
+        CorruptSample: it cannot be read.
+        InputError: it is no image of class numbers.
+    """
+    labels = decode(file, name, None)
+    array = np.asarray(labels)
+    if array.ndim != 2 or array.dtype.kind not in "bui":
+        raise InputError(f"{name} has the mode {labels.mode}: an annotation is one channel of class numbers")
+    return array
+
+
+def pair_problem(files: tuple[Path, Path], labels: Labels) -> str | None:
+    """What is wrong with an image and its mask, in a line, if anything is."""
+    try:
+        FolderPairs([files], labels=labels)[0]
+    except InputError as error:
+        return str(error)
+    return None
+
+
+class Pairs(Sequence):
+    """Images and their masks, decoded when they are asked for; ``labels`` have to be set before.
+
+    A subclass' ``encoded(index)`` gives image and mask, each as a file or its content, and what errors call them.
+    """
+
+    def __init__(self, mode: str = "RGB", labels: Labels | None = None) -> None:
+        self._mode, self.labels = mode, labels
+
+    def encoded(self, index: int) -> tuple[Sequence[str | Path | bytes], Sequence[str]]:
+        raise NotImplementedError
+
+    def mask(self, index: int) -> np.ndarray:
+        """The labels as they are stored, (H, W)."""
+        files, names = self.encoded(index)
+        return read_mask(files[1], names[1])
+
+    def __getitem__(self, index: int) -> Pair:
+        """
+        Raises:
+            CorruptSample: one of them cannot be read.
+            InputError: they do not fit each other or the classes.
+        """
+        files, names = self.encoded(index)
+        picture, array = decode(files[0], names[0], self._mode), read_mask(files[1], names[1])
+        if picture.size != array.shape[::-1]:
+            sizes = [f"{width} x {height}" for width, height in (picture.size, array.shape[::-1])]
+            raise InputError(f"{names[0]} has {sizes[0]} pixels, {names[1]} {sizes[1]}; replace one of them")
+        classes = torch.from_numpy(self.labels.classes(array, names[1]))
+        return tv_tensors.Image(picture), tv_tensors.Mask(classes)
+
+
+def labels_in(splits: Iterable[Pairs]) -> list[int]:
+    """Every label that the masks hold; those of corrupt files, which a run skips or refuses, are not among them.
+
+    Raises:
+        InputError: a mask that holds no class numbers, or labels beyond a byte.
+    """
+    seen: set[int] = set()
+
+    def look(pairs: Pairs, index: int) -> set[int]:
+        with contextlib.suppress(CorruptSample):
+            labels = np.unique(pairs.mask(index))
+            if labels[-1] > IGNORE or labels[0] < 0:
+                said = f"{pairs.encoded(index)[1][1]} holds the label {labels[-1] if labels[0] >= 0 else labels[0]}"
+                raise InputError(f"{said}; those of classes are numbers from 0 to {IGNORE}")
+            return set(labels.tolist())
+        return set()
+
+    with ThreadPoolExecutor() as pool:
+        for pairs in splits:
+            seen.update(*pool.map(partial(look, pairs), range(len(pairs))))
+    return sorted(seen)
+
+
+class FolderPairs(Pairs):
+    """Files of :func:`find_pairs`."""
+
+    def __init__(self, files: list[tuple[Path, Path]], **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def encoded(self, index: int) -> tuple[Sequence[Path], Sequence[str]]:
+        return self.files[index], tuple(map(str, self.files[index]))
+
+    def facts(self) -> Iterator[str]:
+        for files in zip(*self.files, strict=True):
+            yield from of_files(files, files[0].parent)
+
+
+class HubPairs(Pairs):
+    """The same out of two columns of a Hugging Face data set.
+
+    Raises:
+        InputError: it cannot be opened, or has no such columns.
+    """
+
+    def __init__(self, reader: str, split: str, root: str | None, columns: dict[str, str], **kwargs) -> None:
+        from datasets import Image
+
+        super().__init__(**kwargs)
+        table = load_hub(reader, split, cache_dir=root)
+        for key, column in columns.items():
+            if not isinstance(table.features.get(column), Image):
+                there = f"{reader} has no such column of images, only {', '.join(table.column_names)}"
+                raise InputError(f"data.reader_args.{key}={column}: {there}")
+        self._columns = [EncodedImages(table, columns[key]) for key in ("image", "annotation")]
+        self._names = [f"{reader}, {split}, {columns[key]}" for key in ("image", "annotation")]
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def encoded(self, index: int) -> tuple[Sequence[str | bytes], Sequence[str]]:
+        return [column[index] for column in self._columns], [f"{name}, row {index}" for name in self._names]
+
+    def facts(self) -> Iterator[str]:
+        yield str(len(self))
+        for column in self._columns:
+            yield from column.facts()

@@ -1,0 +1,130 @@
+"""Runs in Python, as objects: ``neutreno.load_run("outputs/RUN")``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import torch
+from torch import nn
+
+from neutreno import console
+from neutreno.config.building import build
+from neutreno.config.words import compose_typed
+from neutreno.data.base import SplitData
+from neutreno.errors import InputError
+from neutreno.evaluation.opening import build_run, load_checkpoint, run_settings
+from neutreno.parallel import build_trainer
+from neutreno.reports import reading
+from neutreno.reports.layers import read_table
+from neutreno.runs import RunFolder, other_splits
+
+Weights = Literal["last", "best", "ema"]
+
+
+@dataclass(repr=False, eq=False)
+class Run(reading.Run):
+    """A finished run: see :func:`load_run`. Its model, data and layer-wise values are read when they are asked for."""
+
+    words: Sequence[str]
+    weights: Weights
+    device: torch.device
+    trust: Sequence[str]
+    trust_readers: bool
+
+    def __repr__(self) -> str:
+        return f"<run {self.path}: {self.label}>"
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network with the run's weights, in evaluation mode.
+
+        Raises:
+            InputError: the run has no such weights, they are damaged, or not this run's; of text and graphs, also what
+                :attr:`data` says.
+        """
+        folder = RunFolder(self.path)
+        data, task = build_run(folder, self._settings, self.trust)
+        in_last = self.weights == "last" or f"{self.weights}/" in task.networks
+        if self.weights == "ema" and not in_last:
+            raise InputError(f"{self.path} kept no EMA of its weights (task.ema_decay=null); choose last or best")
+        load_checkpoint(task, data, folder.last_checkpoint if in_last else folder.best_checkpoint)
+        prefix = f"{self.weights}/" if in_last and self.weights != "last" else ""
+        return task.networks[prefix].to(self.device).eval()
+
+    @cached_property
+    def data(self) -> SplitData:
+        """The data as the run had it, ready for ``train_dataloader()``, ``val_dataloader()`` and
+        ``probe_samples(n)``.
+
+        Raises:
+            InputError: it is not where the run had it, or not the same.
+        """
+        data = build(self._settings["data"])
+        data.setup()
+        if said := other_splits(self.result.get("digests", {}), data.digests):
+            raise InputError(f"{self.path} is a run on other data: {said}; data.root=FOLDER says where its data is")
+        with console.lent():
+            console.quiet(0)
+            where = {"accelerator": self.device.type, "devices": [self.device.index or 0]}
+            if self.device.type == "cpu":
+                where["devices"] = 1
+            quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+            data.trainer = build_trainer(self._settings["trainer"] | where, **quiet)  # says how batches are shared out
+        return data
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """Layer-wise values, a row per step, stack, metric, token subset and layer: the run's ``oversmoothing.csv``.
+
+        Raises:
+            InputError: it is not there, or damaged.
+        """
+        return read_table(self.path / "oversmoothing.csv", self.measured)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        given = [*(f"++{word}" for word in self.words), *(["trust_readers=true"] if self.trust_readers else [])]
+        return run_settings(RunFolder(self.path), compose_typed(given, "evaluate"), self.trust)
+
+
+def load_run(
+    folder: str | Path,
+    *words: str,
+    weights: Weights = "last",
+    device: str | torch.device = "cpu",
+    trust: Sequence[str] = (),
+    trust_readers: bool = False,
+) -> Run:
+    """A finished run folder as an object; only its record is read at once.
+
+    Attributes of what it gives: ``model`` and ``data``; ``config``, the composed config as a dictionary; ``metrics``,
+    by name, those that ``evaluate.py`` added among them; ``layers``, the layer-wise values as a table; ``result``, the
+    whole record.
+
+    Args:
+        words: ``data.KEY=VALUE`` as beside ``evaluate.py``; ``data.root=FOLDER`` where the data has moved to.
+        weights: of the last epoch, of the best epoch, or their EMA at the last.
+        device: of the model.
+        trust: packages besides this one whose classes the run may name: a folder is data of anybody's.
+        trust_readers: read the data as the run says, by its ``data.reader`` and ``data.reader_args``.
+
+    Raises:
+        InputError: it is no run folder, of another version, damaged or unfinished; an argument is none of these.
+    """
+    if weights not in get_args(Weights):
+        raise InputError(f"weights={weights!r} is none of {', '.join(get_args(Weights))}")
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:  # torch's own ways to say that there is none
+        raise InputError(f"device={device}: {str(error).splitlines()[0]}") from error
+    read = reading.read_run(folder)
+    if read.status != "finished":
+        reason = f": {read.result['reason']}" if read.result.get("reason") else ""
+        raise InputError(f"{folder} is not finished ({read.status}{reason}); resume=true continues it")
+    return Run(**vars(read), words=words, weights=weights, device=where, trust=trust, trust_readers=trust_readers)

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "load_run": "neutreno.api",
     "load_runs": "neutreno.reports.frame",
+    "train": "neutreno.api",
     "profile": "neutreno.oversmoothing.profile",
     "convert": "neutreno.oversmoothing.convert",
 }

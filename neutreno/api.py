@@ -1,9 +1,10 @@
-"""Runs in Python, as objects: ``neutreno.load_run("outputs/RUN")``."""
+"""Runs in Python, as objects: ``neutreno.load_run("outputs/RUN")``, ``neutreno.train("data=digits", …)``."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,8 +13,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from neutreno import console
+from neutreno import console, training
+from neutreno.cli import hydra_main
 from neutreno.config.building import build
+from neutreno.config.composing import Composed
 from neutreno.config.words import compose_typed
 from neutreno.data.base import SplitData
 from neutreno.errors import InputError
@@ -21,7 +24,7 @@ from neutreno.evaluation.opening import build_run, load_checkpoint, run_settings
 from neutreno.parallel import build_trainer
 from neutreno.reports import reading
 from neutreno.reports.layers import read_table
-from neutreno.runs import RunFolder, other_splits
+from neutreno.runs import RunFolder, other_splits, packages
 
 Weights = Literal["last", "best", "ema"]
 
@@ -128,3 +131,28 @@ def load_run(
         reason = f": {read.result['reason']}" if read.result.get("reason") else ""
         raise InputError(f"{folder} is not finished ({read.status}{reason}); resume=true continues it")
     return Run(**vars(read), words=words, weights=weights, device=where, trust=trust, trust_readers=trust_readers)
+
+
+def train(*words: str, **keys: Any) -> Run:
+    """Train in this process as ``train.py`` does, into the same run folder, and open it.
+
+    Args:
+        words: as they are typed after ``train.py``: ``"model=deit"``, ``"attention.lam=0.4"``, ``"--config-dir=conf"``.
+        keys: the same for keys without a dot: ``seed=3``, ``resume=True``; a text is taken as it would be typed.
+
+    Raises:
+        InputError: what the command would refuse; what belongs to the command line alone; several processes.
+        KeyboardInterrupt: the run was interrupted; ``resume=True`` continues it.
+    """
+    as_typed = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in keys.items()}
+    words = (*words, *(f"{key}={value}" for key, value in as_typed.items()))
+    if odd := hydra_main.of_hydra(hydra_main.split_config_dirs(words)[0]):
+        raise InputError(f"{odd[0]} belongs to the command line; neutreno.train takes KEY=VALUE, and makes one run")
+    found: list[Composed] = []
+    hydra_main.run("train", words, lambda composed, is_sweep: found.append(composed))
+    composed = replace(found[0], called=f"neutreno.train({', '.join(map(repr, words))})")
+    if composed.config.preflight:
+        raise InputError("preflight=true makes no run; it belongs to the command line: train.py … preflight=true")
+    with console.lent():
+        folder = training.train(composed)
+    return load_run(folder, trust=sorted(packages(composed.settings)), trust_readers=True)  # the caller named them

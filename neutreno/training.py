@@ -52,8 +52,8 @@ RESUMABLE = {  # what Lightning needs of a checkpoint
 }
 
 
-def train(composed: Composed) -> None:
-    """One run, from its config to its finished record.
+def train(composed: Composed) -> Path:
+    """One run, from its config to its finished record; gives its folder.
 
     Raises:
         InputError: what the user gave cannot be used; then no folder was made, or the one there is as it was.
@@ -73,7 +73,7 @@ def train(composed: Composed) -> None:
         if config.resume and run.status == "finished":
             if rank_zero_only.rank == 0:
                 print(f"{run.path} is finished; nothing to do")
-            return
+            return run.path
 
     resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
     data.check_readable()
@@ -94,8 +94,10 @@ def train(composed: Composed) -> None:
         model.compile()
     if config.preflight:
         console.begin()
-        return preflight(config, task, data, plugins)
-    fit(composed, run, resume_from, data, task, plugins)
+        preflight(config, task, data, plugins)
+    else:
+        fit(composed, run, resume_from, data, task, plugins)
+    return run.path
 
 
 def checked(composed: Composed) -> tuple[Composed, list]:
@@ -123,6 +125,9 @@ def fit(
     checkpoints = AtomicCheckpointIO()
     trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, [checkpoints, *plugins])
     is_rank_zero = trainer.is_global_zero
+    if composed.called and trainer.world_size > 1:
+        asked = f"these settings ask for {trainer.world_size} processes, and neutreno.train is a single one"
+        raise InputError(f"{asked}: trainer.devices=1, or train.py on the command line")
     data.check_limits(trainer)
     notes = check_schedule(composed, trainer, task, data)
     if resume_from is not None:

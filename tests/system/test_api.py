@@ -1,15 +1,22 @@
-"""Runs in Python: what load_run gives is what the run's folder holds and what the run recorded."""
+"""Runs in Python: load_run gives what a run's folder holds and the run recorded, train does what train.py does."""
 
 import csv
 import json
+import logging
+import os
 import shutil
+import signal
+import sys
+import threading
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from support import TINY, result, train
 from support.graphs import GRAPH
-from support.same_run import load
+from support.same_run import assert_same_run, load
 
 import neutreno
 from neutreno.errors import InputError
@@ -172,3 +179,109 @@ def test_what_a_run_folder_names_is_built_only_if_its_package_is_trusted(copied)
 def test_a_word_that_a_run_does_not_take_is_refused(finished, word):
     with pytest.raises(InputError, match=word.partition("=")[0]):
         _ = neutreno.load_run(finished, word).model
+
+
+@pytest.fixture(scope="module")
+def cwd(tmp_path_factory):
+    """A folder to train in, and the process afterwards where it was."""
+    folder, before = tmp_path_factory.mktemp("cwd"), os.getcwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def trained(cwd):
+    return neutreno.train(*TINY, "task.ema_decay=0.9", "task.warmup_epochs=0", name="x")
+
+
+def test_it_trains_the_run_of_the_command(trained, finished):
+    assert_same_run(trained.path, finished)
+    ours, theirs = result(trained.path), result(finished)
+    assert ours.keys() == theirs.keys()
+    apart = {"overrides", "command", "started", "first_checkpoint", "wall_clock_s", "versions", "hardware"}
+    for key in ours.keys() - apart:
+        assert ours[key] == theirs[key], key
+    assert sorted(ours["overrides"]) == sorted(theirs["overrides"])
+    files = [{file.relative_to(run) for file in run.rglob("*")} for run in (trained.path, finished)]
+    assert files[0] == files[1]
+    assert (trained.path / "config.yaml").read_text() == (finished / "config.yaml").read_text()
+
+
+def test_its_record_says_that_it_was_called_in_python(trained):
+    words = [*TINY, "task.ema_decay=0.9", "task.warmup_epochs=0", "name=x"]
+    assert trained.result["command"] == f"neutreno.train({', '.join(map(repr, words))})"
+    assert trained.result["overrides"] == words
+
+
+def test_it_gives_what_load_run_gives(trained):
+    again = neutreno.load_run(trained.path)
+    assert type(trained) is type(again) and trained.metrics == again.metrics
+    for ours, theirs in zip(trained.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_it_leaves_the_process_as_it_was(trained, cwd):
+    def state():
+        root = logging.getLogger()
+        ways = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)]
+        said = (warnings.showwarning, warnings.formatwarning, warnings.filters[:])
+        return root.handlers[:], root.level, logging.raiseExceptions, said, ways, sys.argv[:], os.getcwd()
+
+    before = state()
+    neutreno.train(*TINY, name="again")
+    assert state() == before
+    held = [str(file.resolve()) for file in Path("/proc/self/fd").iterdir()]
+    assert not [file for file in held if file.startswith(str(cwd.resolve()))]
+
+
+def test_it_trains_beside_the_main_thread_without_arguments_of_the_process(cwd, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["a_kernel", "-f", "connection.json"])
+    found = []
+    thread = threading.Thread(target=lambda: found.append(neutreno.train(*TINY, "name=thread")))
+    thread.start()
+    thread.join()
+    assert found[0].status == "finished"
+
+
+def test_an_interrupted_call_is_recorded_and_resumed_to_the_same_run(trained, cwd):
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    steps = []
+    hook = register_optimizer_step_post_hook(
+        lambda *_: (steps.append(1), len(steps) == 6 and os.kill(os.getpid(), signal.SIGINT))
+    )
+    words = [*TINY, "task.ema_decay=0.9", "task.warmup_epochs=0", "name=killed"]
+    try:
+        with pytest.raises(KeyboardInterrupt, match="resume=true continues the run"):
+            neutreno.train(*words)
+    finally:
+        hook.remove()
+        signal.signal(signal.SIGINT, before)
+    assert result(cwd / "outputs/killed")["status"] == "interrupted"
+    assert_same_run(neutreno.train(*words, resume=True).path, trained.path)
+
+
+@pytest.mark.parametrize(
+    "words, keys, said",
+    [
+        ([], {"name": "x"}, "holds a finished run"),
+        (["-m"], {}, "-m belongs to the command line"),
+        (["--help"], {}, "--help belongs to the command line"),
+        (["hydra.verbose=true"], {}, r"hydra\.verbose=true belongs"),
+        (["seed=0,1"], {}, "seed=0,1"),
+        ([], {"preflight": True}, "preflight=true makes no run"),
+        ([], {"sed": 1}, "no key sed; did you mean seed"),
+        ([], {"seed": 1.5}, "seed=1.5 should be a valid integer"),
+        ([], {"resume": None}, "resume=null should be a valid boolean"),
+        (["attention.lam=-1"], {}, r"attention\.lam=-1 should be greater"),
+        (["--config-dir", "nowhere"], {}, "--config-dir nowhere: no such folder"),
+        (["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"], {}, "ask for 2 processes"),
+    ],
+)
+def test_what_the_command_refuses_is_an_input_error_and_leaves_no_folder(trained, cwd, words, keys, said):
+    there = sorted(os.listdir(cwd / "outputs"))
+    with pytest.raises(InputError, match=said):
+        neutreno.train(*TINY, *words, **keys)
+    assert sorted(os.listdir(cwd / "outputs")) == there

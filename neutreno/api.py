@@ -21,10 +21,12 @@ from neutreno.config.words import compose_typed
 from neutreno.data.base import SplitData
 from neutreno.errors import InputError
 from neutreno.evaluation.opening import build_run, load_checkpoint, run_settings
+from neutreno.models.exporting import export_timm
 from neutreno.parallel import build_trainer
 from neutreno.reports import reading
 from neutreno.reports.layers import read_table
 from neutreno.runs import RunFolder, other_splits, packages
+from neutreno.variants import axes_of, built
 
 Weights = Literal["last", "best", "ema"]
 
@@ -88,6 +90,32 @@ class Run(reading.Run):
             InputError: it is not there, or damaged.
         """
         return read_table(self.path / "oversmoothing.csv", self.measured)
+
+    def export(
+        self, path: str | Path, format: Literal["timm"] = "timm", without_variants: bool = False
+    ) -> tuple[str, dict[str, Any]]:
+        """Write the weights for another library: see :func:`neutreno.models.exporting.export_timm`.
+
+        Args:
+            without_variants: write weights that were trained with other variants than the baseline, such as NeuTRENO;
+                there they load strictly, and compute plain softmax attention, which is not what was trained.
+
+        Returns:
+            name and arguments of ``timm.create_model(name, checkpoint_path=path, **arguments)``.
+
+        Raises:
+            InputError: of other variants, unless that is allowed; and as that function and :attr:`model` say.
+        """
+        if format != "timm":
+            raise InputError(f"format={format} is not known; available: timm")
+        axes = axes_of(self._settings)
+        given_up = " and ".join(f"{axis} {built(axes[axis])}" for axis in axes if not axes[axis]["baseline"])
+        if given_up and not without_variants:
+            raise InputError(
+                f"{self.path} was trained with {given_up}, which timm has not: there its weights may load and compute "
+                "something else; without_variants=True writes them nevertheless"
+            )
+        return export_timm(self.model, path, given_up)
 
     @cached_property
     def _settings(self) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
+from safetensors import safe_open
 from support import TINY, result, train
 from support.graphs import GRAPH
 from support.same_run import assert_same_run, load
@@ -285,3 +287,30 @@ def test_what_the_command_refuses_is_an_input_error_and_leaves_no_folder(trained
     with pytest.raises(InputError, match=said):
         neutreno.train(*TINY, *words, **keys)
     assert sorted(os.listdir(cwd / "outputs")) == there
+
+
+@pytest.mark.parametrize("words", [["model=deit"], ["attention.lam=0", "model.distilled=true"]], ids=" ".join)
+def test_a_run_of_softmax_attention_is_exported_to_timm(words, cwd, tmp_path):
+    run = neutreno.train(*TINY, *words, name=f"export{len(words)}")
+    name, arguments = run.export(tmp_path / "w.safetensors", format="timm")
+    net = timm.create_model(name, checkpoint_path=str(tmp_path / "w.safetensors"), **arguments).eval()
+    x, _ = next(iter(run.data.val_dataloader()))
+    torch.testing.assert_close(net(x), run.model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_of_neutreno_is_exported_only_where_that_is_given_up(finished, tmp_path):
+    run, file = neutreno.load_run(finished, weights="ema"), tmp_path / "w.safetensors"
+    with pytest.raises(InputError, match=r"NeutrenoAttention\(lam=0\.6.*without_variants=True"):
+        run.export(file)
+    assert not file.exists()
+    name, arguments = run.export(file, without_variants=True)
+    net = timm.create_model(name, checkpoint_path=str(file), **arguments)
+    assert torch.equal(net.head.weight, run.model.head.weight)
+    with safe_open(file, "pt") as content:
+        assert "NeutrenoAttention(lam=0.6" in content.metadata()["given_up"]
+
+
+@pytest.mark.parametrize("format", ["onnx", "hf"])
+def test_another_format_is_refused(finished, format, tmp_path):
+    with pytest.raises(InputError, match=f"format={format} is not known; available: timm"):
+        neutreno.load_run(finished).export(tmp_path / "w.safetensors", format=format)

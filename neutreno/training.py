@@ -125,9 +125,6 @@ def fit(
     checkpoints = AtomicCheckpointIO()
     trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, [checkpoints, *plugins])
     is_rank_zero = trainer.is_global_zero
-    if composed.called and trainer.world_size > 1:
-        asked = f"these settings ask for {trainer.world_size} processes, and neutreno.train is a single one"
-        raise InputError(f"{asked}: trainer.devices=1, or train.py on the command line")
     data.check_limits(trainer)
     notes = check_schedule(composed, trainer, task, data)
     if resume_from is not None:
@@ -237,7 +234,11 @@ def make_trainer(
     data: SplitData,
     plugins: list,
 ) -> Trainer:
-    """Lightning's trainer with what makes a run exact, safe to kill and quiet."""
+    """Lightning's trainer with what makes a run exact, safe to kill and quiet.
+
+    Raises:
+        InputError: several processes, of a call in Python: each would start with the caller's whole program.
+    """
     config = composed.config
     # "last" has a separate callback: ModelCheckpoint(save_last=True) saves it only when "best" improved.
     checkpoints = {"dirpath": run.path / "checkpoints", "enable_version_counter": False}
@@ -262,6 +263,9 @@ def make_trainer(
         plugins=plugins,
         default_root_dir=run.path,
     )
+    if composed.called and trainer.world_size > 1:
+        asked = f"these settings ask for {trainer.world_size} processes, and neutreno.train is a single one"
+        raise InputError(f"{asked}: trainer.devices=1, or train.py on the command line")
     micro_batches = trainer.accumulate_grad_batches
     trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, micro_batches)
     return trainer

@@ -13,20 +13,19 @@ import pandas as pd
 import torch
 from torch import nn
 
-from neutreno import console, training
+from neutreno import console, training, variants
 from neutreno.cli import hydra_main
 from neutreno.config.building import build
 from neutreno.config.composing import Composed
 from neutreno.config.words import compose_typed
 from neutreno.data.base import SplitData
-from neutreno.errors import InputError
+from neutreno.errors import InputError, one_line
 from neutreno.evaluation.opening import build_run, load_checkpoint, run_settings
 from neutreno.models.exporting import export_timm
 from neutreno.parallel import build_trainer
 from neutreno.reports import reading
 from neutreno.reports.layers import read_table
 from neutreno.runs import RunFolder, other_splits, packages
-from neutreno.variants import axes_of, built
 
 Weights = Literal["last", "best", "ema"]
 
@@ -42,7 +41,7 @@ class Run(reading.Run):
     trust_readers: bool
 
     def __repr__(self) -> str:
-        return f"<run {self.path}: {self.label}>"
+        return one_line(f"<run {self.path}: {self.label}>")
 
     @cached_property
     def model(self) -> nn.Module:
@@ -71,13 +70,12 @@ class Run(reading.Run):
         """
         data = build(self._settings["data"])
         data.setup()
-        if said := other_splits(self.result.get("digests", {}), data.digests):
+        if said := other_splits(self.result.get("digests", data.digests), data.digests):
             raise InputError(f"{self.path} is a run on other data: {said}; data.root=FOLDER says where its data is")
         with console.lent():
             console.quiet(0)
-            where = {"accelerator": self.device.type, "devices": [self.device.index or 0]}
-            if self.device.type == "cpu":
-                where["devices"] = 1
+            one = 1 if self.device.type == "cpu" else [self.device.index or 0]
+            where = {"accelerator": self.device.type, "devices": one, "precision": "32-true"}
             quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
             data.trainer = build_trainer(self._settings["trainer"] | where, **quiet)  # says how batches are shared out
         return data
@@ -108,11 +106,10 @@ class Run(reading.Run):
         """
         if format != "timm":
             raise InputError(f"format={format} is not known; available: timm")
-        axes = axes_of(self._settings)
-        given_up = " and ".join(f"{axis} {built(axes[axis])}" for axis in axes if not axes[axis]["baseline"])
+        given_up = "" if self.at_baseline else one_line(" + ".join(variants.words(self.result)))
         if given_up and not without_variants:
             raise InputError(
-                f"{self.path} was trained with {given_up}, which timm has not: there its weights may load and compute "
+                f"{self.path} was trained with {given_up}, which timm has not: its weights may load there and compute "
                 "something else; without_variants=True writes them nevertheless"
             )
         return export_timm(self.model, path, given_up)
@@ -128,7 +125,7 @@ def load_run(
     *words: str,
     weights: Weights = "last",
     device: str | torch.device = "cpu",
-    trust: Sequence[str] = (),
+    trust: str | Sequence[str] = (),
     trust_readers: bool = False,
 ) -> Run:
     """A finished run folder as an object; only its record is read at once.
@@ -158,6 +155,7 @@ def load_run(
     if read.status != "finished":
         reason = f": {read.result['reason']}" if read.result.get("reason") else ""
         raise InputError(f"{folder} is not finished ({read.status}{reason}); resume=true continues it")
+    trust = [trust] if isinstance(trust, str) else trust
     return Run(**vars(read), words=words, weights=weights, device=where, trust=trust, trust_readers=trust_readers)
 
 

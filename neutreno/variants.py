@@ -118,7 +118,7 @@ def check_trained(
         if not same and not (before["baseline"] and after["baseline"]) and axis not in other:
             differ[axis] = before, after
     if differ:
-        was, here = (" and ".join(f"{axis} {built(both[i])}" for axis, both in differ.items()) for i in (0, 1))
+        was, here = (" and ".join(f"{axis} {_built(both[i])}" for axis, both in differ.items()) for i in (0, 1))
         said = remedy.replace("{axes}", ",".join(differ))
         raise InputError(f"the weights of {source} were trained with {was}, but {here} is composed; {said}")
 
@@ -133,8 +133,7 @@ def _same_arguments(before: dict[str, Any], after: dict[str, Any]) -> bool:
     return defaults | given[0] == defaults | given[1]
 
 
-def built(part: dict[str, Any]) -> str:
-    """An axis as :func:`describe` gives it, in a word: its class and arguments."""
+def _built(part: dict[str, Any]) -> str:
     if part["class"] is None:
         return "at its baseline"
     arguments = ", ".join(f"{key}={value}" for key, value in part["arguments"].items())

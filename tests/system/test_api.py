@@ -173,8 +173,9 @@ def test_what_a_run_folder_names_is_built_only_if_its_package_is_trusted(copied)
     assert run.metrics
     with pytest.raises(InputError, match=r"'subprocess\.run', which is not a part of neutreno; refused"):
         _ = run.model
-    with pytest.raises(InputError, match=r"'subprocess\.run', which is not a network part"):
-        _ = neutreno.load_run(copied, trust=["subprocess"]).model
+    for trust in ("subprocess", ["subprocess"]):
+        with pytest.raises(InputError, match=r"'subprocess\.run', which is not a network part"):
+            _ = neutreno.load_run(copied, trust=trust).model
 
 
 @pytest.mark.parametrize("word", ["data.rot=x", "model.depth=3", "foo"])
@@ -300,14 +301,22 @@ def test_a_run_of_softmax_attention_is_exported_to_timm(words, cwd, tmp_path):
 
 def test_a_run_of_neutreno_is_exported_only_where_that_is_given_up(finished, tmp_path):
     run, file = neutreno.load_run(finished, weights="ema"), tmp_path / "w.safetensors"
-    with pytest.raises(InputError, match=r"NeutrenoAttention\(lam=0\.6.*without_variants=True"):
+    with pytest.raises(InputError, match=r"trained with neutreno λ̃=0\.6.*without_variants=True"):
         run.export(file)
     assert not file.exists()
     name, arguments = run.export(file, without_variants=True)
     net = timm.create_model(name, checkpoint_path=str(file), **arguments)
     assert torch.equal(net.head.weight, run.model.head.weight)
     with safe_open(file, "pt") as content:
-        assert "NeutrenoAttention(lam=0.6" in content.metadata()["given_up"]
+        assert content.metadata()["given_up"] == "neutreno λ̃=0.6"
+
+
+def test_a_record_that_was_edited_does_not_pass_neutreno_off_as_softmax(copied, tmp_path):
+    axes = result(copied)["axes"]
+    axes["attention"]["baseline"] = True
+    edit(copied / "result.json", axes=axes)
+    with pytest.raises(InputError, match="gives other logits"):
+        neutreno.load_run(copied).export(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("format", ["onnx", "hf"])

@@ -8,7 +8,13 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-_LAZY = {"profile": "neutreno.oversmoothing.profile", "convert": "neutreno.oversmoothing.convert"}
+_LAZY = {
+    "load_run": "neutreno.api",
+    "load_runs": "neutreno.reports.frame",
+    "train": "neutreno.api",
+    "profile": "neutreno.oversmoothing.profile",
+    "convert": "neutreno.oversmoothing.convert",
+}
 
 
 def __getattr__(name: str) -> Any:

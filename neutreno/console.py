@@ -7,6 +7,8 @@ import logging.handlers
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Said by libraries, most of it by Lightning of every run of ours, with nothing to be done about it.
@@ -26,6 +28,7 @@ _KNOWN = (
     "Metadata Warning, tag",
     "FSDP2-wrapped module (FSDPBlock) returned a view tensor",  # V_0; nothing works in place on it
 )
+_LIGHTNINGS = ("lightning", "lightning.pytorch", "lightning.fabric")
 
 
 def quiet(rank: int, wait: bool = False) -> None:
@@ -34,7 +37,7 @@ def quiet(rank: int, wait: bool = False) -> None:
     Args:
         wait: keep what is to be shown until :func:`begin`, so that a refusal stands alone.
     """
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+    for name in _LIGHTNINGS:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
@@ -73,3 +76,23 @@ def log_to(file: Path) -> None:
     handler.addFilter(lambda record: "Tip:" not in record.getMessage())  # Lightning advertises
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
+
+
+@contextmanager
+def lent() -> Iterator[None]:
+    """For what runs in somebody's process: at its end logging and warnings are as they were, and ``train.log`` is
+    closed."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, (*_LIGHTNINGS, "timm.scheduler"))]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    raises, write = logging.raiseExceptions, warnings.formatwarning
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            logging.raiseExceptions, warnings.formatwarning = raises, write
+            for logger, handlers, level, propagate in before:
+                for handler in {*logger.handlers} - {*handlers}:
+                    handler.close()
+                logger.handlers, logger.propagate = handlers, propagate
+                logger.setLevel(level)

@@ -42,7 +42,7 @@ def now() -> str:
 
 def describe_run(composed: Composed, task: type) -> dict[str, Any]:
     """What a run is, for its record: what :func:`neutreno.variants.describe` says, its task and what it is judged by,
-    which keys are matters of execution, when it was started and by which command."""
+    which keys are matters of execution, when it was started and by which command or call."""
     return {
         "format": FORMAT,
         **describe(composed),
@@ -54,7 +54,7 @@ def describe_run(composed: Composed, task: type) -> dict[str, Any]:
         "overrides": composed.overrides,
         "config_dirs": composed.config_dirs,
         "started": now(),
-        "command": shlex.join(sys.orig_argv),
+        "command": composed.called or shlex.join(sys.orig_argv),
     }
 
 

@@ -259,6 +259,12 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def packages(settings: dict[str, Any]) -> set[str]:
+    """Those that hold the classes which the settings name."""
+    named = (value for key, value in flat(settings).items() if key.endswith("_target_"))
+    return {path.partition(".")[0] for path in named if isinstance(path, str)}
+
+
 def execution_keys(composed: Composed) -> list[str]:
     """The keys of a run's settings that only say where and how it is executed, for its record."""
     return [key for key in flat(composed.settings) if mark_of(key, composed.settings) is EXECUTION]

@@ -52,8 +52,8 @@ RESUMABLE = {  # what Lightning needs of a checkpoint
 }
 
 
-def train(composed: Composed) -> None:
-    """One run, from its config to its finished record.
+def train(composed: Composed) -> Path:
+    """One run, from its config to its finished record; gives its folder.
 
     Raises:
         InputError: what the user gave cannot be used; then no folder was made, or the one there is as it was.
@@ -74,7 +74,7 @@ def train(composed: Composed) -> None:
         if config.resume and run.status == "finished":
             if rank_zero_only.rank == 0:
                 print(f"{run.path} is finished; nothing to do")
-            return
+            return run.path
 
     resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
     network = settings["model"] if resume_from is None else without_start(settings["model"])  # a checkpoint follows
@@ -85,8 +85,10 @@ def train(composed: Composed) -> None:
     task.run = {"settings": identity_of(settings), "digests": data.digests}
     if config.preflight:
         console.begin()
-        return preflight(config, task, data, plugins)
-    fit(composed, run, resume_from, data, task, plugins)
+        preflight(config, task, data, plugins)
+    else:
+        fit(composed, run, resume_from, data, task, plugins)
+    return run.path
 
 
 def build_task(composed: Composed, data: SplitData, network: dict[str, Any]) -> Task:
@@ -246,7 +248,11 @@ def make_trainer(
     data: SplitData,
     plugins: list,
 ) -> Trainer:
-    """Lightning's trainer with what makes a run exact, safe to kill and quiet."""
+    """Lightning's trainer with what makes a run exact, safe to kill and quiet.
+
+    Raises:
+        InputError: several processes, of a call in Python: each would start with the caller's whole program.
+    """
     config = composed.config
     # "last" has a separate callback: ModelCheckpoint(save_last=True) saves it only when "best" improved.
     checkpoints = {"dirpath": run.path / "checkpoints", "enable_version_counter": False}
@@ -271,6 +277,9 @@ def make_trainer(
         plugins=plugins,
         default_root_dir=run.path,
     )
+    if composed.called and trainer.world_size > 1:
+        asked = f"these settings ask for {trainer.world_size} processes, and neutreno.train is a single one"
+        raise InputError(f"{asked}: trainer.devices=1, or train.py on the command line")
     micro_batches = trainer.accumulate_grad_batches
     trainer.accumulate_grad_batches = data.accumulated_batches(trainer.world_size, micro_batches)
     return trainer

@@ -36,8 +36,7 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
     if {"--help", "-h"} & set(words):
         print(help_text(name, typed, config_dirs))
         return
-    of_hydra = any(word.lstrip("+~").startswith("hydra") or "${hydra:" in word for word in words)
-    if typed == words and not of_hydra:  # Hydra's own main composes twice
+    if not of_hydra(words):  # whose own main composes twice
         composed = compose_typed(words, name, config_dirs)
         check_settings(composed, name)  # before anything imports torch
         return job(composed, False)
@@ -69,6 +68,11 @@ def run(name: str, words: Sequence[str], job: Callable[[Composed, bool], None]) 
         sys.argv = given
     if failed:
         raise failed[0]
+
+
+def of_hydra(words: Sequence[str]) -> list[str]:
+    """Those that Hydra's own main alone takes: its options and settings."""
+    return [w for w in words if w.startswith("-") or w.lstrip("+~").startswith("hydra") or "${hydra:" in w]
 
 
 def help_text(name: str, words: Sequence[str], config_dirs: Sequence[str]) -> str:

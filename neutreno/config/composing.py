@@ -35,12 +35,14 @@ class Composed:
         choices: the option chosen in every group.
         overrides: what was typed.
         config_dirs: further folders of config files.
+        called: the call in Python that it came from; None: a command.
     """
 
     config: DictConfig
     choices: dict[str, str | None]
     overrides: list[str]
     config_dirs: list[str] = field(default_factory=list)
+    called: str | None = None
 
     @cached_property
     def settings(self) -> dict[str, Any]:

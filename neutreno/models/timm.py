@@ -33,6 +33,7 @@ class TimmModel(nn.Module):
     """
 
     output = "classes"
+    as_timm: tuple[str, dict[str, Any]] | None = None  # name and arguments by which timm made it
 
     def __init__(self, net: nn.Module, input_shape: Sequence[int]) -> None:
         super().__init__()
@@ -147,7 +148,9 @@ def timm_model(
     if weights is not None:
         heads = made_for.classifier if isinstance(made_for.classifier, tuple | list) else [made_for.classifier]
         load_weights(net, weights, new_head, tuple(f"{head}." for head in heads))
-    return TimmModel(net, (in_chans, side, side))
+    model = TimmModel(net, (in_chans, side, side))
+    model.as_timm = name, {key: value for key, value in kwargs.items() if "drop" not in key}
+    return model
 
 
 def data_settings(name: str) -> dict[str, Any]:

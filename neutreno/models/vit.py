@@ -35,7 +35,9 @@ SIZES = {
 }
 
 
-_TIMMS = inspect.signature(timm.models.VisionTransformer).parameters.keys()  # options of ours of these names are timm's
+_TIMMS = {  # options of ours of these names are timm's
+    name: option.default for name, option in inspect.signature(timm.models.VisionTransformer).parameters.items()
+}
 
 
 class VisionTransformer(timm.models.VisionTransformer):
@@ -120,6 +122,8 @@ class VisionTransformer(timm.models.VisionTransformer):
         timms["reg_tokens"] += distilled  # timm makes a register token where the distillation token stands
         super().__init__(**timms, norm_layer=norm, block_fn=our_block, weight_init="skip")
         self.blocks = Trunk(self.blocks)
+        options = {name: own[name] for name in timms}
+        self.as_timm = named_by_timm(size, options, distilled) if norm_eps == 1e-6 else None
         self.distilled_training = False
         self.resizing = {"interpolation": "bilinear", "antialias": False} if bilinear_positions else {}  # of positions
         self.init_std, self.pos_std = own.get("init_std", 0.02), own.get("pos_std", 0.02)
@@ -233,6 +237,15 @@ class VisionTransformer(timm.models.VisionTransformer):
         if self.head_dist is None:
             return super().forward_head(x, pre_logits)
         return deit.VisionTransformerDistilled.forward_head(self, x, pre_logits)
+
+
+def named_by_timm(size: str, options: dict[str, Any], distilled: bool) -> tuple[str, dict[str, Any]]:
+    """Name and arguments by which ``timm.create_model`` makes a network of these ``options`` with softmax attention; of
+    DeiT's, which are ViT's but for the distilled form. Rates of dropout, of training alone, are left out."""
+    of_name = "tiny" if size == "mini" else size
+    timms = _TIMMS | SIZES[of_name]
+    arguments = {k: v for k, v in options.items() if "drop" not in k and (v != timms[k] or k == "num_classes")}
+    return f"deit_{of_name}_{'distilled_' if distilled else ''}patch16_224", arguments
 
 
 def _refuse(attn_mask: Tensor | None = None, is_causal: bool = False) -> None:

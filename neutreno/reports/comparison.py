@@ -78,7 +78,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         if first is not run:
             left_out.append(f"{run.path} is the same run as {first.path}")
     rows = [[run for _, run in sorted(by_seed.items())] for by_seed in found.values()]
-    differing = _differing([members[0] for members in rows])
+    differing = differing_settings([members[0] for members in rows])
     groups = [
         Group(" ".join([first.label, *(f"{key}={first.row.get(key)}" for key in differing)]), [first, *others])
         for first, *others in rows
@@ -86,7 +86,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     return sorted(groups, key=lambda g: _order(g.runs[0])), left_out
 
 
-def _differing(runs: Sequence[Run]) -> list[str]:
+def differing_settings(runs: Sequence[Run]) -> list[str]:
     """Settings in which rows differ and which no label says, nor follow from a choice that it says."""
     axes = {axis for run in runs for axis in run.result["axes"]}
     found = []

@@ -8,11 +8,10 @@ from itertools import product
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from neutreno.errors import one_line
@@ -57,11 +56,16 @@ def band(panel, layers, mean, sd, alpha: float = 0.15, **style) -> None:
     panel.fill_between(layers, mean - sd, mean + sd, color=line.get_color(), alpha=alpha, linewidth=0)
 
 
-def save(figure, path: Path) -> None:
-    """Write a figure, in the format of ``path``'s ending, and let go of it."""
+def subplots(*shape: int, figsize: tuple[float, float], **grid):
+    """``plt.subplots`` of a figure that pyplot does not know: it opens no window, and a notebook keeps its backend."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(*shape, **grid)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, in the format of ``path``'s ending."""
     with replacing(path, "wb") as file:
         figure.savefig(file, format=path.suffix.removeprefix("."))
-    plt.close(figure)
 
 
 def plot_similarity(rows: list[dict], path: str | Path, title: str = "") -> None:
@@ -108,8 +112,7 @@ def by_layer(
     table = pd.concat([part for part, *_ in curves])
     metrics, stacks = table["metric"].unique(), table["stack"].unique()
     size = size or (4 + 2.4 * len(metrics), 1.6 + 2 * len(stacks))
-    grid = {"figsize": size, "sharey": "col", "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(len(stacks), len(metrics), **grid)
+    figure, axes = subplots(len(stacks), len(metrics), figsize=size, sharey="col", squeeze=False)
     heading(figure, title)
     for panel, (stack, metric) in zip(axes.flat, product(stacks, metrics), strict=True):
         for part, label, style in curves:
@@ -167,7 +170,7 @@ def plot_lines(
         panels: what each shows, and its lines by label: numbers of the setting, means, standard deviations (points,).
     """
     with plt.rc_context({**STYLE, **PAPER}):
-        figure, axes = plt.subplots(ncols=len(panels), figsize=(6.75, 2.9), squeeze=False, layout="constrained")
+        figure, axes = subplots(ncols=len(panels), figsize=(6.75, 2.9), squeeze=False)
         if title:
             heading(figure, title)
         ticks = sorted({x for _, lines in panels for numbers, *_ in lines.values() for x in numbers})
@@ -198,7 +201,7 @@ def plot_courses(
     """
     with plt.rc_context({**STYLE, **PAPER}):
         size = {"figsize": (6.75, 0.6 + 1.25 * len(courses)), "width_ratios": (3, 2)}
-        figure, axes = plt.subplots(len(courses), 2, **size, sharex=True, squeeze=False, layout="constrained")
+        figure, axes = subplots(len(courses), 2, **size, sharex=True, squeeze=False)
         if title:
             heading(figure, title)
         found = np.concatenate([course.layers.ravel() for course in courses.values()])
@@ -248,7 +251,7 @@ def plot_curves(
         many = scale is None and max(len(rows) for _, rows in panels) > 6
         width = 6.75 if many else min(6.75, max(3.25, 2.25 * len(panels)))
         size = (width, 3.4 if many else 2.5)
-        figure, axes = plt.subplots(ncols=len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        figure, axes = subplots(ncols=len(panels), figsize=size, sharey=True, squeeze=False)
         if title:
             figure.suptitle(plain(title), fontsize=PAPER["axes.titlesize"] + 1)
         axes[0, 0].set_ylabel(SIMILARITY if metric == "cosine" else plain(title_of(metric)))

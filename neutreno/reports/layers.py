@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from neutreno.errors import InputError
+from neutreno.records import check_table
 
 TITLES = {  # what an axis says of a metric whose name alone would say too little
     "cosine": "cosine similarity",
@@ -20,6 +24,27 @@ TITLES = {  # what an axis says of a metric whose name alone would say too littl
 LARGEST = dict.fromkeys(("cosine", "cosine_layernorm", "residual"), 1.0)  # where there is one that an axis ends at
 ALL = "all"  # the subset of all tokens
 LAYERS = "layer (0 = embedding)"
+_KINDS = {  # of the columns of a run's table that people and figures take
+    **dict.fromkeys(("step", "epoch", "layer", "samples", "dim"), int),
+    **dict.fromkeys(("stack", "subset", "metric"), str),
+    **dict.fromkeys(("mean", "sd"), float),
+}
+
+
+def read_table(file: Path, recorded: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """A run's ``oversmoothing.csv``: all measurements, of which its record holds the rows of the first and the last.
+
+    Raises:
+        InputError: it is not there, not what a run writes, or lacks rows of the record.
+    """
+    check_table(file)
+    try:
+        table = pd.read_csv(file).astype(_KINDS)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{file} is damaged ({' '.join(str(error).split())[:100]}); restore it from a copy") from error
+    if table["step"].isin([row.get("step") for row in recorded]).sum() != len(recorded):
+        raise InputError(f"{file} is damaged: it has other rows than result.json; restore it from a copy")
+    return table
 
 
 def title_of(metric: str) -> str:

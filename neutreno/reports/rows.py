@@ -12,7 +12,7 @@ from neutreno.config.gate import ways_of_execution
 from neutreno.config.words import key_of, options_in
 from neutreno.errors import InputError
 from neutreno.reports.reading import Run
-from neutreno.runs import flat, shared
+from neutreno.runs import packages, shared
 from neutreno.tablefiles import Table, composed_of, read_table
 
 Origin = tuple[str, str]  # see Run.origin
@@ -57,9 +57,7 @@ class Origins:
 
     def packages(self) -> list[str]:
         """Those that hold the classes of what was composed: files of other packages name them."""
-        composed = [flat(known) for known in self._composed.values() if isinstance(known, dict)]
-        found = [v for known in composed for k, v in known.items() if k.endswith("_target_") and isinstance(v, str)]
-        return sorted({path.partition(".")[0] for path in found})
+        return sorted(set().union(*(packages(known) for known in self._composed.values() if isinstance(known, dict))))
 
     def _compose(self, run: Run, origin: Origin) -> tuple[Origin, str]:
         """Compose ``origin`` for the run's data set and ways of execution, unless it has been; what it is kept by."""

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from neutreno.files import replacing
 from neutreno.reports.escaping import csv_text
-from neutreno.reports.figures import COLOURS, GREY, STYLE, heading, plain, save
+from neutreno.reports.figures import COLOURS, GREY, STYLE, heading, plain, save, subplots
 
 IN_A_COLUMN = 50  # bars
 IN_THE_LEGEND = 24
@@ -57,7 +57,7 @@ def plot_class_iou(table: pd.DataFrame, path: str | Path, title: str = "") -> No
     rows = math.ceil(len(table) / columns)
     with plt.rc_context({**STYLE, "axes.grid": False}):
         size = (max(6.4, 3.6 * columns), 1.3 + 0.24 * rows)
-        figure, axes = plt.subplots(1, columns, figsize=size, squeeze=False, sharex=True, layout="constrained")
+        figure, axes = subplots(1, columns, figsize=size, squeeze=False, sharex=True)
         heading(figure, title)
         mean = table.iou.mean()
         for column, panel in enumerate(axes[0]):
@@ -90,7 +90,7 @@ def plot_panel(shown: Sequence[tuple[Any, Any, Any]], names: Sequence[str], path
         ratio = np.mean([mask.shape[0] / mask.shape[1] for _, mask, _ in shown])
         legend = 0.2 * math.ceil(min(count, IN_THE_LEGEND) / 5) + 0.2
         size = (9.0, 0.7 + legend + len(shown) * (3.0 * ratio + 0.08))
-        figure, axes = plt.subplots(len(shown), 3, figsize=size, squeeze=False, layout="constrained")
+        figure, axes = subplots(len(shown), 3, figsize=size, squeeze=False)
         heading(figure, title)
         for row, (image, mask, predicted) in zip(axes, shown, strict=True):
             image, mask = np.asarray(image, dtype=np.float32), np.asarray(mask)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from neutreno.reports.escaping import markdown_table
-from neutreno.reports.figures import GREY, PAPER, STYLE, by_layer, number_scale, plt, save_both
+from neutreno.reports.figures import GREY, PAPER, STYLE, by_layer, number_scale, plt, save_both, subplots
 from neutreno.reports.layers import part_of, wide
 
 
@@ -31,7 +31,7 @@ def descent_table(ends: pd.DataFrame) -> str:
 def plot_descent(rows: pd.DataFrame, ends: pd.DataFrame, prefix: str | Path) -> list[Path]:
     """Energies and similarity over the steps, a colour per λ̃; dashed: the theory's bound on J. As PDF and PNG."""
     with plt.rc_context({**STYLE, **PAPER}):
-        figure, axes = plt.subplots(ncols=3, figsize=(6.75, 2.4), layout="constrained")
+        figure, axes = subplots(ncols=3, figsize=(6.75, 2.4))
         figure.get_layout_engine().set(w_pad=0.08)
         scale = number_scale([0, 1, *rows.lam])
         for panel in axes[:2]:

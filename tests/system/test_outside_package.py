@@ -353,6 +353,38 @@ def test_it_is_evaluated_only_where_it_is_trusted(package, swept, tmp_path):
         assert_one_line_error(call("evaluate.py", run, word, package=package, cwd=tmp_path), "mine.data.Sets")
 
 
+IN_PYTHON = """
+import sys
+
+import neutreno
+
+conf, swept = sys.argv[1:]
+run = neutreno.train("--config-dir", conf, "model=setnet", "data=sets", name="x")
+known = neutreno.load_run(swept, trust=["mine"])
+for ours, theirs in zip(run.model.parameters(), known.model.parameters(), strict=True):
+    assert (ours == theirs).all()
+assert {*run.layers.metric} == {"cosine", "target_correlation"}
+untrusted = neutreno.load_run(swept)
+assert untrusted.metrics == run.metrics
+for refused in (lambda: untrusted.model, lambda: untrusted.data, lambda: run.export("w.safetensors")):
+    try:
+        refused()
+    except neutreno.errors.InputError as error:
+        print(error)
+"""
+
+
+def test_it_is_trained_and_opened_in_python_and_of_others_only_where_trusted(package, swept, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(IN_PYTHON)
+    run = swept / "sets-setnet_depth2-none-seed0"
+    done = call(str(script), str(package / "conf"), str(run), package=package, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    refused = done.stdout.splitlines()[-3:]
+    assert all("'mine." in line and "trust=mine" in line for line in refused[:2])
+    assert refused[2].startswith("timm has no SetNet")
+
+
 def test_its_task_brings_its_own_evaluator(package, swept, tmp_path):
     words = [str(swept / "sets-setnet_depth2-centre-scale0.5-seed0"), "trust=mine", "name=x"]
     done = call("evaluate.py", *words, package=package, cwd=tmp_path)

@@ -26,6 +26,7 @@ LAYERS = [  # what stands further down may import what stands above, never the o
     {"launchers", "preflight"},
     {"sweep", "training", "evaluating"},
     {"cli"},
+    {"api"},
     {"neutreno"},
     {"__main__"},
 ]

@@ -47,6 +47,8 @@ def evaluate(composed: Composed) -> None:
     opened = run_opened if composed.config.run is not None else weights_opened
     run, subject, evaluators = opened(composed)
     console.begin()
+    if subject.trainer.is_global_zero:
+        print("".join(f"note: {note}\n" for note in subject.data.notes), end="")
     make_folder(subject.folder)
     corrupt = subject.folder / "evaluation_corrupt_images.txt"
     rank_zero_only(corrupt.unlink)(missing_ok=True)  # of an earlier evaluation
@@ -107,6 +109,11 @@ def run_opened(composed: Composed) -> Opened:
     data, task = build_run(run, settings, trusted(config), composed.config_dirs)
     subject = made_ready(settings, data, task, target.path, str(checkpoint or run.path), other)
     load_checkpoint(task, data, checkpoint or run.last_checkpoint, other)
+    try:
+        record = run.record()
+    except InputError:  # a run without a record that can be read has its checkpoints
+        record = {}
+    data.check_against(record)
     if checkpoint is None:
         subject.last, subject.best = run.last_checkpoint, run.best_checkpoint
         subject.title += ", last checkpoint"

@@ -152,6 +152,7 @@ _WHERE_THERE: dict[str, Any] = {
     "metrics": dict[str, Any],
     "within": dict[str, NonNegative],
     "digests": dict[str, str],
+    "classes": list[str],
     "oversmoothing": list[dict[str, Any]],
     "parameters": int,
     **dict.fromkeys(("row", "reason", "first_checkpoint"), str | None),

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from neutreno.errors import InputError, report
 from neutreno.files import replacing
-from neutreno.reports.comparison import Difference, holm, welch
+from neutreno.reports.comparison import Difference, Times, holm, logrank, welch
 from neutreno.reports.course import LOSS, layers_over_steps, training_curves
 from neutreno.reports.escaping import markdown_table
 from neutreno.reports.figures import COLOURS, GREY, STYLE, save
@@ -108,6 +108,12 @@ class Study:
         """By seed; without what is missing."""
         return self.final.loc[row, metric].dropna()
 
+    def times(self, row: str, metric: str) -> Times:
+        """To an event, one per seed; where it did not come, the last step."""
+        known = self.final.loc[row, metric]
+        last = self.lines[self.lines["row"] == row].groupby("seed")["step"].max()
+        return Times(known.fillna(last).to_numpy(), known.notna().to_numpy())
+
     def course(self, row: str, metric: str) -> pd.DataFrame:
         """(steps, seeds)"""
         chosen = self.lines[(self.lines["row"] == row) & (self.lines["metric"] == metric)]
@@ -148,10 +154,14 @@ class Table:
         return markdown_table(minus(lines), head)
 
     def further(self, study: Study, row: str, metric: str) -> str:
+        """A metric's mean; of times to an event how often it came and when, with log-rank's p against the first row."""
         if not metric.startswith("escape_step/"):
             return spread(study.values(row, metric), 2)
-        at, n = study.values(row, metric), len(study.final.loc[row])
-        return f"{len(at)} of {n}" + (f", at {at.min():g} to {at.max():g}" if len(at) else "")
+        own, first = study.times(row, metric), next(iter(self.rows.values()))
+        at = own.at[own.came]
+        when = f", at {at.min():g} to {at.max():g}" if len(at) else ""
+        p = f" (p = {logrank(own, study.times(first, metric)):.3f})" if row != first else ""
+        return f"{len(at)} of {len(own.at)}{when}{p}"
 
 
 @dataclass(frozen=True)
@@ -202,6 +212,7 @@ SCORES = {
 }
 
 
+TEXT = ("softmax", "neutreno")
 GRAPH = {row: row for row in ("plain", "neutreno", "pull alone", "anchor alone", "detached", "shuffled")}
 GRAPH |= {
     "initial residual, α = λ̃": "initial residual",
@@ -209,6 +220,12 @@ GRAPH |= {
     "DGN": "dgn",
 }
 TABLES = {
+    "text": Table(
+        "collapse",
+        "best/test/ppl",
+        {row: row for row in TEXT},
+        {"cosine": COSINE, "share of training collapsed": "collapsed_share/cosine", "escaped": "escape_step/cosine"},
+    ),
     **{
         f"graph_{depth}": Table(
             "graph_fidelity",
@@ -245,6 +262,45 @@ TABLES = {
 }
 
 
+def draw_collapse(read: Callable[[str], Study]) -> Figure:
+    """The two collapses, with and without the term: text over the steps of training, a graph over depth."""
+    text = read("collapse")
+    figure, axes = plt.subplots(1, 4, figsize=(12, 2.9), layout="constrained")
+    arms = {"softmax": ("softmax attention", GREY), "neutreno": ("NeuTRENO, λ̃ = 0.4", COLOURS[1])}
+    panels = {COSINE: "text: cosine of tokens", LOST: "text: training loss"}
+    for panel, (metric, title) in zip(axes[:2], panels.items(), strict=True):
+        for row, (label, colour) in arms.items():
+            draw_course(panel, text.course(row, metric), label, colour)
+        panel.set(xlabel="optimizer step", title=title)
+    depth, fidelity = read("graph_depth"), read("graph_fidelity")
+    arms = {"GCN": ("none", "plain", GREY), "GCN with the term, λ̃ = 0.6": ("neutreno", "neutreno", COLOURS[1])}
+    panels = {"group_distance_ratio": "graph: group distance ratio", "best/test/accuracy": "graph: test accuracy, %"}
+    for panel, (metric, title) in zip(axes[2:], panels.items(), strict=True):
+        for label, (row, other, colour) in arms.items():
+            found = {layers: (depth, f"{layers} {row}") for layers in (2, 8, 32)}
+            found |= {layers: (fidelity, f"{layers} {other}") for layers in (15, 30)}
+            found = {k: study.values(name, metric) for k, (study, name) in found.items() if name in study.final.index}
+            draw_means(panel, dict(sorted(found.items())), label, colour)
+        panel.set(xlabel="layers", title=title, ylim=(0, None))
+    axes[0].set_ylim(0, 1.03)
+    for panel in axes[[0, 2]]:
+        panel.legend(loc="lower left")
+    return figure
+
+
+def draw_course(panel, values: pd.DataFrame, label: str, colour: str) -> None:
+    """Each seed as a thin line, their mean as a thick one."""
+    panel.plot(values.index, values, color=colour, alpha=0.35, lw=0.7, marker="")
+    panel.plot(values.index, values.mean(axis=1), color=colour, label=label, lw=1.8, marker="")
+
+
+def draw_means(panel, values: dict[int, pd.Series], label: str, colour: str) -> None:
+    """Each seed as a dot, and their means joined."""
+    for at, found in values.items():
+        panel.plot(np.full(len(found), at), found, "o", color=colour, alpha=0.35, ms=2.5)
+    panel.plot([*values], [found.mean() for found in values.values()], color=colour, label=label, lw=1.8, marker="")
+
+
 def draw_arms(study: Study, tables: dict[str, Table], columns: dict[str, str]) -> Figure:
     """A line per row of each table and a panel per metric: every seed, and the mean."""
     rows = [(title, label, row) for title, table in tables.items() for label, row in table.rows.items()]
@@ -272,7 +328,7 @@ def draw_graph_arms(read: Callable[[str], Study]) -> Figure:
     return draw_arms(read("graph_fidelity"), tables, columns)
 
 
-FIGURES = {"graph_arms": draw_graph_arms}
+FIGURES = {"collapse": draw_collapse, "graph_arms": draw_graph_arms}
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from neutreno.data.loading import (
     collate_readable,
 )
 from neutreno.errors import InputError, Together
+from neutreno.runs import other_splits
 
 MOST_WORKERS = 8  # more of them seldom load faster, and each takes memory
 TRIED = 1000  # samples of a split, until one can be read
@@ -46,6 +47,11 @@ def check_root(root: str | Path | None, reader: str = "hfds/…") -> Path:
     if not Path(root).is_dir():
         raise InputError(f"data.root={root} is not a folder; give the folder of the data set")
     return Path(root)
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first of them, and how many there are."""
+    return ", ".join(names[:most]) + (f", … ({len(names):,})" if len(names) > most else "")
 
 
 class SplitData(LightningDataModule):
@@ -91,6 +97,7 @@ class SplitData(LightningDataModule):
         self.splits: dict[str, Sequence | None] = {}
         self.corrupt: CorruptLog | None = None
         self.notes: list[str] = []
+        self.held_out = False  # whether the validation samples were drawn from the training ones
         self.trains = True
         self.needs_others = ""  # what the model takes from other samples of a batch; see check_batches
 
@@ -149,7 +156,7 @@ class SplitData(LightningDataModule):
                 self.train_transform()
         together.refuse()
         self.splits = splits
-        if not self.has_test:
+        if self.trains and not self.has_test:
             self.notes.append("no test split: the figures at the end are the validation split's, which chooses best/…")
 
     @property
@@ -258,9 +265,35 @@ class SplitData(LightningDataModule):
             said = f"trainer.val_check_interval={interval}, but an epoch has {most} batches"
             raise InputError(f"{said}; lower it, or set trainer.check_val_every_n_epoch=null")
 
+    @property
+    def label_names(self) -> list[str] | None:
+        """What the labels are called, by number, where they have names."""
+        return None
+
     def record(self) -> dict[str, Any]:
         """What a run's record says of the data beside its settings."""
-        return {"digests": self.digests, "data_notes": self.notes}
+        named = {} if self.label_names is None else {"classes": self.label_names}
+        return {"digests": self.digests, "data_notes": self.notes, **named}
+
+    def check_against(self, record: dict[str, Any]) -> None:
+        """Compare with the data of a run, by its record: what differs is noted, where it is no mistake for sure.
+
+        Raises:
+            InputError: samples to validate on may have been trained on; or some classes are the run's, others not.
+        """
+        now = {name: digest for name, digest in self.digests.items() if name in record.get("digests", {})}
+        if said := other_splits({name: record["digests"][name] for name in now}, now):
+            if self.held_out:
+                drawn = "its validation samples are drawn from the training ones, so some may have been trained on"
+                raise InputError(f"this is not the data that the run had: {said}, and {drawn}; give that data")
+            self.notes.append(f"this is not the data that the run had: {said}")
+        before, names = record.get("classes"), self.label_names
+        if before is None or names is None or before == names:
+            return
+        said = f"the run's classes are {listed(before)}, those here {listed(names)}"
+        if {*before} & {*names}:
+            raise InputError(f"{said}: labels would be taken for others; give data with the run's classes")
+        self.notes.append(f"{said}; labels are compared by their numbers")
 
     @cached_property
     def digests(self) -> dict[str, str]:

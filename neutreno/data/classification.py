@@ -127,6 +127,7 @@ class ImageClassification(ClassificationData):
                 images.number_alike(split, splits["train"].classes)
         if splits["val"] is None:
             splits["train"], splits["val"] = images.hold_out(splits["train"], self.val_fraction)
+            self.held_out = True
             counts = f"{len(splits['val']):,} of {len(splits['train']) + len(splits['val']):,}"
             self.notes.append(f"no val split: {counts} training images are held out (data.val_fraction)")
         self._found = images.check_splits(splits, self.root or self.reader)
@@ -143,6 +144,10 @@ class ImageClassification(ClassificationData):
         if self._found not in (None, self.num_classes):
             said = f"{self.root or self.reader} holds {self._found} classes, data.num_classes={self.num_classes}"
             raise InputError(f"{said}; set data.num_classes={self._found}")
+
+    @property
+    def label_names(self) -> list[str] | None:
+        return None if self.streams else list(self.splits["val"].classes)
 
     @cached_property
     def digests(self) -> dict[str, str]:

@@ -65,6 +65,10 @@ class SegmentationData(ImageData):
         self._normalize = v2.Normalize(list(mean), list(std))
         self.class_names = list(class_names or (f"class_{i + 1}" for i in range(num_classes or 0)))
 
+    @property
+    def label_names(self) -> list[str]:
+        return self.class_names
+
     def resize(self) -> list[v2.Transform]:
         """What evaluation does to a sample before it is normalised; its mask stays as it is stored."""
         return []
@@ -214,6 +218,7 @@ class SegmentationFolders(SegmentationData):
                 f"data.val_fraction={share:g} of {count} images leaves none to validate on; give a val split"
             )
         order = np.random.default_rng(SPLIT_SEED).permutation(count)
+        self.held_out = True
         self.notes.append(f"no val split: {held:,} of {count:,} training images are held out (data.val_fraction)")
         parts = {"train": order[held:], "val": order[:held]}
         return {split: torch.utils.data.Subset(train, sorted(part.tolist())) for split, part in parts.items()}

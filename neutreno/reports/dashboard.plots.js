@@ -81,9 +81,9 @@ function lines(series) {
 }
 
 // Draw a plot. `of` is what its axes show: where the reader has zoomed in stays while that does.
-function draw(id, traces, { of, x, y, range, legend = true, colourbar = false, above = {} }) {
+function draw(id, traces, { of, x, y, range, dtick, legend = true, colourbar = false, above = {} }) {
   const style = getComputedStyle(document.documentElement);
-  const [ink, grid] = ["--text", "--grid"].map((name) => style.getPropertyValue(name).trim());
+  const [ink, grid, back] = ["--text", "--grid", "--back"].map((name) => style.getPropertyValue(name).trim());
   const data = traces.slice();
   if (colourbar && scale !== null) {
     data.push({ x: [null], y: [null], type: "scatter", mode: "markers", showlegend: false, hoverinfo: "skip", meta: "colours",
@@ -100,8 +100,8 @@ function draw(id, traces, { of, x, y, range, legend = true, colourbar = false, a
   const begun = "on" in $(id);
   Plotly.react(id, data, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size }, margin: { l: 55, r: 15, t: 46, b: 45 },
-    xaxis: axis("xaxis", x), yaxis: axis("yaxis", y, range), showlegend: legend, uirevision: of,
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: ink + "60", activecolor: ink }, legend: { x: 0.01, y: 0.99, ...above, bgcolor: "rgba(0,0,0,0)", font: { size: size - 2 } }, hovermode: "closest",
+    xaxis: { ...axis("xaxis", x), dtick }, yaxis: axis("yaxis", y, range), showlegend: legend, uirevision: of,
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: ink + "60", activecolor: ink }, legend: { x: 0.01, y: 0.99, ...above, bgcolor: back + "b0", font: { size: size - 2 } }, hovermode: "closest",
   }, { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", doubleClick: "autosize", modeBarButtonsToRemove: ["lasso2d", "select2d", "resetScale2d"] });
   if (begun) return;
   $(id).on("plotly_relayout", (change) => keepZoom(id, change));
@@ -158,6 +158,7 @@ function drawLayers() {
   const cosine = view.layerMetric === "cosine";
   const title = cosine ? "cosine similarity" : view.layerMetric.replaceAll("_", " ");
   draw("layers", lines(series), { of: `${view.task} ${view.layerMetric} ${view.subset}`, x: "layer (0 = embedding)", y: title,
+    dtick: Math.ceil(Math.max(1, ...series.map(({ points }) => points[0].length)) / 14),
     range: cosine ? [Math.min(0, ...found) - 0.02, 1] : [0, 1.05 * Math.max(0, ...found)],
     legend: series.length <= MANY && innerWidth > 700, colourbar: true });
   $("share").textContent = view.when === 0 ? "at initialisation" : view.when === 100 ? "trained" : `${view.when} % of training`;

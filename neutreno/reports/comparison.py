@@ -78,9 +78,9 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         if first is not run:
             left_out.append(f"{run.path} is the same run as {first.path}")
     rows = [[run for _, run in sorted(by_seed.items())] for by_seed in found.values()]
-    further = further_words([members[0] for members in rows])
+    further = further_settings([members[0] for members in rows])
     groups = [
-        Group(" ".join([members[0].label, *words]), members) for members, words in zip(rows, further, strict=True)
+        Group(full_label(members[0], differing), members) for members, differing in zip(rows, further, strict=True)
     ]
     return sorted(groups, key=lambda g: _order(g.runs[0])), left_out
 
@@ -90,10 +90,14 @@ def row_key(run: Run) -> str:
     return json.dumps(run.row, sort_keys=True)
 
 
-def further_words(runs: Sequence[Run]) -> list[list[str]]:
-    """Of a run of each row, ``KEY=VALUE`` of the settings in which rows differ and that its label does not say."""
+def further_settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Of a run of each row, the settings in which rows differ and that its label does not say."""
     differing = _differing(runs)
-    return [[f"{key}={run.row.get(key)}" for key in differing] for run in runs]
+    return [{key: run.row.get(key) for key in differing} for run in runs]
+
+
+def full_label(run: Run, further: dict[str, Any]) -> str:
+    return " ".join([run.label, *(f"{key}={value}" for key, value in further.items())])
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:

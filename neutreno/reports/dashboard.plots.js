@@ -158,7 +158,7 @@ function drawLayers() {
   const cosine = view.layerMetric === "cosine";
   const title = cosine ? "cosine similarity" : view.layerMetric.replaceAll("_", " ");
   draw("layers", lines(series), { of: `${view.task} ${view.layerMetric} ${view.subset}`, x: "layer (0 = embedding)", y: title,
-    dtick: Math.ceil(Math.max(1, ...series.map(({ points }) => points[0].length)) / 14),
+    dtick: series.some(({ points }) => points[0].length > 20) ? undefined : 1,
     range: cosine ? [Math.min(0, ...found) - 0.02, 1] : [0, 1.05 * Math.max(0, ...found)],
     legend: series.length <= MANY && innerWidth > 700, colourbar: true });
   $("share").textContent = view.when === 0 ? "at initialisation" : view.when === 100 ? "trained" : `${view.when} % of training`;
@@ -176,7 +176,8 @@ function drawTraining() {
 function families(key) {
   const part = (run, axis) => Object.entries(run.about).filter(([k, v]) => head(k) === axis && k !== key && v !== null)
     .map(([k, v]) => (run.labels[k] ? `${run.labels[k]}=` : "") + text(v)).join(" ");
-  const parts = (run) => bare({ data: run.about.data, model: run.network }, Object.fromEntries(run.axes.map((axis) => [axis, part(run, axis)])));
+  const further = (run) => Object.entries(run.further).filter(([k]) => k !== key).map(([k, v]) => `${k}=${text(v)}`).join(" ");
+  const parts = (run) => bare({ data: run.about.data, model: run.network, further: further(run) }, Object.fromEntries(run.axes.map((axis) => [axis, part(run, axis)])));
   const beside = (parts) => JSON.stringify({ ...parts, [head(key)]: null });
   const found = new Map();
   const add = (name, parts, run) => found.set(name, { parts, members: [...(found.get(name)?.members ?? []), run] });

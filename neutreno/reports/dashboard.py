@@ -14,7 +14,7 @@ from urllib.parse import quote
 from tabulate import LATEX_ESCAPE_RULES
 
 from neutreno.files import replacing
-from neutreno.reports.comparison import baseline_of, further_words, group_runs, row_key
+from neutreno.reports.comparison import baseline_of, full_label, further_settings, group_runs, row_key
 from neutreno.reports.course import layers_over_steps, thinned_together, training_curves
 from neutreno.reports.escaping import LATEX, MARKDOWN
 from neutreno.reports.layers import curve
@@ -57,21 +57,21 @@ def null(constant: str) -> None:
 
 
 def by_row(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Of each run, as tables have it: its ``row``, the row that this is compared ``against``, and its ``label``, with
-    the ``words`` for it beside data and model."""
+    """Of each run, as tables have it: its ``row``, the row that this is compared ``against``, its ``label``, and what
+    this says beyond settings with a label."""
     groups, _ = group_runs(runs)
     against = {}
     for group in groups:
         if other := baseline_of(group, [g for g in groups if g.runs[0].task == group.runs[0].task]):
             against[row_of(group.runs[0])] = row_of(other.runs[0])
     firsts = {row_of(run): run for run in runs}
-    further = dict(zip(firsts, further_words(list(firsts.values())), strict=True))
+    further = dict(zip(firsts, further_settings(list(firsts.values())), strict=True))
     return [
         {
             "row": row,
             "against": against.get(row),
-            "label": " ".join([run.label, *further[row]]),
-            "words": " ".join([" + ".join(words(run.result)), *further[row]]),
+            "label": full_label(run, further[row]),
+            "further": further[row],
         }
         for run, row in zip(runs, map(row_of, runs), strict=True)
     ]
@@ -94,6 +94,7 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
         "status": run.status,
         "task": run.task,
         "network": model_words(result),
+        "words": " + ".join(words(result)),
         "about": run.settings,
         "labels": result["labels"],
         "axes": list(result["axes"]),

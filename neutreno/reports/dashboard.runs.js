@@ -139,9 +139,10 @@ function findColumns() {
   const keys = unique(some.flatMap((run) => Object.keys(run.about).filter((key) => run.about[key] !== null)));
   const heads = unique(keys.map(head)).filter((name) => name !== "seed").concat("seed");
   keys.sort((a, b) => heads.indexOf(head(a)) - heads.indexOf(head(b)));
+  const further = unique(some.flatMap((run) => Object.keys(run.further)));
   const labels = bare(...some.map((run) => run.labels));
   const short = (key) => labels[key] || last(key.split("."));
-  const taken = ["name", "n", "final similarity", "time", "status", ...keys.map(short)];
+  const taken = ["name", "n", "final similarity", "time", "status", ...further, ...keys.map(short)];
   titles = bare(Object.fromEntries(keys.map((key) => [key, taken.filter((t) => t === short(key)).length > 1 ? key : short(key)])));
   const judge = some.find((run) => last(run.validated.split("/")) === last((view.metric ?? "").split("/")));
   const metric = (run) => run.metrics[view.metric] ?? null;
@@ -167,6 +168,7 @@ function findColumns() {
     } },
     plain("status", (run) => run.status, { cell: status }),
     ...keys.map((key) => plain(titles[key], (run) => run.about[key] ?? null, { ...(key === "seed" ? { grouped: false } : {}), names: [key, last(key.split(".")), labels[key]] })),
+    ...further.map((key) => plain(key, (run) => run.further[key] ?? null, { names: [last(key.split("."))] })),
   ];
   for (const column of columns) column.names = [column.title, ...(column.names ?? [])].filter(Boolean).map((name) => name.toLowerCase());
 }
@@ -182,10 +184,12 @@ function name(line) {
   return { value: said, text: said, numbers: { "": said }, title: line.members[0].label };
 }
 
-// What a row is called among others: by its data and model only where these differ.
+// What a row is called among others: by data, model and settings without a label only where these differ.
 function label(members, among) {
+  const [run] = members;
   const own = [(run) => run.about.data, (run) => run.network].filter((part) => new Set(among.map(part)).size > 1);
-  return [...own.map((part) => part(members[0])), members[0].words].filter(Boolean).join(" ") || members[0].label;
+  const further = Object.keys(run.further).filter((key) => new Set(among.map((other) => text(other.further[key]))).size > 1);
+  return [...own.map((part) => part(run)), run.words, ...further.map((key) => `${key}=${text(run.further[key])}`)].filter(Boolean).join(" ") || run.label;
 }
 
 // Labelled settings that are numbers, where they vary: first the one that takes most values.

@@ -56,7 +56,8 @@ function drawTable() {
   for (const column of table.columns) {
     const th = element("th", null, { scope: "col", className: column.number ? "number" : "", title: column.said ?? "" });
     if (column === by) th.ariaSort = down ? "descending" : "ascending";
-    const button = element("button", [column.title, column.better, column === by ? (down ? "▾" : "▴") : ""].filter(Boolean).join(" "), { type: "button", id: `sort ${column.title}` });
+    const said = [column.title, column.better, column === by ? (down ? "▾" : "▴") : ""].filter(Boolean).join(" ");
+    const button = element("button", said, { type: "button", id: `sort ${column.title}` });
     if (column.better) button.title = column.better === "↓" ? "smaller is better" : "larger is better";
     button.onclick = () => { view.down = column === by ? !down : false; view.sort = column.title; update(); };
     th.append(button);
@@ -69,13 +70,15 @@ function drawTable() {
   const unfinished = shown.filter((run) => !finished(run)).length;
   const rows = view.grouped ? ` in ${new Set(listed.map((run) => run.row)).size} rows` : "";
   $("count").textContent = `${listed.length} of ${runs.length} runs listed${rows}, ${shown.length} drawn` +
-    (unfinished ? `, ${unfinished} unfinished` : "") + unknownKeys().map((key) => `; no column or setting is called ${key}`).join("");
+    (unfinished ? `, ${unfinished} unfinished` : "") +
+    unknownKeys().map((key) => `; no column or setting is called ${key}`).join("");
 }
 
 function drawLine(line) {
   const tr = element("tr", null, { links: links(line.members), className: line.run && view.grouped ? "seed" : "" });
   const ticked = tr.links.filter((link) => view.chosen.includes(link)).length;
-  const box = element("input", null, { type: "checkbox", id: `choose ${line.id}`, checked: ticked === tr.links.length, indeterminate: ticked > 0 && ticked < tr.links.length });
+  const [checked, some] = [ticked === tr.links.length, ticked > 0];
+  const box = element("input", null, { type: "checkbox", id: `choose ${line.id}`, checked, indeterminate: some && !checked });
   box.ariaLabel = `choose ${line.cells[0].text}`;
   box.onchange = () => {
     view.chosen = view.chosen.filter((link) => !tr.links.includes(link)).concat(box.checked ? tr.links : []);
@@ -85,8 +88,9 @@ function drawLine(line) {
   tr.firstChild.style.boxShadow = `inset 5px 0 ${paint(line.members[0])}`; // its colour in the plots
   tr.firstChild.append(box);
   line.cells.forEach((cell, i) => {
-    const td = element("td", i === 0 ? null : cell?.text ?? (line.run && view.grouped ? "" : "–"), { className: table.columns[i].number ? "number" : "", title: cell?.title ?? "" });
-    if (i === 0) td.append(line.run ? element("a", cell.text, { href: line.run.link, id: `open ${line.id}` }) : unfolding(line, cell.text));
+    const td = element("td", cell?.text ?? (line.run && view.grouped ? "" : "–"), { title: cell?.title ?? "" });
+    td.className = table.columns[i].number ? "number" : "";
+    if (i === 0) td.replaceChildren(line.run ? element("a", cell.text, { href: line.run.link, id: `open ${line.id}` }) : unfolding(line, cell.text));
     tr.append(td);
   });
   return tr;
@@ -119,7 +123,8 @@ const AS_TEXT = {
     const names = unique(records.flatMap(Object.keys));
     const safe = (v) => (typeof v === "string" && /^\s*[=+\-@]/.test(v) ? `'${v}` : String(v ?? ""));
     const quoted = (v) => (/[",\n]/.test(safe(v)) ? `"${safe(v).replaceAll('"', '""')}"` : safe(v));
-    return [names, ...records.map((record) => names.map((name) => record[name]))].map((line) => line.map(quoted).join(",")).join("\n");
+    const lines = [names, ...records.map((record) => names.map((name) => record[name]))];
+    return lines.map((line) => line.map(quoted).join(",")).join("\n");
   },
   Markdown() {
     const [heads, ...body] = texts(signs.Markdown).map((line) => `| ${line.join(" | ")} |`);
@@ -151,7 +156,8 @@ function drawDiff() {
     for (const key of unique([...Object.keys(x), ...Object.keys(y)]).sort()) {
       if (JSON.stringify(x[key]) === JSON.stringify(y[key])) continue;
       const tr = element("tr", null);
-      tr.append(...[key, x[key], y[key]].map((v) => element("td", v === undefined ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v))));
+      const whole = (v) => (v === undefined ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v));
+      tr.append(...[key, x[key], y[key]].map((v) => element("td", whole(v))));
       found.push(tr);
     }
   }
@@ -206,7 +212,9 @@ function setTheme() {
   document.documentElement.dataset.theme = view.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 }
 
-for (const id of ["task", "metric", "layerMetric", "subset", "curve", "number", "format", "left", "right"]) $(id).onchange = () => { view[id] = $(id).value; update(); };
+for (const id of ["task", "metric", "layerMetric", "subset", "curve", "number", "format", "left", "right"]) {
+  $(id).onchange = () => { view[id] = $(id).value; update(); };
+}
 $("filter").value = view.filter;
 $("filter").oninput = () => { view.filter = $("filter").value; update(); };
 $("clear").onclick = () => { view.chosen = []; update(); };

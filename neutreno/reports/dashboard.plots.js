@@ -29,7 +29,10 @@ const STOPS = { light: [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98
 const stops = () => STOPS[document.documentElement.dataset.theme];
 const colourscale = () => stops().map((c, i) => [i / (stops().length - 1), `rgb(${c.join(",")})`]);
 function paint(run, opacity = 1) {
-  if (scale === null) return COLOURS[rows.indexOf(run.row) % COLOURS.length] + Math.round(255 * opacity).toString(16).padStart(2, "0");
+  if (scale === null) {
+    const alpha = Math.round(255 * opacity).toString(16).padStart(2, "0");
+    return COLOURS[rows.indexOf(run.row) % COLOURS.length] + alpha;
+  }
   const value = run.numbers[scale.key];
   if (value === undefined) return `rgba(128,128,128,${opacity})`; // a baseline that equals none
   const all = stops();
@@ -69,7 +72,8 @@ function lines(series) {
     const differs = new Set(n).size > 1;
     const uid = name.replaceAll(/\W/g, (sign) => `_${sign.charCodeAt(0)}`); // Plotly makes a selector of it
     const base = { x, name: inert(name), uid, legendgroup: name, type: "scatter", mode: "lines", meta: links(members) };
-    const drawn = [{ ...base, y, customdata: n, line: { color: colour(crowded ? 0.55 : 1), width: crowded ? 1.2 : 2.2, dash: early ? "dot" : dash(members[0]) },
+    const line = { color: colour(crowded ? 0.55 : 1), width: crowded ? 1.2 : 2.2, dash: early ? "dot" : dash(members[0]) };
+    const drawn = [{ ...base, y, customdata: n, line,
       hovertemplate: `%{y:.4g} at %{x}${differs ? " (n = %{customdata})" : ""}<extra>%{fullData.name}</extra>` }];
     if (members.length > 1) {
       const [above, below] = [1, -1].map((sign) => y.map((v, i) => v + sign * spread[i]));
@@ -101,8 +105,10 @@ function draw(id, traces, { of, x, y, range, dtick, legend = true, colourbar = f
   Plotly.react(id, data, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size }, margin: { l: 55, r: 15, t: 46, b: 45 },
     xaxis: { ...axis("xaxis", x), dtick }, yaxis: axis("yaxis", y, range), showlegend: legend, uirevision: of,
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: ink + "60", activecolor: ink }, legend: { x: 0.01, y: 0.99, ...above, bgcolor: back + "b0", font: { size: size - 2 } }, hovermode: "closest",
-  }, { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", doubleClick: "autosize", modeBarButtonsToRemove: ["lasso2d", "select2d", "resetScale2d"] });
+    legend: { x: 0.01, y: 0.99, ...above, bgcolor: back + "b0", font: { size: size - 2 } },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: ink + "60", activecolor: ink }, hovermode: "closest",
+  }, { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", doubleClick: "autosize",
+    modeBarButtonsToRemove: ["lasso2d", "select2d", "resetScale2d"] });
   if (begun) return;
   $(id).on("plotly_relayout", (change) => keepZoom(id, change));
   $(id).on("plotly_hover", ({ points: [{ data, pointIndex }] }) => light(onPoints(data) ? [data.meta[pointIndex]] : data.meta));
@@ -130,7 +136,8 @@ function light(some) {
     const all = [...($(id).data ?? []).entries()];
     const curves = all.filter(([, trace]) => Array.isArray(trace.meta) && !onPoints(trace));
     const points = all.filter(([, trace]) => onPoints(trace));
-    const restyle = (key, some, value) => some.length && Plotly.restyle(id, { [key]: some.map(([, trace]) => value(trace.meta)) }, some.map(([i]) => i));
+    const restyle = (key, traces, value) => traces.length
+      && Plotly.restyle(id, { [key]: traces.map(([, { meta }]) => value(meta)) }, traces.map(([i]) => i));
     restyle("opacity", curves, (meta) => (has(meta) ? 1 : 0.12));
     restyle("marker.opacity", points, (meta) => meta.map((link) => (has([link]) ? 1 : 0.12)));
   }
@@ -145,14 +152,16 @@ function layersAt(run) {
   const at = last(taken.filter(({ step }) => step <= until));
   if (at === undefined) return null;
   const there = finished(run) || view.when === 0 || (planned !== null && reached >= until);
-  return { layers: at.layers, mark: there ? "" : planned === null ? ` at step ${reached}` : ` at ${Math.round((100 * reached) / planned)} %` };
+  const far = planned === null ? ` at step ${reached}` : ` at ${Math.round((100 * reached) / planned)} %`;
+  return { layers: at.layers, mark: there ? "" : far };
 }
 
 function drawLayers() {
   const at = new Map(shown.map((run) => [run, layersAt(run)]));
   const series = curves((run) => at.get(run) !== null, (run) => at.get(run).mark).map((members) => {
     const { mark } = at.get(members[0]);
-    return { members, name: called(members) + mark, early: mark !== "", points: members.map((run) => [...at.get(run).layers.entries()]) };
+    const points = members.map((run) => [...at.get(run).layers.entries()]);
+    return { members, name: called(members) + mark, early: mark !== "", points };
   });
   const found = series.flatMap(({ points }) => points.flat()).map(([, y]) => y);
   const cosine = view.layerMetric === "cosine";
@@ -166,19 +175,27 @@ function drawLayers() {
 
 function drawTraining() {
   const series = curves((run) => run.curves[view.curve]).map((members) => ({
-    members, name: called(members), points: members.map((run) => run.curves[view.curve][0].map((step, i) => [step, run.curves[view.curve][1][i]])),
+    members, name: called(members), points: members.map((run) => {
+      const [steps, found] = run.curves[view.curve];
+      return steps.map((step, i) => [step, found[i]]);
+    }),
   }));
   draw("training", lines(series), { of: `${view.task} ${view.curve}`, x: "step", y: view.curve, legend: false, colourbar: true });
 }
 
 // Curves over a number: of runs alike in all else that they are told apart by. Those whose axis is at the baseline, which
-// equals one of its values, belong to every curve that is alike in all other axes; beside none, only where all axes are.
+// equals one of its values, belong to every curve that is alike in all else, or is compared with them and alike in all
+// that has a label; beside none, they stand alone only where all axes are at their baseline.
 function families(key) {
   const part = (run, axis) => Object.entries(run.about).filter(([k, v]) => head(k) === axis && k !== key && v !== null)
     .map(([k, v]) => (run.labels[k] ? `${run.labels[k]}=` : "") + text(v)).join(" ");
-  const further = (run) => Object.entries(run.further).filter(([k]) => k !== key).map(([k, v]) => `${k}=${text(v)}`).join(" ");
-  const parts = (run) => bare({ data: run.about.data, model: run.network, further: further(run) }, Object.fromEntries(run.axes.map((axis) => [axis, part(run, axis)])));
-  const beside = (parts) => JSON.stringify({ ...parts, [head(key)]: null });
+  const further = (run) => Object.keys(run.further).filter((k) => k !== key).map((k) => `${k}=${text(run.further[k])}`);
+  const parts = (run) => bare({ data: run.about.data, model: run.network, further: further(run).join(" ") },
+    Object.fromEntries(run.axes.map((axis) => [axis, part(run, axis)])));
+  const beside = (a, b, ...but) => Object.keys({ ...a, ...b })
+    .every((name) => a[name] === b[name] || [head(key), ...but].includes(name));
+  const joins = (run, { parts: own, members }) => beside(own, parts(run))
+    || (beside(own, parts(run), "further") && members.some((member) => member.against === run.row));
   const found = new Map();
   const add = (name, parts, run) => found.set(name, { parts, members: [...(found.get(name)?.members ?? []), run] });
   const having = by((run) => run.row, judged().filter((run) => key in run.numbers)).flatMap(counted);
@@ -186,18 +203,19 @@ function families(key) {
   for (const run of having.filter((run) => !equal(run))) add(JSON.stringify(parts(run)), parts(run), run);
   const curves = [...found];
   for (const run of having.filter(equal)) {
-    const own = curves.filter(([, curve]) => beside(curve.parts) === beside(parts(run)));
+    const own = curves.filter(([, curve]) => joins(run, curve));
     if (!own.length && run.baseline) add(JSON.stringify(parts(run)), parts(run), run);
     for (const [name, curve] of own) add(name, curve.parts, run);
   }
   const all = [...found.values()];
-  const names = unique(all.flatMap((curve) => Object.keys(curve.parts))).filter((name) => new Set(all.map((curve) => curve.parts[name])).size > 1);
+  const names = unique(all.flatMap((curve) => Object.keys(curve.parts)))
+    .filter((name) => new Set(all.map((curve) => curve.parts[name])).size > 1);
   return all.map(({ parts, members }) => ({ name: names.map((name) => parts[name]).filter(Boolean).join(" "), members }));
 }
 
 // A marker for each run, see onPoints().
-const dots = (members, x, marker, more) => ({ x: members.map(x), y: members.map((run) => run.metrics[view.metric]), text: members.map((run) => inert(run.title)),
-  meta: links(members), type: "scatter", mode: "markers", marker, ...more });
+const dots = (members, x, marker, more) => ({ x: members.map(x), y: members.map((run) => run.metrics[view.metric]),
+  text: members.map((run) => inert(run.title)), meta: links(members), type: "scatter", mode: "markers", marker, ...more });
 
 function drawAgainst() {
   const key = view.number;
@@ -209,17 +227,19 @@ function drawAgainst() {
     const { x, y, spread } = averaged([members.map((run) => [run.numbers[key], run.metrics[view.metric]])]);
     const line = { x, y, name: inert(name), type: "scatter", mode: "lines+markers", line: { color, width: 2.2 }, marker: { size: 9 },
       error_y: { type: "data", array: spread, visible: true }, hovertemplate: `mean %{y:.4g}<extra>${inert(titles[key])} = %{x}</extra>` };
-    return [dots(members, (run) => run.numbers[key], { color, size: 6 }, { showlegend: false, opacity: 0.45, hovertemplate: "%{text}: %{y:.4g}<extra></extra>" }), line];
+    const each = { showlegend: false, opacity: 0.45, hovertemplate: "%{text}: %{y:.4g}<extra></extra>" };
+    return [dots(members, (run) => run.numbers[key], { color, size: 6 }, each), line];
   });
   const equal = ofTask().find((run) => (run.about[key] ?? null) === null && key in run.numbers);
   const title = titles[key] + (equal ? ` (${text(equal.numbers[key])}: ${equal.about[head(key)]})` : "");
-  draw("against", traces, { of: `${view.task} ${view.metric} ${key}`, x: title, y: view.metric, legend: all.length > 1 && all.length <= MANY,
-    above: { orientation: "h", y: 1, yanchor: "bottom" } });
+  draw("against", traces, { of: `${view.task} ${view.metric} ${key}`, x: title, y: view.metric,
+    legend: all.length > 1 && all.length <= MANY, above: { orientation: "h", y: 1, yanchor: "bottom" } });
 }
 
 function drawScatter() {
   const found = judged().filter((run) => run.final !== null);
-  const marker = { color: found.map((run) => paint(run)), size: 10, symbol: found.map((run) => (run.baseline ? "diamond" : "circle")) };
-  draw("scatter", [dots(found, (run) => run.final, marker, { opacity: 0.85, hovertemplate: "%{text}<br>%{y:.4g} at %{x:.3f}<extra></extra>" })],
+  const symbol = found.map((run) => (run.baseline ? "diamond" : "circle"));
+  const each = { opacity: 0.85, hovertemplate: "%{text}<br>%{y:.4g} at %{x:.3f}<extra></extra>" };
+  draw("scatter", [dots(found, (run) => run.final, { color: found.map((run) => paint(run)), size: 10, symbol }, each)],
     { of: `${view.task} ${view.metric}`, x: "similarity after the last layer", y: view.metric, legend: false, colourbar: true });
 }

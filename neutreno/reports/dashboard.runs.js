@@ -91,14 +91,16 @@ function values(line, of) {
 }
 const isEvent = (line) => line.judged.some((run) => run.events.includes(view.metric));
 
+// What a cell is sorted by, what it shows, and what it is in a CSV file, by what stands behind the column's title there.
+const shownAs = (value, said = text(value), number = value) => ({ value, text: said, numbers: { "": number } });
+
 // What a line shows of a number: mean ± sd, and both for a CSV file.
 function spread(line, of, places) {
   const found = values(line, of);
   if (!found.length) return null;
-  const shown = { value: mean(found), text: mean(found).toFixed(places), numbers: { mean: mean(found) } };
-  if (line.run) return { ...shown, numbers: { "": found[0] } };
-  if (found.length > 1) Object.assign(shown, { text: `${shown.text} ± ${sd(found).toFixed(places)}`, numbers: { ...shown.numbers, sd: sd(found) } });
-  return shown;
+  const [value, spread] = [mean(found), found.length > 1 ? sd(found) : null];
+  return { value, text: value.toFixed(places) + (spread === null ? "" : ` ± ${spread.toFixed(places)}`),
+    numbers: line.run ? { "": value } : { mean: value, sd: spread } };
 }
 
 // In how many runs an event came; a mean of censored times would be of made-up numbers.
@@ -117,7 +119,8 @@ function against(line, places) {
   const found = welch(a, b);
   const signed = (found.difference < 0 ? "" : "+") + found.difference.toFixed(places);
   const interval = "low" in found ? ` (${found.low.toFixed(places)} to ${found.high.toFixed(places)})` : "";
-  return { value: found.difference, text: signed + interval, numbers: { "": found.difference, low: found.low, high: found.high }, title: `against ${base.members[0].label} (n = ${b.length})` };
+  return { value: found.difference, text: signed + interval, title: `against ${base.members[0].label} (n = ${b.length})`,
+    numbers: { "": found.difference, low: found.low, high: found.high } };
 }
 
 // The baseline's runs, whether they are listed or not: those parts of the filter hold for them that leave some, as seed<2.
@@ -143,45 +146,50 @@ function findColumns() {
   const labels = bare(...some.map((run) => run.labels));
   const short = (key) => labels[key] || last(key.split("."));
   const taken = ["name", "n", "final similarity", "time", "status", ...further, ...keys.map(short)];
-  titles = bare(Object.fromEntries(keys.map((key) => [key, taken.filter((t) => t === short(key)).length > 1 ? key : short(key)])));
+  const alone = (title) => taken.filter((other) => other === title).length === 1;
+  titles = bare(Object.fromEntries(keys.map((key) => [key, alone(short(key)) ? short(key) : key])));
   const judge = some.find((run) => last(run.validated.split("/")) === last((view.metric ?? "").split("/")));
   const metric = (run) => run.metrics[view.metric] ?? null;
   const places = Math.max(...some.map((run) => Math.abs(metric(run) ?? 0))) < 1 ? 4 : 2;
   const same = (of) => (line) => {
     const found = unique(line.members.map(of));
-    return found.length > 1 || found[0] === null ? null : { value: found[0], text: text(found[0]), numbers: { "": found[0] } };
+    return found.length > 1 || found[0] === null ? null : shownAs(found[0]);
   };
   const plain = (title, of, more) => ({ title, of, cell: same(of), varies: true, ...more });
-  const seed = (run) => run.about.seed;
   columns = [
     plain("name", (run) => run.title, { varies: false, cell: (line) => name(line) }),
     { title: view.metric ?? "metric", of: metric, better: judge ? (judge.smaller ? "↓" : "↑") : "", number: true,
       cell: (line) => (isEvent(line) && !line.run ? events(line) : spread(line, metric, places)) },
-    { title: "difference, 95 %", of: () => null, number: true, grouped: true, cell: (line) => (line.run ? null : against(line, places)),
+    { title: "difference, 95 %", of: () => null, number: true, grouped: true,
+      cell: (line) => (line.run ? null : against(line, places)),
       said: "to the baseline that is nearest in all other settings, and its 95 % interval (Welch)" },
     { title: "n", of: () => null, number: true, grouped: true,
-      cell: (line) => ({ value: line.judged.length, text: line.run ? `seed ${seed(line.run)}` : String(line.judged.length), numbers: { "": line.run ? "" : line.judged.length } }) },
-    { title: "final similarity", names: ["final"], of: (run) => run.final, number: true, cell: (line) => spread(line, (run) => run.final, 3) },
+      cell: (line) => (line.run ? shownAs(line.run.about.seed, `seed ${line.run.about.seed}`, "") : shownAs(line.judged.length)) },
+    { title: "final similarity", names: ["final"], of: (run) => run.final, number: true,
+      cell: (line) => spread(line, (run) => run.final, 3) },
     { title: "time", of: (run) => run.seconds, number: true, said: "of training, on average", cell: (line) => {
       const found = spread(line, (run) => run.seconds, 0);
       return found && { ...found, text: clock(found.value) };
     } },
     plain("status", (run) => run.status, { cell: status }),
-    ...keys.map((key) => plain(titles[key], (run) => run.about[key] ?? null, { ...(key === "seed" ? { grouped: false } : {}), names: [key, last(key.split(".")), labels[key]] })),
+    ...keys.map((key) => plain(titles[key], (run) => run.about[key] ?? null,
+      { grouped: key === "seed" ? false : undefined, names: [key, last(key.split(".")), labels[key]] })),
     ...further.map((key) => plain(key, (run) => run.further[key] ?? null, { names: [last(key.split("."))] })),
   ];
-  for (const column of columns) column.names = [column.title, ...(column.names ?? [])].filter(Boolean).map((name) => name.toLowerCase());
+  for (const column of columns) {
+    column.names = [column.title, ...(column.names ?? [])].filter(Boolean).map((name) => name.toLowerCase());
+  }
 }
 
 function status(line) {
   const done = line.members.filter(finished).length;
   const all = unique(line.members.map((run) => run.status));
-  return { value: all.join(", "), text: all.length > 1 ? `${done} of ${line.members.length} finished` : all[0], numbers: { "": all.join(", ") } };
+  return shownAs(all.join(", "), all.length > 1 ? `${done} of ${line.members.length} finished` : all[0]);
 }
 
 function name(line) {
   const said = line.run ? line.run.title : label(line.members, listed);
-  return { value: said, text: said, numbers: { "": said }, title: line.members[0].label };
+  return { ...shownAs(said), title: line.members[0].label };
 }
 
 // What a row is called among others: by data, model and settings without a label only where these differ.
@@ -189,7 +197,8 @@ function label(members, among) {
   const [run] = members;
   const own = [(run) => run.about.data, (run) => run.network].filter((part) => new Set(among.map(part)).size > 1);
   const further = Object.keys(run.further).filter((key) => new Set(among.map((other) => text(other.further[key]))).size > 1);
-  return [...own.map((part) => part(run)), run.words, ...further.map((key) => `${key}=${text(run.further[key])}`)].filter(Boolean).join(" ") || run.label;
+  const said = [...own.map((part) => part(run)), run.words, ...further.map((key) => `${key}=${text(run.further[key])}`)];
+  return said.filter(Boolean).join(" ") || run.label;
 }
 
 // Labelled settings that are numbers, where they vary: first the one that takes most values.
@@ -222,5 +231,6 @@ function conditions() {
 // Keys of the filter that no run has, perhaps misspelt.
 function unknownKeys() {
   const keys = wordsTyped().flatMap((word) => named(word)?.[0] ?? []);
-  return keys.filter((key) => !columns.some((column) => column.names.includes(key)) && !ofTask().some((run) => key in run.metrics || key in run.settings));
+  const known = (key) => columns.some((column) => column.names.includes(key));
+  return keys.filter((key) => !known(key) && !ofTask().some((run) => key in run.metrics || key in run.settings));
 }

@@ -517,6 +517,22 @@ def test_the_table_shows_the_numbers_that_tables_print_the_best_first(browser, c
     assert browser.execute_script("return document.getElementById('count').innerText").endswith("is called lamm")
 
 
+def test_rows_that_differ_in_a_setting_without_a_label_say_so(browser, tmp_path):
+    make_run(tmp_path / "runs/softmax", "model=deit", value=90.0)
+    for lr in (0.001, 0.002):
+        for lam in (0.2, 0.4):
+            make_run(tmp_path / f"runs/{lam}-{lr}", f"attention.lam={lam}", f"task.lr={lr}", value=91.0)
+    open_page(browser, tmp_path / "runs")
+    assert sorted(cells(browser, "task.lr"))[:4] == ["0.001", "0.001", "0.002", "0.002"]
+    assert "neutreno λ̃=0.2 task.lr=0.001" in cells(browser, "name")
+    curves = traces(
+        browser, "against", "t.x"
+    )  # a mean is over seeds, not over rates; the baseline is compared with both
+    assert len(curves) == 2 and list(curves.values()) == 2 * [[0, 0.2, 0.4]]
+    type_filter(browser, "lr<0.002 lam>0")
+    assert len(cells(browser, "name")) == 2
+
+
 def test_seeds_unfold_below_their_row(browser, compared):
     visit(browser, compared.as_uri())
     row = browser.execute_script("return document.querySelector('#runs [aria-expanded=false]').id")

@@ -196,7 +196,8 @@ function name(line) {
 function label(members, among) {
   const [run] = members;
   const own = [(run) => run.about.data, (run) => run.network].filter((part) => new Set(among.map(part)).size > 1);
-  const further = Object.keys(run.further).filter((key) => new Set(among.map((other) => text(other.further[key]))).size > 1);
+  const further = Object.keys(run.further).filter((key) => run.further[key] !== null
+    && new Set(among.map((other) => text(other.further[key]))).size > 1);
   const said = [...own.map((part) => part(run)), run.words, ...further.map((key) => `${key}=${text(run.further[key])}`)];
   return said.filter(Boolean).join(" ") || run.label;
 }

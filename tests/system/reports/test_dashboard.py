@@ -525,9 +525,7 @@ def test_rows_that_differ_in_a_setting_without_a_label_say_so(browser, tmp_path)
     open_page(browser, tmp_path / "runs")
     assert sorted(cells(browser, "task.lr"))[:4] == ["0.001", "0.001", "0.002", "0.002"]
     assert "neutreno λ̃=0.2 task.lr=0.001" in cells(browser, "name")
-    curves = traces(
-        browser, "against", "t.x"
-    )  # a mean is over seeds, not over rates; the baseline is compared with both
+    curves = traces(browser, "against", "t.x")  # means are over seeds, not rates; the baseline is in both
     assert len(curves) == 2 and list(curves.values()) == 2 * [[0, 0.2, 0.4]]
     type_filter(browser, "lr<0.002 lam>0")
     assert len(cells(browser, "name")) == 2

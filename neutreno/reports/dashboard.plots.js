@@ -125,13 +125,17 @@ function keepZoom(id, change) {
 }
 
 // Show some runs, by their links, in the table and in every plot more clearly than the others; null: all alike.
-let lit = null;
+let lit = null, soon = null;
 const onPoints = (trace) => trace.mode === "markers" && Array.isArray(trace.meta);
 function light(some) {
   if (String(some) === String(lit)) return;
   lit = some;
   const has = (own) => lit === null || own.some((link) => lit.includes(link));
   for (const tr of $("runs").tBodies[0].rows) tr.classList.toggle("lit", lit !== null && has(tr.links));
+  clearTimeout(soon); // many lines take a while, and the pointer may only be passing
+  soon = setTimeout(() => lightPlots(has), 80);
+}
+function lightPlots(has) {
   for (const id of Object.keys(PLOTS)) {
     const all = [...($(id).data ?? []).entries()];
     const curves = all.filter(([, trace]) => Array.isArray(trace.meta) && !onPoints(trace));

@@ -597,6 +597,7 @@ def test_rows_and_curves_light_up_together(browser, compared):
     visit(browser, compared.as_uri())
     over = "document.querySelectorAll('#runs tbody tr')[0].dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))"
     browser.execute_script(over)
+    wait(browser, "return document.getElementById('scatter').data[0].marker.opacity")  # the last that is lit
     for plot in ("layers", "training"):
         lit = traces(browser, plot, "t.opacity")
         assert {name for name, opacity in lit.items() if opacity == 1} == {"neutreno λ̃=0.5 (n = 4)"} and len(lit) == 3
@@ -610,4 +611,5 @@ def test_rows_and_curves_light_up_together(browser, compared):
     rows = "return [...document.querySelectorAll('#runs tbody tr.lit')].map(r => r.cells[1].innerText)"
     assert browser.execute_script(rows) == ["softmax"]
     browser.execute_script("document.getElementById('layers').emit('plotly_unhover')")
-    assert set(traces(browser, "layers", "t.opacity").values()) == {1} and not browser.execute_script(rows)
+    wait(browser, "return document.getElementById('layers').data.every(t => (t.opacity ?? 1) === 1)")
+    assert not browser.execute_script(rows)

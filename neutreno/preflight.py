@@ -138,8 +138,8 @@ class Clock(Callback):
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
         loader, micro_batches = trainer.train_dataloader, trainer.accumulate_grad_batches
         ahead = getattr(loader, "num_workers", 0) * (getattr(loader, "prefetch_factor", 0) or 0)
-        most = trainer.max_epochs * trainer.datamodule.steps_per_epoch
-        self._warm = min(WARMUP_STEPS + math.ceil(ahead / micro_batches), most - 1)
+        most = trainer.datamodule.planned_steps - 1
+        self._warm = min(WARMUP_STEPS + math.ceil(ahead / micro_batches), most)
 
     def on_train_batch_start(self, trainer: Trainer, task: LightningModule, batch, batch_idx: int) -> None:
         self._began = self._now(trainer)
@@ -200,7 +200,7 @@ def preflight(config: DictConfig, task: LightningModule, data: LightningDataModu
     validation_s = clock.validation_batch_s * batches
     at_the_end = 1 if task.keeps_best else 2  # of the last weights, and of the best
     validations = trainer.max_epochs // (trainer.check_val_every_n_epoch or 1) + at_the_end
-    hours = (trainer.max_epochs * data.steps_per_epoch * step_s + validations * validation_s) / 3600
+    hours = (data.planned_steps * step_s + validations * validation_s) / 3600
     lines = {
         "parameters": f"{sum(p.numel() for p in task.model.parameters()):,}",
         "devices": f"{shared['processes']} x {trainer.strategy.root_device.type} on {shared['machines']} machine(s), "

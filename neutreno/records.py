@@ -11,9 +11,10 @@ import math
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Ge
 
 from neutreno.config.options import NonNegative, Option
 from neutreno.errors import InputError
@@ -155,6 +156,8 @@ _WHERE_THERE: dict[str, Any] = {
     "classes": list[str],
     "oversmoothing": list[dict[str, Any]],
     "parameters": int,
+    **dict.fromkeys(("planned_steps", "steps"), Annotated[int, Ge(0)]),
+    "wall_clock_s": NonNegative,
     **dict.fromkeys(("row", "reason", "first_checkpoint"), str | None),
 }
 

@@ -135,8 +135,7 @@ def fit(
     """Train, evaluate and record; an error is recorded, too, before it goes on its way."""
     config, settings = composed.config, composed.settings
     probe, timer = OversmoothingProbe(run.path, **settings["probe"]), Timer(verbose=False)
-    loggers = make_loggers(composed, run)
-    checkpoints = AtomicCheckpointIO()
+    loggers, checkpoints = make_loggers(composed, run), AtomicCheckpointIO()
     trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, [checkpoints, *plugins])
     is_rank_zero = trainer.is_global_zero
     data.check_limits(trainer)
@@ -154,6 +153,7 @@ def fit(
         **results.describe_run(composed, type(task)),
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "devices": describe_devices(trainer, data),
+        "planned_steps": data.planned_steps,
         # of a resumed run what its beginning recorded, since the files may have changed
         "initial_weights": before.get("initial_weights") or (results.initial_weights(composed) if is_rank_zero else {}),
         **({"first_checkpoint": before["first_checkpoint"]} if "first_checkpoint" in before else {}),

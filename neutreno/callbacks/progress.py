@@ -27,7 +27,7 @@ class RunProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
         self._started = self._line = time.monotonic()
-        self._first, self._total = trainer.global_step, trainer.max_epochs * trainer.datamodule.steps_per_epoch
+        self._first, self._total = trainer.global_step, trainer.datamodule.planned_steps
         if trainer.is_global_zero and sys.stderr.isatty():
             self._bar = tqdm(total=self._total, initial=self._first, unit="step", dynamic_ncols=True, smoothing=0.05)
 

@@ -335,6 +335,11 @@ class SplitData(LightningDataModule):
         return max(1, min(self.whole_epoch, limit // self.trainer.accumulate_grad_batches))
 
     @property
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.trainer.max_epochs * self.steps_per_epoch
+
+    @property
     def _share(self) -> dict[str, int]:
         """Which part of a batch or a split is this process's."""
         return {"world": self.trainer.world_size, "rank": self.trainer.global_rank}

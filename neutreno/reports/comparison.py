@@ -74,16 +74,30 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             reason = run.result.get("reason")
             left_out.append(f"{run.path} is not finished ({run.status}{f': {reason}' if reason else ''})")
             continue
-        first = found[json.dumps(run.row, sort_keys=True)].setdefault(run.seed, run)
+        first = found[row_key(run)].setdefault(run.seed, run)
         if first is not run:
             left_out.append(f"{run.path} is the same run as {first.path}")
     rows = [[run for _, run in sorted(by_seed.items())] for by_seed in found.values()]
-    differing = differing_settings([members[0] for members in rows])
+    further = further_settings([members[0] for members in rows])
     groups = [
-        Group(" ".join([first.label, *(f"{key}={first.row.get(key)}" for key in differing)]), [first, *others])
-        for first, *others in rows
+        Group(full_label(members[0], differing), members) for members, differing in zip(rows, further, strict=True)
     ]
     return sorted(groups, key=lambda g: _order(g.runs[0])), left_out
+
+
+def row_key(run: Run) -> str:
+    """What runs of one row share."""
+    return json.dumps(run.row, sort_keys=True)
+
+
+def further_settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Of a run of each row, the settings in which rows differ and that its label does not say."""
+    differing = differing_settings(runs)
+    return [{key: run.row.get(key) for key in differing} for run in runs]
+
+
+def full_label(run: Run, further: dict[str, Any]) -> str:
+    return " ".join([run.label, *(f"{key}={value}" for key, value in further.items())])
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from neutreno.errors import InputError
 from neutreno.reports.comparison import Group
-from neutreno.reports.layers import ALL, curve
+from neutreno.reports.layers import ALL
 from neutreno.reports.reading import Run
 
 MOST_POINTS = 200  # of a training curve; more cannot be told apart on a screen
@@ -36,8 +36,8 @@ def course_of(group: Group, metric: str) -> Course:
     """
     values, losses = [], []
     for run in group.runs:
-        measured = {at["step"]: at["layers"] for at in layers_over_steps(run).get(metric, ())}
-        known = training_curves(run.path / "metrics.csv", most=None)
+        measured = {at["step"]: at["layers"] for at in layers_over_steps(run).get(metric, {}).get(ALL, ())}
+        known = training_curves(run.path / "metrics.csv")
         losses.append(dict(zip(*next((known[name] for name in LOSS if name in known), ([], [])), strict=True)))
         values.append(measured)
     steps, loss_steps = (sorted(set.intersection(*map(set, found))) for found in (values, losses))
@@ -51,8 +51,11 @@ def course_of(group: Group, metric: str) -> Course:
     return Course(np.array(steps), layers, np.array(loss_steps), loss.mean(0), sd)
 
 
-def training_curves(path: Path, most: int | None = MOST_POINTS) -> dict[str, list[list[float]]]:
-    """``{metric: [steps, values]}`` of ``metrics.csv``, thinned to ``most`` points; what cannot be read is absent."""
+Curves = dict[str, list[list[float]]]  # {metric: [steps, values]}
+
+
+def training_curves(path: Path) -> Curves:
+    """What ``metrics.csv`` holds; what cannot be read is absent."""
     try:
         table = pd.read_csv(path, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
         table = table.dropna(subset="step")
@@ -62,11 +65,24 @@ def training_curves(path: Path, most: int | None = MOST_POINTS) -> dict[str, lis
     for name in table.columns:
         if name in ("step", "epoch", "train/lr") or name.startswith("oversmoothing/"):
             continue
-        known = table[["step", name]].dropna()
+        known = table[["step", name]].dropna().drop_duplicates("step", keep="last")
         if len(known):
-            known = known.iloc[_thinned(range(len(known)), most or len(known))]
             curves[name] = [known["step"].tolist(), [float(f"{v:.5g}") for v in known[name]]]
     return curves
+
+
+def thinned_together(runs: Sequence[Curves]) -> list[Curves]:
+    """The curves of runs that are averaged, each at the same steps, and at the last one of every run."""
+    kept: dict[str, set[float]] = {}
+    for name in {name for curves in runs for name in curves}:
+        known = [curves[name][0] for curves in runs if name in curves]
+        kept[name] = {*_thinned(sorted(set().union(*known)), MOST_POINTS), *(max(steps) for steps in known)}
+    return [{name: _at(kept[name], *points) for name, points in curves.items()} for curves in runs]
+
+
+def _at(kept: set[float], steps: list[float], values: list[float]) -> list[list[float]]:
+    places = [place for place, step in enumerate(steps) if step in kept]
+    return [[side[place] for place in places] for side in (steps, values)]
 
 
 def _thinned(points: Sequence[int], most: int) -> list[int]:
@@ -74,19 +90,20 @@ def _thinned(points: Sequence[int], most: int) -> list[int]:
     return [points[place] for place in np.linspace(0, len(points) - 1, min(most, len(points))).astype(int)]
 
 
-def layers_over_steps(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Layer-wise metrics of all tokens of the first stack, each time: ``{metric: [{"step": …, "layers": […]}]}``."""
+def layers_over_steps(run: Run) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Layer-wise metrics of the first stack by token subset, each time: ``{metric: {subset: [{"step": …, "layers":
+    […]}]}}``; where their table cannot be read, the first and last measurement that the record holds."""
     try:
-        table = pd.read_csv(run.path / "oversmoothing.csv", on_bad_lines="skip")
-        table = table[(table.subset == ALL) & (table["stack"] == table["stack"].iloc[0])]
-        table = table.astype({"step": int, "layer": int, "mean": float}).sort_values("layer")
-        return {
-            str(metric): [
-                {"step": int(step), "layers": [float(f"{v:.4g}") for v in at["mean"]]}
-                for step, at in rows.groupby("step")
-            ]
-            for metric, rows in table.groupby("metric")
-        }
-    except (OSError, ValueError, AttributeError, KeyError, IndexError):
-        curves = enumerate([curve(run.measured, "initial"), curve(run.measured, "last")])
-        return {"cosine": [{"step": step, "layers": means} for step, means in curves if means]}
+        return _by_layer(pd.read_csv(run.path / "oversmoothing.csv", on_bad_lines="skip"))
+    except (OSError, ValueError, KeyError, IndexError):
+        return _by_layer(pd.DataFrame([{"step": 0, **row} for row in run.measured])) if run.measured else {}
+
+
+def _by_layer(table: pd.DataFrame) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    table = table[table["stack"] == table["stack"].iloc[0]]
+    table = table.astype({"step": int, "layer": int, "mean": float}).sort_values("layer")
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for (metric, subset, step), at in table.groupby(["metric", "subset", "step"]):
+        measured = {"step": int(step), "layers": [float(f"{v:.4g}") for v in at["mean"]]}
+        found.setdefault(str(metric), {}).setdefault(str(subset), []).append(measured)
+    return found

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from tabulate import LATEX_ESCAPE_RULES
+
 from neutreno.files import replacing
-from neutreno.reports.course import layers_over_steps, training_curves
+from neutreno.reports.comparison import baseline_of, full_label, further_settings, group_runs, row_key
+from neutreno.reports.course import layers_over_steps, thinned_together, training_curves
+from neutreno.reports.escaping import LATEX, MARKDOWN
+from neutreno.reports.layers import curve
 from neutreno.reports.reading import Run
 from neutreno.variants import model_words, words
 
@@ -21,14 +28,23 @@ def write_dashboard(runs: Sequence[Run], path: str | Path, reload_s: float | Non
     """Write the page for ``runs`` to ``path``; with ``reload_s`` it loads itself anew so often, keeping its view."""
     from plotly.offline import get_plotlyjs
 
-    content = {"runs": [collect(run, Path(path).resolve().parent) for run in runs], "reload_s": reload_s}
+    home = Path(path).resolve().parent
+    collected = [collect(run, home) | told for run, told in zip(runs, by_row(runs), strict=True)]
+    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in collected:
+        alike[run["row"]].append(run)
+    for members in alike.values():
+        for run, curves in zip(members, thinned_together([run["curves"] for run in members]), strict=True):
+            run["curves"] = curves
+    signs = {"Markdown": MARKDOWN, "LaTeX": LATEX_ESCAPE_RULES | LATEX}
+    content = {"runs": collected, "signs": signs, "reload_s": reload_s}
     content = json.loads(json.dumps(content), parse_constant=null)
     data = json.dumps(content, separators=(",", ":"))  # in ASCII: a name may be no valid Unicode
     page = (TEMPLATES / "dashboard.html").read_text()
     for mark, text in (
         ("/*STYLE*/", (TEMPLATES / "dashboard.css").read_text()),
         ("/*PLOTLY*/", get_plotlyjs()),
-        ("/*SCRIPT*/", (TEMPLATES / "dashboard.js").read_text()),
+        ("/*SCRIPT*/", "".join((TEMPLATES / f"dashboard{part}.js").read_text() for part in (".runs", ".plots", ""))),
         ("/*DATA*/", data.replace("<", "\\u003c")),  # names are anyone's: no tag may end the element that carries them
     ):
         page = page.replace(mark, text, 1)
@@ -40,15 +56,43 @@ def null(constant: str) -> None:
     """NaN and Infinity, which JSON has not."""
 
 
+def by_row(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Of each run, as tables have it: its ``row``, the row that this is compared ``against``, its ``label``, and what
+    this says beyond settings with a label."""
+    groups, _ = group_runs(runs)
+    against = {}
+    for group in groups:
+        if other := baseline_of(group, [g for g in groups if g.runs[0].task == group.runs[0].task]):
+            against[row_of(group.runs[0])] = row_of(other.runs[0])
+    firsts = {row_of(run): run for run in runs}
+    further = dict(zip(firsts, further_settings(list(firsts.values())), strict=True))
+    return [
+        {
+            "row": row,
+            "against": against.get(row),
+            "label": full_label(run, further[row]),
+            "further": further[row],
+        }
+        for run, row in zip(runs, map(row_of, runs), strict=True)
+    ]
+
+
+def row_of(run: Run) -> str:
+    """A name of the run's row that stays when runs are added."""
+    return sha256(row_key(run).encode()).hexdigest()[:12]
+
+
 def collect(run: Run, home: Path) -> dict[str, Any]:
     """What the page shows of a run; ``home`` is the folder of the page, from which links lead."""
     result = run.result
+    similarity = curve(run.measured) if run.status == "finished" else []
+    path = os.path.relpath(run.path.resolve(), home)
     return {
         "name": run.path.name,
-        "link": quote(os.fsencode(os.path.relpath(run.path.resolve(), home))) + "/",
+        "path": path,
+        "link": quote(os.fsencode(path)) + "/",
         "status": run.status,
         "task": run.task,
-        "label": run.label,
         "network": model_words(result),
         "words": " + ".join(words(result)),
         "about": run.settings,
@@ -63,4 +107,8 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
         "settings": {k: v for k, v in run.row.items() if v is not None},
         "curves": training_curves(run.path / "metrics.csv"),
         "byLayer": layers_over_steps(run),
+        "final": similarity[-1] if similarity else None,
+        "planned": result.get("planned_steps", result.get("steps")),
+        "seconds": result.get("wall_clock_s"),
+        "events": list(run.within),
     }

@@ -10,13 +10,14 @@ from tabulate import tabulate
 
 from neutreno.errors import one_line
 
-_MARKDOWN = {"|": "&#124;", "<": "&lt;", "](": "]&#40;", "`": "&#96;"}  # a cell's end, a tag, a link, code
+MARKDOWN = {"|": "&#124;", "<": "&lt;", "](": "]&#40;", "`": "&#96;"}  # a cell's end, a tag, a link, code
+LATEX = {"λ̃": r"$\tilde\lambda$", "±": r"$\pm$", "–": "--"}  # what it has other signs for, beside what tabulate escapes
 
 
 def in_markdown(text: str) -> str:
     """What a cell, a heading or a line of Markdown holds of a name."""
     text = one_line(text)
-    for sign, escaped in _MARKDOWN.items():
+    for sign, escaped in MARKDOWN.items():
         text = text.replace(sign, escaped)
     return text
 

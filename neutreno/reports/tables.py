@@ -23,7 +23,7 @@ from neutreno.reports.comparison import (
     group_runs,
     holm,
 )
-from neutreno.reports.escaping import csv_text, in_markdown, markdown_table
+from neutreno.reports.escaping import LATEX, csv_text, in_markdown, markdown_table
 from neutreno.reports.panels import stacks_in
 from neutreno.reports.reading import Run, read_runs
 from neutreno.reports.rows import Origins, labels_of
@@ -347,4 +347,6 @@ def render(frame: pd.DataFrame, style: str = "md") -> str:
         return markdown_table(frame.values.tolist(), list(frame))
     frame = frame.map(one_line).rename(columns=one_line)
     latex = tabulate(frame, list(frame), tablefmt="latex_booktabs", showindex=False, disable_numparse=True)
-    return latex.replace("λ̃", r"$\tilde\lambda$").replace("±", r"$\pm$").replace("–", "--")
+    for sign, written in LATEX.items():
+        latex = latex.replace(sign, written)
+    return latex

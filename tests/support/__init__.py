@@ -314,7 +314,7 @@ def make_run(
         for layer in range(5)
         for mean in [0.1 + 0.01 * layer + drift * step / 100 if metric == "cosine" else 11 - layer - step / 50]
     ]
-    result = {"name": folder.name, "status": status, **describe_run(composed, task)}
+    result = {"name": folder.name, "status": status, **describe_run(composed, task), "planned_steps": 100}
     if status == "finished":
         result |= {
             "metrics": {task.main_metric.replace("val/", "test/"): value, "val/loss": 1.0},

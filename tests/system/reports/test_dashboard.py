@@ -1,14 +1,22 @@
 """The dashboard: one file, in a real browser where there is one."""
 
+import io
 import json
+import re
 import shutil
+from pathlib import Path
+from urllib.parse import quote, unquote
 
+import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 from support import assert_one_line_error, make_run, run_forked
 
+from neutreno.reports.comparison import baseline_of, difference, group_runs
 from neutreno.reports.dashboard import write_dashboard
 from neutreno.reports.reading import read_runs
+from neutreno.reports.tables import Row, table
 
 PLOTS = ("layers", "training", "against", "scatter")
 
@@ -76,21 +84,61 @@ def foreign(folder, norm, scale, seed=0, value=3.0, **more):
     return run
 
 
-def visit(browser, address):
-    """Open a page and wait for its table: a busy browser may return before it has run the scripts."""
+def wait(browser, script):
+    """Until a script gives something; what it gives. A busy browser may return before it has run those of the page."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    browser.get(address)
-    WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.querySelectorAll('#runs th').length"))
+    return WebDriverWait(browser, 30).until(lambda b: b.execute_script(script))
 
 
-def open_page(browser, folder):
+def visit(browser, address, **view):
+    """Open a page as the address of a ``view`` of it does."""
+    browser.get("about:blank")  # a change of what follows # alone would load nothing
+    browser.get(f"{address}#{quote(json.dumps(view))}")
+    wait(browser, "return document.querySelectorAll('#runs th').length")
+
+
+def open_page(browser, folder, **view):
     write_dashboard(read_runs([folder])[0], folder.parent / "d.html")
-    visit(browser, (folder.parent / "d.html").as_uri())
+    visit(browser, (folder.parent / "d.html").as_uri(), **view)
+
+
+def change(run, **record):
+    """Other values in a run's record."""
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | record))
+
+
+def write_curve(run, values):
+    """Another training curve: values by step."""
+    lines = [f"{step},{value}" for step, value in values.items()]
+    (run / "metrics.csv").write_text("\n".join(["step,val/loss", *lines]) + "\n")
 
 
 def heads(browser):
     return browser.execute_script("return [...document.querySelectorAll('#runs th')].map(h => h.innerText)")[1:]
+
+
+def cells(browser, column):
+    """What the lines of the table show in a column."""
+    script = "return [...document.querySelectorAll('#runs tbody tr')].map(r => r.cells[arguments[0]].innerText)"
+    return browser.execute_script(script, heads(browser).index(column) + 1)
+
+
+def choose(browser, menu, value):
+    script = "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.onchange(); return s.value"
+    assert browser.execute_script(script, menu, value) == value
+
+
+def click(browser, id):
+    """As the keyboard does it: an element that has no focus is not reached."""
+    script = "const e = document.getElementById(arguments[0]); e.focus(); document.activeElement.click()"
+    browser.execute_script(script, id)
+
+
+def slide(browser, share):
+    script = "const w = document.getElementById('when'); w.value = arguments[0]; w.dispatchEvent(new Event('input'))"
+    browser.execute_script(script, share)
 
 
 def traces(browser, plot, value):
@@ -106,7 +154,7 @@ def drawn(browser, plot):
     script = (
         "return document.getElementById(arguments[0]).data.map(t => t.meta).filter(m => m && m !== 'colours').flat()"
     )
-    return set(browser.execute_script(script, plot))
+    return {Path(unquote(link)).name for link in browser.execute_script(script, plot)}
 
 
 def type_filter(browser, text):
@@ -119,14 +167,14 @@ def names(browser):
 
 
 def test_every_plot_follows_the_table_and_no_request_leaves_the_page(browser, page):
-    visit(browser, page.as_uri())
+    visit(browser, page.as_uri(), grouped=False)
     assert len(names(browser)) == 8  # the other task has a separate page
     for plot in PLOTS:
         assert {f"digits-lam{lam}-seed{seed}" for lam in ("0.2", "0.6", "1") for seed in (0, 1)} <= drawn(browser, plot)
     two = {"digits-lam0.6-seed0", "digits-lam0.6-seed1"}
     for key in ("λ̃", "lam", "attention.lam"):
         type_filter(browser, f"{key}=0.6 size=mini finished")
-        assert set(names(browser)) == two and all(drawn(browser, plot) == two for plot in PLOTS)
+        assert set(names(browser)) == two and [drawn(browser, plot) for plot in PLOTS] == 4 * [two]
     diff = "return document.querySelector('#diff tbody').innerText"
     assert browser.execute_script(diff).split() == ["seed", "0", "1"]
     type_filter(browser, "")
@@ -145,38 +193,38 @@ def test_every_plot_follows_the_table_and_no_request_leaves_the_page(browser, pa
 
 
 def test_the_slider_shows_the_curves_over_training(browser, page):
-    visit(browser, page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0"}))
-    browser.refresh()
+    visit(browser, page.as_uri(), filter="lam1-seed0")
     curve = "return document.getElementById('layers').data[0].y"
-    move = "const w = document.getElementById('when'); w.value = arguments[0]; w.dispatchEvent(new Event('input'))"
     found = []
     for share in (0, 50, 100):
-        browser.execute_script(move, share)
+        slide(browser, share)
         found.append(browser.execute_script(curve)[0])
     assert found == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_another_layer_metric_is_a_choice_away(browser, page):
-    visit(browser, page.as_uri() + "#" + json.dumps({"filter": "lam1-seed0", "layerMetric": "effective_rank"}))
-    browser.refresh()
+    visit(browser, page.as_uri(), filter="lam1-seed0", layerMetric="effective_rank")
     plot = "const p = document.getElementById('layers'); return [p.data[0].y, p.layout.yaxis.title.text]"
     assert browser.execute_script(plot) == [[9, 8, 7, 6, 5], "effective rank"]
 
 
 def test_columns_sort_and_tasks_have_pages_of_their_own(browser, page):
-    visit(browser, page.as_uri())
-    browser.execute_script("[...document.querySelectorAll('#runs th')].find(h => h.innerText == 'test/top1 ↑').click()")
-    values = "return [...document.querySelectorAll('#runs tbody tr')].map(r => r.children[10].innerText)"
-    found = [float(v) for v in browser.execute_script(values) if v != "–"]
-    assert len(found) == 7 and found == sorted(found)
-    browser.execute_script("const t = document.getElementById('task'); t.value = 'segmentation'; t.onchange()")
+    visit(browser, page.as_uri(), grouped=False)
+    for arrow, order in (("▴", "ascending"), ("▾", "descending")):
+        click(browser, "sort test/top1")
+        found = [float(v) for v in cells(browser, f"test/top1 ↑ {arrow}") if v != "–"]
+        assert found == sorted(found, reverse=order == "descending") and len(found) == 7
+        sorts = "return [...document.querySelectorAll('#runs th')].map(h => h.ariaSort).filter(Boolean)"
+        assert browser.execute_script(sorts) == [order]
+        assert browser.execute_script("return document.activeElement.id") == "sort test/top1"  # and not lost
+    choose(browser, "task", "segmentation")
     assert names(browser) == ["<b>scenes"]  # as text, no tag
 
 
 def test_runs_are_told_apart_by_the_axes_and_numbers_of_their_record(browser, page):
     visit(browser, page.as_uri())
-    told = ["data", "model", "size", "attention", "λ̃", "block", "seed"]
-    assert heads(browser) == ["name ▴", "status", *told, "test/top1 ↑", "final similarity"]
+    figures = ["test/top1 ↑ ▾", "difference, 95 %", "n", "final similarity"]
+    assert heads(browser) == ["name", *figures, "status", "attention", "λ̃"]  # neither data nor model vary
     rows = {f"neutreno λ̃={lam} (n = {n})": "solid" for lam, n in (("0.2", 2), ("0.6", 3), ("1", 2))}
     assert traces(browser, "layers", "t.line.dash") == {**rows, "softmax (n = 1)": "dash"}
     assert len(set(traces(browser, "layers", "t.line.color").values())) == 4
@@ -207,8 +255,7 @@ def test_axes_metrics_and_tasks_of_another_package(browser, tmp_path):
             foreign(tmp_path / f"runs/s{scale}-{seed}", "centered", scale, seed, 3 - scale + seed / 10)
     foreign(tmp_path / "runs/none", "none", None)
     open_page(browser, tmp_path / "runs")
-    told = ["data", "model", "norm", "s", "seed"]
-    assert heads(browser) == ["name ▴", "status", *told, "val/mae ↓", "final similarity"]
+    assert heads(browser) == ["name", "val/mae ↓ ▴", "difference, 95 %", "n", "final similarity", "norm", "s"]
     rows = {f"centered s={scale} (n = 2)": "solid" for scale in (0.5, 1, 2)}
     assert traces(browser, "layers", "t.line.dash") == {**rows, "none (n = 1)": "dash"}
     bar = "return document.getElementById('layers').data.at(-1).marker"
@@ -217,8 +264,9 @@ def test_axes_metrics_and_tasks_of_another_package(browser, tmp_path):
     shown = "return ['number', 'curve', 'task'].map(id => document.getElementById(id).selectedOptions[0].textContent)"
     assert browser.execute_script(shown) == ["s", "val/mae", "tide regression"]
     assert "none" not in drawn(browser, "against")  # it equals no value of s, and is not drawn at 0
-    browser.execute_script("const m = document.getElementById('metric'); m.value = 'val/r2'; m.onchange()")
+    choose(browser, "metric", "val/r2")
     assert "val/r2" in heads(browser)  # nobody said whether more of it is better
+    click(browser, "grouped")
     type_filter(browser, "norm=none")
     assert names(browser) == ["none"]
 
@@ -231,12 +279,12 @@ def test_the_number_compared_is_a_choice_and_absent_where_none_varies(browser, t
     open_page(browser, tmp_path / "runs")
     options = "return [...document.getElementById('number').options].map(o => o.textContent)"
     assert browser.execute_script(options) == ["s", "width"]
-    browser.execute_script("const n = document.getElementById('number'); n.value = 'norm.width'; n.onchange()")
+    choose(browser, "number", "norm.width")
     assert traces(browser, "against", "t.x") == {f"centered s={s}": [x] for s, x in ((1, 4), (2, 4), (3, 8))}
-    browser.execute_script("const t = document.getElementById('task'); t.value = 'classification'; t.onchange()")
+    choose(browser, "task", "classification")
+    click(browser, "grouped")
     assert browser.execute_script("return document.getElementById('compared').hidden")
     assert "model.name" in heads(browser) and sorted(names(browser)) == ["softmax", "timm"]
-    assert any(text.startswith("digits timm") or text.startswith("timm") for text in traces(browser, "layers", "1"))
 
 
 def test_names_that_mean_something_to_a_page_are_text_on_it(browser, tmp_path):
@@ -255,30 +303,34 @@ def test_names_that_mean_something_to_a_page_are_text_on_it(browser, tmp_path):
         (run / "oversmoothing.csv").write_text(rows.replace("effective_rank", name))
     browser.get_log("browser")  # of other pages
     open_page(browser, tmp_path / "runs")
-    choose = "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.onchange(); return s.value"
     for name in names:
         for menu in ("metric", "curve", "layerMetric"):
-            assert browser.execute_script(choose, menu, name) == name
+            choose(browser, menu, name)
             assert len(drawn(browser, "training")) == 6
     links = "return document.querySelectorAll('.plot a[href], table a[href^=http]').length"
     assert browser.execute_script(links) == 0
     type_filter(browser, "constructor")
+    click(browser, "grouped")
     assert "r0" in browser.execute_script("return document.querySelector('#runs tbody').innerText")
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 def test_two_hundred_runs_build_and_stay_usable(browser, tmp_path):
-    first = make_run(tmp_path / "runs/r0", "attention.lam=0.1", value=90.0)
-    for i in range(1, 200):
-        shutil.copytree(first, tmp_path / f"runs/r{i}")
-        result = json.loads((first / "result.json").read_text())
-        result["settings"] |= {"seed": i % 5, "attention.lam": i // 5 / 40}
-        (tmp_path / f"runs/r{i}/result.json").write_text(json.dumps(result))
+    first = make_run(tmp_path / "first", "attention.lam=0.125", "seed=77", value=90.0)
+    for i in range(200):
+        run = shutil.copytree(first, tmp_path / f"runs/r{i}")
+        for file in ("config.yaml", "result.json"):
+            text = (run / file).read_text().replace("0.125", f"{i // 5 / 40}")
+            (run / file).write_text(
+                text.replace("seed: 77", f"seed: {i % 5}").replace('"seed": 77', f'"seed": {i % 5}')
+            )
     runs, problems = read_runs([tmp_path / "runs"])
     assert len(runs) == 200 and not problems
     write_dashboard(runs, tmp_path / "d.html")
     assert (tmp_path / "d.html").stat().st_size < 8e6
     visit(browser, (tmp_path / "d.html").as_uri())
+    assert cells(browser, "n") == 40 * ["5"]
+    click(browser, "grouped")
     assert len(names(browser)) == 200
     type_filter(browser, "seed=3")
     assert len(names(browser)) == 40 == len(drawn(browser, "scatter"))
@@ -299,3 +351,265 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path):
         run_forked("scripts/dashboard.py", "runs", "--every", "0", cwd=tmp_path),
         "--every=0.0 is not a finite number ≥ 1",
     )
+
+
+def test_the_slider_counts_planned_steps_and_a_run_that_is_not_there_yet_says_how_far_it_is(browser, tmp_path):
+    for name, planned in (("done", 100), ("begun", 250)):
+        change(make_run(tmp_path / f"runs/{name}", f"name={name}"), planned_steps=planned)
+    change(tmp_path / "runs/begun", status="running")
+    record = json.loads((tmp_path / "runs/done/result.json").read_text())
+    del record["planned_steps"]  # as in older records, where the steps taken stand for them
+    (tmp_path / "runs/done/result.json").write_text(json.dumps(record))
+    open_page(browser, tmp_path / "runs", grouped=False)
+    curves = {0: {"done": 11, "begun": 11}, 20: {"done": 11, "begun": 10}, 40: {"done": 11, "begun": 9}}
+    curves |= {60: {"done": 10, "begun at 40 %": 9}, 100: {"done": 9, "begun at 40 %": 9}}
+    choose(browser, "layerMetric", "effective_rank")
+    for share, wanted in curves.items():
+        slide(browser, share)
+        assert traces(browser, "layers", "t.y[0]") == wanted, share
+    click(browser, "grouped")  # nor is it in the mean of those that are there
+    (early, _), (name, y) = traces(browser, "layers", "t.y[0]").items()
+    assert (y, "n = 1" in name, early.endswith("(n = 1) at 40 %")) == (9, True, True)
+
+
+def test_curves_are_averaged_at_each_step_over_the_runs_that_have_it(browser, tmp_path):
+    for seed, values in enumerate(({10: 1, 20: 2, 30: 3}, {20: 4, 30: 5}, {10: 3, 20: 6, 30: 7, 35: 9})):
+        write_curve(make_run(tmp_path / f"runs/{seed}", f"seed={seed}"), values)
+    open_page(browser, tmp_path / "runs", curve="val/loss")
+    found = "return document.getElementById('training').data.filter(t => !t.fill).map(t => [t.x, t.y, t.customdata])"
+    assert browser.execute_script(found) == [[[10, 20, 30, 35], [2, 4, 5, 9], [2, 3, 3, 1]]]
+    hover = "return document.getElementById('training').data[0].hovertemplate"
+    assert "(n = %{customdata})" in browser.execute_script(hover)
+    type_filter(browser, "seed<1")
+    assert "customdata" not in browser.execute_script(hover)  # one run all along
+
+
+def test_long_runs_of_unequal_length_are_thinned_to_the_same_steps(browser, tmp_path):
+    for seed, length in enumerate((3000, 2001)):
+        write_curve(make_run(tmp_path / f"runs/{seed}", f"seed={seed}"), {step: step for step in range(1, length + 1)})
+    open_page(browser, tmp_path / "runs", curve="val/loss")
+    x, y, n = browser.execute_script(
+        "const t = document.getElementById('training').data[0]; return [t.x, t.y, t.customdata]"
+    )
+    assert len(x) <= 201 and x == y and x[-1] == 3000
+    assert n == [2 if step <= 2001 else 1 for step in x] and 2001 in x
+
+
+def test_two_runs_of_one_name_in_two_folders_stay_apart(browser, tmp_path):
+    for folder, value in (("a", 90.0), ("b", 95.0)):
+        make_run(tmp_path / f"{folder}/same", f"attention.lam=0.{value:.0f}", value=value)
+    write_dashboard(read_runs([tmp_path / "a", tmp_path / "b"])[0], tmp_path / "d.html")
+    visit(browser, (tmp_path / "d.html").as_uri(), grouped=False)
+    assert sorted(names(browser)) == ["a/same", "b/same"] == sorted(traces(browser, "layers", "1"))
+    assert len(set(traces(browser, "layers", "t.line.color").values())) == 2
+    assert set(browser.execute_script("return document.getElementById('scatter').data[0].text")) == {"a/same", "b/same"}
+    click(browser, "choose b/same/")
+    assert list(traces(browser, "layers", "1")) == ["b/same"]
+    click(browser, "choose a/same/")
+    assert "0.95" in browser.execute_script("return document.querySelector('#diff tbody').innerText")
+
+
+def test_a_method_without_the_number_is_not_drawn_where_the_baseline_stands(browser, tmp_path):
+    for name, words in {"softmax": [], "gfsa": ["attention=gfsa"], "featscale": ["block=featscale"]}.items():
+        make_run(tmp_path / f"runs/{name}", "model=deit", *words)
+    for lam in (0, 0.5):
+        make_run(tmp_path / f"runs/{lam}", f"attention.lam={lam}")
+    open_page(browser, tmp_path / "runs")
+    assert drawn(browser, "against") == {"softmax", "0", "0.5"}
+
+
+def test_token_subsets_are_a_choice(browser, tmp_path):
+    run = make_run(tmp_path / "runs/x")
+    rows = pd.read_csv(run / "oversmoothing.csv")
+    rows.loc[rows["subset"] == "patch", "mean"] += 0.5
+    rows.to_csv(run / "oversmoothing.csv", index=False)
+    open_page(browser, tmp_path / "runs")
+    assert browser.execute_script("return document.getElementById('subset').innerText").split("\n") == [
+        "all tokens",
+        "patch tokens",
+    ]
+    first = "return document.getElementById('layers').data[0].y[0]"
+    before = browser.execute_script(first)
+    choose(browser, "subset", "patch")
+    assert browser.execute_script(first) == pytest.approx(before + 0.5)
+
+
+def test_zoom_and_focus_survive_an_update_and_a_page_that_loads_itself_anew(browser, tmp_path):
+    make_run(tmp_path / "runs/a", "seed=1")
+    make_run(tmp_path / "runs/b", "attention.lam=0.1", "seed=2")
+    write_dashboard(read_runs([tmp_path / "runs"])[0], tmp_path / "d.html", reload_s=3)
+    visit(browser, (tmp_path / "d.html").as_uri(), grouped=False)
+    zoomed = "return document.getElementById('training').layout.xaxis.range"
+    browser.execute_script("Plotly.relayout('training', {'xaxis.range[0]': 20, 'xaxis.range[1]': 60})")
+    type_filter(browser, "seed<3")
+    assert browser.execute_script(zoomed) == [20, 60]
+    place = "return document.activeElement.id"
+    click(browser, "choose runs/a/")  # which makes the rows anew
+    assert browser.execute_script(place) == "choose runs/a/"
+    browser.execute_script("window.before = true")
+    wait(browser, "return !window.before && document.activeElement.id")  # it has loaded itself
+    assert browser.execute_script(place) == "choose runs/a/" and browser.execute_script(zoomed) == [20, 60]
+    browser.execute_script("Plotly.relayout('training', {'xaxis.autorange': true})")  # as a double click does
+    low, high = browser.execute_script(zoomed)
+    assert low < 20 and high > 60
+    choose(browser, "curve", "val/loss")
+    assert browser.execute_script(zoomed) != [20, 60]
+
+
+def test_no_plot_can_be_sent_anywhere(browser, page):
+    visit(browser, page.as_uri())
+    titles = browser.execute_script("return [...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title)")
+    assert titles and not [
+        title for title in titles if re.search("cloud|studio|edit|upload|share", title, re.IGNORECASE)
+    ]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Softmax and two methods over seeds, and the first of these again in another folder."""
+    folder = tmp_path_factory.mktemp("compared")
+    rows = {"softmax": ["model=deit"], "lam0.5": ["attention.lam=0.5"], "lam0.25": ["attention.lam=0.25"]}
+    for name, values in {"softmax": (91, 92.5, 91.7), "lam0.5": (93, 93.4, 92.1, 94.1), "lam0.25": (92, 92.2)}.items():
+        for seed, value in enumerate(values):
+            run = make_run(folder / f"runs/{name}-{seed}", *rows[name], f"seed={seed}", value=value, drift=value / 300)
+            change(run, wall_clock_s=100.0 * seed)
+    shutil.copytree(folder / "runs/lam0.5-0", folder / "runs/the-same")
+    write_dashboard(read_runs([folder / "runs"])[0], folder / "d.html")
+    return folder / "d.html"
+
+
+FIGURES = ("test/top1 ↑ ▾", "difference, 95 %", "n", "final similarity")
+
+
+def lines(browser):
+    """The lines of the table by name: their figures."""
+    columns = [cells(browser, column) for column in FIGURES]
+    return dict(zip(cells(browser, "name"), zip(*columns, strict=True), strict=True))
+
+
+def expected(runs):
+    """The same as tables have them."""
+    groups, _ = group_runs(runs)
+    found = {}
+    for group in groups:
+        (figures,) = table([Row("", group, [], {})], ["test/top1"]).to_dict("records")
+        other = baseline_of(group, groups)
+        of = None if other is None else difference(group, other, "test/top1")
+        compared = "baseline" if of is None else f"{of.mean:+.2f} ({of.low:.2f} to {of.high:.2f})"
+        name = group.label.removeprefix("digits deit-mini ")
+        found[name] = (figures["test/top1"].text, compared, str(len(group.runs)), figures["similarity, trained"].text)
+    return found
+
+
+def test_the_table_shows_the_numbers_that_tables_print_the_best_first(browser, compared):
+    visit(browser, compared.as_uri())
+    runs, _ = read_runs([compared.parent / "runs"])
+    assert lines(browser) == expected(runs)  # the same run counts once
+    assert list(lines(browser)) == ["neutreno λ̃=0.5", "neutreno λ̃=0.25", "softmax"]
+    assert heads(browser) == ["name", *FIGURES, "time", "attention", "λ̃"]  # what all have alike is not shown
+    assert cells(browser, "time") == ["2:30", "0:50", "1:40"]
+    type_filter(browser, "seed<2")
+    assert lines(browser) == expected([run for run in runs if run.seed < 2])
+    type_filter(browser, "lam>=0.3 seed<2")  # the baseline is not listed, and still compared with
+    few = expected([run for run in runs if run.seed < 2])
+    assert lines(browser) == {"neutreno λ̃=0.5": few["neutreno λ̃=0.5"]}
+    type_filter(browser, "lamm>=0.3")
+    assert browser.execute_script("return document.getElementById('count').innerText").endswith("is called lamm")
+
+
+def test_rows_that_differ_in_a_setting_without_a_label_say_so(browser, tmp_path):
+    make_run(tmp_path / "runs/softmax", "model=deit", value=90.0)
+    for lr in (0.001, 0.002):
+        for lam in (0.2, 0.4):
+            make_run(tmp_path / f"runs/{lam}-{lr}", f"attention.lam={lam}", f"task.lr={lr}", value=91.0)
+    open_page(browser, tmp_path / "runs")
+    assert sorted(cells(browser, "task.lr"))[:4] == ["0.001", "0.001", "0.002", "0.002"]
+    assert "neutreno λ̃=0.2 task.lr=0.001" in cells(browser, "name")
+    curves = traces(browser, "against", "t.x")  # means are over seeds, not rates; the baseline is in both
+    assert len(curves) == 2 and list(curves.values()) == 2 * [[0, 0.2, 0.4]]
+    type_filter(browser, "lr<0.002 lam>0")
+    assert len(cells(browser, "name")) == 2
+
+
+def test_seeds_unfold_below_their_row(browser, compared):
+    visit(browser, compared.as_uri())
+    row = browser.execute_script("return document.querySelector('#runs [aria-expanded=false]').id")
+    click(browser, row)
+    shown = "const b = document.getElementById(arguments[0]); return [b.ariaExpanded, document.activeElement === b]"
+    assert browser.execute_script(shown, row) == ["true", True]
+    assert cells(browser, "n")[:6] == ["4", "seed 3", "seed 1", "seed 0", "seed 0", "seed 2"]
+    assert names(browser) == ["lam0.5-3", "lam0.5-1", "lam0.5-0", "the-same", "lam0.5-2"]
+    box = "return document.getElementById(arguments[0].replace('unfold', 'choose'))"
+    browser.execute_script(f"{box}.click()", row)
+    assert drawn(browser, "scatter") == set(names(browser))
+    click(browser, "choose runs/the-same/")
+    assert browser.execute_script(f"{box}.indeterminate", row)
+
+
+def test_times_to_an_event_are_counted_and_not_averaged(browser, tmp_path):
+    for seed, metrics in enumerate(({"escape": 100.0}, {})):
+        change(make_run(tmp_path / f"runs/{seed}", f"seed={seed}"), within={"escape": 600.0}, metrics=metrics)
+    open_page(browser, tmp_path / "runs", metric="escape")
+    assert cells(browser, "escape") == ["1 of 2"]
+
+
+def test_quantiles_of_students_distribution_are_those_of_scipy(browser, page):
+    visit(browser, page.as_uri())
+    freedom = [1, 1.03, 1.5, 2, 2.71, 3, 4.4, 7.9, 12, 30.5, 99, 400]
+    found = browser.execute_script("return arguments[0].map(df => student(df, 0.05))", freedom)
+    assert found == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-6)
+
+
+def test_the_table_is_copied_as_it_stands_and_names_do_nothing_in_it(browser, compared):
+    visit(browser, compared.as_uri())
+    browser.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
+    copied = {}
+    for style in ("CSV", "Markdown", "LaTeX"):
+        choose(browser, "format", style)
+        browser.execute_script("document.getElementById('copied').textContent = ''")
+        click(browser, "copy")
+        assert wait(browser, "return document.getElementById('copied').textContent") == "copied 3 lines"
+        copied[style] = browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+    numbers = pd.read_csv(io.StringIO(copied["CSV"]))
+    best, _, softmax = numbers.to_dict("records")
+    assert (
+        best["test/top1 mean"] == pytest.approx(93.15) and best["n"] == 4 and softmax["difference, 95 %"] == "baseline"
+    )
+    assert float(best["difference, 95 %"]) - best["difference, 95 % low"] > 0
+    figures = lines(browser)
+    assert (
+        copied["Markdown"].splitlines()[2].startswith(f"| neutreno λ̃=0.5 | {' | '.join(figures['neutreno λ̃=0.5'])} |")
+    )
+    assert r"neutreno $\tilde\lambda$=0.5 & 93.15 $\pm$ 0.83 &" in copied["LaTeX"] and r"95 \% &" in copied["LaTeX"]
+    names = ["=1+1", "a|b`](x)<b>", "\\input{x}_&", 'say "a", b']
+    written = {
+        "Markdown": ["=1+1", "a&#124;b&#96;]&#40;x)&lt;b>", "\\input{x}_&", 'say "a", b'],
+        "LaTeX": ["=1+1", r"a|b`](x)\ensuremath{<}b\ensuremath{>}", r"\textbackslash{}input\{x\}\_\&", 'say "a", b'],
+        "CSV": ["'=1+1", "a|b`](x)<b>", "\\input{x}_&", '"say ""a"", b"'],
+    }
+    script = "table.lines[0].cells[0].text = arguments[0]; table.lines[0].cells[0].numbers = {'': arguments[0]}; "
+    for style, wanted in written.items():
+        for name, text in zip(names, wanted, strict=True):
+            assert text in browser.execute_script(f"{script} return AS_TEXT[arguments[1]]()", name, style)
+
+
+def test_rows_and_curves_light_up_together(browser, compared):
+    visit(browser, compared.as_uri())
+    over = "document.querySelectorAll('#runs tbody tr')[0].dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))"
+    browser.execute_script(over)
+    wait(browser, "return document.getElementById('scatter').data[0].marker.opacity")  # the last that is lit
+    for plot in ("layers", "training"):
+        lit = traces(browser, plot, "t.opacity")
+        assert {name for name, opacity in lit.items() if opacity == 1} == {"neutreno λ̃=0.5 (n = 4)"} and len(lit) == 3
+    points = "const t = document.getElementById('scatter').data[0]; "
+    points += "return t.meta.filter((_, i) => t.marker.opacity[i] == 1)"
+    lit = {Path(link).name for link in browser.execute_script(points)}
+    assert lit == {"the-same", *(f"lam0.5-{seed}" for seed in range(4))}
+    hover = """const plot = document.getElementById('layers'), data = plot.data.find(t => t.name.startsWith('softmax'));
+        plot.emit('plotly_hover', {points: [{data, pointIndex: 0}]})"""
+    browser.execute_script(hover)
+    rows = "return [...document.querySelectorAll('#runs tbody tr.lit')].map(r => r.cells[1].innerText)"
+    assert browser.execute_script(rows) == ["softmax"]
+    browser.execute_script("document.getElementById('layers').emit('plotly_unhover')")
+    wait(browser, "return document.getElementById('layers').data.every(t => (t.opacity ?? 1) === 1)")
+    assert not browser.execute_script(rows)

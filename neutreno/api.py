@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,7 +54,8 @@ class Run(reading.Run):
                 :attr:`data` says.
         """
         folder = RunFolder(self.path)
-        data, task = build_run(folder, self._settings, self.trust)
+        with torch.random.fork_rng(devices=[]):
+            data, task = build_run(folder, self._settings, self.trust)
         in_last = self.weights == "last" or f"{self.weights}/" in task.networks
         if self.weights == "ema" and not in_last:
             raise InputError(f"{self.path} kept no EMA of its weights (task.ema_decay=null); choose last or best")
@@ -156,7 +159,16 @@ def load_run(
         reason = f": {read.result['reason']}" if read.result.get("reason") else ""
         raise InputError(f"{folder} is not finished ({read.status}{reason}); resume=true continues it")
     trust = [trust] if isinstance(trust, str) else trust
+    read.path = Path(os.path.abspath(read.path))  # the working folder may change before the model is asked for
     return Run(**vars(read), words=words, weights=weights, device=where, trust=trust, trust_readers=trust_readers)
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def train(*words: str, **keys: Any) -> Run:
@@ -170,7 +182,9 @@ def train(*words: str, **keys: Any) -> Run:
         InputError: what the command would refuse; what belongs to the command line alone; several processes.
         KeyboardInterrupt: the run was interrupted; ``resume=True`` continues it.
     """
-    as_typed = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in keys.items()}
+    as_typed = {
+        key: value if isinstance(value, str) else json.dumps(value, default=_plain) for key, value in keys.items()
+    }
     words = (*words, *(f"{key}={value}" for key, value in as_typed.items()))
     if odd := hydra_main.of_hydra(hydra_main.split_config_dirs(words)[0]):
         raise InputError(f"{odd[0]} belongs to the command line; neutreno.train takes KEY=VALUE, and makes one run")
@@ -179,6 +193,6 @@ def train(*words: str, **keys: Any) -> Run:
     composed = replace(found[0], called=f"neutreno.train({', '.join(map(repr, words))})")
     if composed.config.preflight:
         raise InputError("preflight=true makes no run; it belongs to the command line: train.py … preflight=true")
-    with console.lent():
+    with _ONE_AT_A_TIME, console.lent():  # seeds, signals and the terminal are the process'
         folder = training.train(composed)
     return load_run(folder, trust=sorted(packages(composed.settings)), trust_readers=True)  # the caller named them

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 _INSIDE = Path(__file__).parents[1] / "configs"  # a wheel's; beside the package, anyone's configs may be installed
@@ -64,13 +67,28 @@ def compose(overrides: Sequence[str] = (), name: str = "train", config_dirs: Seq
         HydraException, OmegaConfBaseException: it cannot be composed; :func:`neutreno.config.words.explained` says why.
     """
     folders = [str(Path(folder).resolve()) for folder in config_dirs]
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with _alone(), hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose(name, overrides=[*overrides, *searchpath(folders)], return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_readonly(config, False)
     with open_dict(config):
         del config["hydra"]
     return Composed(config, choices, list(overrides), folders)
+
+
+_HYDRA = threading.RLock()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hydra has one state in a process: a caller's own is set aside, and other threads wait."""
+    with _HYDRA:
+        there = GlobalHydra.instance()
+        before, there.hydra = there.hydra, None
+        try:
+            yield
+        finally:
+            GlobalHydra.instance().hydra = before
 
 
 def searchpath(folders: Sequence[str]) -> list[str]:

@@ -43,7 +43,8 @@ def export_timm(network: nn.Module, path: str | Path, given_up: str = "") -> tup
         which = "format=timm is for the models vit, deit and timm, with norm_eps=1e-6"
         raise InputError(f"timm has no {type(network).__name__} as this one was built; {which}")
     name, arguments = form
-    net, inner = timm.create_model(name, **arguments).eval(), getattr(network, "net", network)
+    with torch.random.fork_rng(devices=[]):
+        net, inner = timm.create_model(name, **arguments).eval(), getattr(network, "net", network)
     weights = {key: value.detach().cpu().contiguous() for key, value in inner.state_dict().items()}
     load_strictly(net, weights, path)
     if not given_up:
@@ -63,7 +64,8 @@ def _check_logits(network: nn.Module, net: nn.Module, arguments: dict[str, Any],
     """
     side = to_2tuple(arguments.get("img_size", net.pretrained_cfg["input_size"][1:]))
     images = torch.rand(2, arguments.get("in_chans", 3), *side, generator=torch.Generator().manual_seed(0))
-    device = next(network.parameters()).device
-    ours, theirs = network(images.to(device)).cpu(), net(images)
+    device, mode = next(network.parameters()).device, network.training
+    ours, theirs = network.eval()(images.to(device)).cpu(), net(images)
+    network.train(mode)
     if not (ours - theirs).abs().max() <= TOLERANCE * ours.abs().max():
         raise InputError(f"{path} was not written: with these weights timm's {type(net).__name__} gives other logits")

@@ -123,7 +123,8 @@ class VisionTransformer(timm.models.VisionTransformer):
         super().__init__(**timms, norm_layer=norm, block_fn=our_block, weight_init="skip")
         self.blocks = Trunk(self.blocks)
         options = {name: own[name] for name in timms}
-        self.as_timm = named_by_timm(size, options, distilled) if norm_eps == 1e-6 else None
+        resized = dynamic_img_size and bilinear_positions  # in another way than timm does
+        self.as_timm = named_by_timm(size, options, distilled) if norm_eps == 1e-6 and not resized else None
         self.distilled_training = False
         self.resizing = {"interpolation": "bilinear", "antialias": False} if bilinear_positions else {}  # of positions
         self.init_std, self.pos_std = own.get("init_std", 0.02), own.get("pos_std", 0.02)
@@ -157,6 +158,11 @@ class VisionTransformer(timm.models.VisionTransformer):
             if token is not None:
                 trunc_normal_(token, std=0.02)
         init_linears(self, self.init_std)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's, which knows no distillation token."""
+        matcher = super().group_matcher(coarse)
+        return matcher | {"stem": f"{matcher['stem']}|dist_token"}
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """Return the pair of logits in training, as timm's distilled models do."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -37,12 +38,18 @@ def load_runs(*folders: str | Path) -> pd.DataFrame:
     columns = [*ABOUT, *settings.values(), "main_metric", *metrics, *AT_THE_END]
     rows = [
         run.metrics
-        | {title: run.settings.get(key, run.row.get(key)) for key, title in settings.items()}
+        | {title: _setting(run, key) for key, title in settings.items()}
         | {key: run.result.get(key) for key in AT_THE_END if is_number(run.result.get(key))}
         | {"name": run.path.name, "status": run.status, "main_metric": run.main_metric}
         for run in runs
     ]
     return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))
+
+
+def _setting(run: Run, key: str) -> Any:
+    """Also where a label lets it go without saying."""
+    value = run.settings.get(key)
+    return run.row.get(key) if value is None else value
 
 
 def _titles(runs: list[Run]) -> dict[str, str]:

@@ -41,6 +41,9 @@ SCHEDULES = {
     "constant": _constant,
 }
 
+OWN_ARGUMENTS = ("opt", "lr", "weight_decay", "layer_decay")
+IMPLEMENTATIONS = {"fused", "foreach", "differentiable"}  # torch's, of which an optimizer has one
+
 
 class Task(LightningModule):
     """Trains ``model``. A subclass gives ``loss(batch)`` and keeps ``self.metrics = self.per_network(…)``; it updates
@@ -114,10 +117,14 @@ class Task(LightningModule):
             raise InputError(f"task.warmup_steps={warmup_steps} needs task.lr_per=step; or set task.warmup_epochs")
         self.model = model
         self.opt = {"opt": opt, "lr": lr, "weight_decay": weight_decay, **(opt_args or {})}
+        if own := [key for key in OWN_ARGUMENTS if key in (opt_args or {})]:
+            raise InputError(f"task.opt_args.{own[0]} is a setting of its own: task.{own[0]}=…")
         try:  # on one parameter, so that a wrong name is found before a run begins
-            create_optimizer_v2([nn.Parameter(torch.zeros(1))], **self.opt)
+            tried = create_optimizer_v2([nn.Parameter(torch.zeros(1))], **self.opt)
         except Exception as error:  # each optimizer judges its arguments in its own way
             raise InputError(f"task.opt={opt} with task.opt_args={opt_args}: {error}") from error
+        if getattr(tried, "is_second_order", False):
+            raise InputError(f"task.opt={opt} needs second derivatives, which training here does not compute")
         if layer_decay is not None and not hasattr(model, "group_matcher"):
             said = f"task.layer_decay={layer_decay:g}: {type(model).__name__} does not say which weights make a layer"
             raise InputError(f"{said} (group_matcher); leave it out")
@@ -251,10 +258,10 @@ class Task(LightningModule):
     def _fused(self) -> dict[str, bool]:
         """torch's fused optimizers save a small network a tenth of its step. Lightning does not clip in half precision
         with them."""
-        kind = get_optimizer_class(self.opt["opt"], bind_defaults=False)
+        kind = get_optimizer_class(self.opt["opt"].lower().removeprefix("lookahead_"), bind_defaults=False)
         has = kind.__module__.startswith("torch.optim") and "fused" in inspect.signature(kind).parameters
         mixed = self.trainer.precision.endswith("-mixed") and self.trainer.gradient_clip_val
-        return {"fused": True} if has and not mixed and "fused" not in self.opt else {}
+        return {"fused": True} if has and not mixed and not self.opt.keys() & IMPLEMENTATIONS else {}
 
     def configure_optimizers(self) -> dict:
         optimizer = create_optimizer_v2(self.model, **self.opt, layer_decay=self.layer_decay, **self._fused())
@@ -279,7 +286,8 @@ class Task(LightningModule):
         loss = self.loss(batch)
         self.train_loss.update(loss.detach())
         if self.global_step % self.trainer.log_every_n_steps == 0:
-            self.log_now({"train/loss_step": loss.item(), "train/lr": self.optimizers().param_groups[0]["lr"]})
+            peak = max(group["lr"] for group in self.optimizers().param_groups)
+            self.log_now({"train/loss_step": loss.item(), "train/lr": peak})
         return loss
 
     def optimizer_step(self, *args, **kwargs) -> None:

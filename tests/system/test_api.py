@@ -11,6 +11,8 @@ import threading
 import warnings
 from pathlib import Path
 
+import hydra
+import numpy as np
 import pytest
 import timm
 import torch
@@ -323,3 +325,25 @@ def test_a_record_that_was_edited_does_not_pass_neutreno_off_as_softmax(copied, 
 def test_another_format_is_refused(finished, format, tmp_path):
     with pytest.raises(InputError, match=f"format={format} is not known; available: timm"):
         neutreno.load_run(finished).export(tmp_path / "w.safetensors", format=format)
+
+
+def test_a_run_opened_by_a_relative_path_is_found_after_the_working_folder_changed(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished.parent)
+    run = neutreno.load_run(finished.name)
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_rng_state()
+    assert run.model is not None and torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_program_that_uses_hydra_itself_may_train_and_open_runs(finished, cwd):
+    with hydra.initialize_config_dir(str(finished), version_base="1.3"):
+        run = neutreno.train(*TINY, "trainer.max_epochs=1", "name=inside", seed=np.int64(4))
+        assert run.settings["seed"] == 4 and run.model is not None
+        assert hydra.compose("config").seed == neutreno.load_run(finished).settings["seed"]  # its own state is back
+
+
+def test_a_setting_that_goes_without_saying_is_in_the_table_of_runs(finished, cwd):
+    neutreno.train(*TINY, "trainer.max_epochs=1", "attention.pull=false", "name=half")
+    shutil.copytree(finished, "outputs/whole")
+    runs = neutreno.load_runs("outputs").set_index("name")
+    assert runs.loc["half", "pull"] == False and runs.loc["whole", "pull"] == True  # noqa: E712

@@ -13,10 +13,11 @@ from support import ROOT, make_image
 from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.layers import DropPath
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 
 from neutreno.data.loading import TrainBatchSampler
+from neutreno.models.vit import VisionTransformer
 
 PLAIN = {"precision": "32-true", "gradient_clip_val": None}  # what an optimizer asks of its trainer
 
@@ -215,6 +216,16 @@ def test_an_optimizer_of_torch_is_fused_unless_its_gradients_are_clipped_in_half
     assert fused() and fused("task.opt=sgd") and fused(gradient_clip_val=1.0) and fused(precision="bf16-mixed")
     assert not fused(gradient_clip_val=1.0, precision="bf16-mixed")
     assert fused("+task.opt_args.fused=false") is False and fused("task.opt=lion") is None
+    assert not fused("+task.opt_args.foreach=true") and not fused("+task.opt_args.differentiable=true")
+
+
+def test_an_optimizer_around_another_is_made_and_settings_of_its_own_are_refused():
+    assert type(optimizer_of("task.opt=lookahead_adamw")["optimizer"]).__name__ == "Lookahead"
+    for key, value in {"lr": 0.5, "weight_decay": 0.5, "opt": "sgd", "layer_decay": 0.5}.items():
+        with pytest.raises(Exception, match=rf"task\.opt_args\.{key} is a setting of its own: task\.{key}="):
+            optimizer_of(f"+task.opt_args={{{key}:{value}}}")
+    with pytest.raises(Exception, match=r"task\.opt=adahessian needs second derivatives"):
+        optimizer_of("task.opt=adahessian")
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "poly", "tanh", "constant"])
@@ -232,5 +243,11 @@ def test_rates_fall_by_layer_from_the_head_to_the_embedding():
     optimizer = optimizer_of("+task.layer_decay=0.5")["optimizer"]
     scales = {group["lr_scale"] for group in optimizer.param_groups}
     assert scales == {1.0, 0.5, 0.25, 0.125}  # norm and head, two blocks, embedding
+    model = timm.create_model("deit_tiny_distilled_patch16_224", depth=2)
+    own = VisionTransformer("tiny", depth=2, distilled=True)
+    for network in (model, own):
+        groups = param_groups_layer_decay(network, 0.05, layer_decay=0.5)
+        first = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+        assert first[id(network.dist_token)] == first[id(network.cls_token)] == 0.125
     with pytest.raises(Exception, match="does not say which weights make a layer"):
         optimizer_of("data=digit_scenes", "+task.layer_decay=0.5")

@@ -120,11 +120,11 @@ class ImageClassification(ClassificationData):
             return self._check_streams(splits)
         if splits["test"] is not None and splits["test"].labels.max() < 0:  # ImageNet's public test split
             splits["test"] = None
-        if self.classes is not None:
-            splits = {name: split and images.choose_classes(split, self.classes) for name, split in splits.items()}
         if splits["train"] is not None:
             for split in filter(None, (splits["val"], splits["test"])):
                 images.number_alike(split, splits["train"].classes)
+        if self.classes is not None:
+            splits = {name: split and images.choose_classes(split, self.classes) for name, split in splits.items()}
         if splits["val"] is None:
             splits["train"], splits["val"] = images.hold_out(splits["train"], self.val_fraction)
             counts = f"{len(splits['val']):,} of {len(splits['train']) + len(splits['val']):,}"

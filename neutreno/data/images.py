@@ -118,11 +118,15 @@ class EncodedImages(Sequence):
 
 
 class TableImages(Images):
-    """Two columns of such a table: images, and integer labels."""
+    """Two columns of such a table: images, and integer labels. Where these have no names, the numbers that occur are
+    the names of the classes."""
 
     def __init__(self, table: Any, image: str, label: str, where: str, mode: str = "RGB") -> None:
-        labels = np.asarray(table[label])
-        super().__init__(labels, map(str, getattr(table.features[label], "names", None) or np.unique(labels)), mode)
+        labels, names = np.asarray(table[label]), getattr(table.features[label], "names", None)
+        if not names:  # the labels that occur, in order; what is negative (the hub's -1 for "no label") is no class
+            names = np.unique(labels[labels >= 0])
+            labels = np.where(labels < 0, -1, np.searchsorted(names, labels)).astype(labels.dtype)
+        super().__init__(labels, map(str, names), mode)
         self._images, self._where = EncodedImages(table, image), where
 
     def content(self, index: int) -> tuple[bytes | str, str]:
@@ -272,9 +276,10 @@ def check_columns(table: Any, image: str, label: str, where: str) -> None:
     if len(table) == table.data.column(image).null_count > 0:
         raise InputError(f"{where}: the column {image} is empty in every row; give the images")
     if not _kind(table.features[label]).startswith(("int", "uint")):  # what else there is would be cut to numbers
-        raise InputError(f"{where}: the column {label} holds {_kind(table.features[label])}, not integer labels")
+        said = f"{where}: the column {label} holds {_kind(table.features[label])}, not integer labels"
+        raise InputError(f"{said}; number the classes from 0 on, e.g. by class_encode_column of Hugging Face datasets")
     if table.data.column(label).null_count:
-        raise InputError(f"{where}: the column {label} has rows without a label")
+        raise InputError(f"{where}: the column {label} has rows without a label; give them one or remove them")
 
 
 def _kind(feature: Any) -> str:
@@ -363,13 +368,16 @@ def choose_classes(images: Sequence, classes: Sequence[str]) -> Subset:
 def hold_out(images: Images, share: float) -> tuple[Subset, Subset]:
     """(the rest, a ``share`` of them to validate on), by a fixed stratified draw.
 
-    Where a class is too small for its share, one of its images is held out; the only image of a class never is.
+    Where that draw leaves a class out, as it may a small one, each class is drawn by itself, one image at least; the
+    only image of a class is never held out.
 
     Raises:
         InputError: nothing is left to validate on.
     """
     with contextlib.suppress(InputError):
-        return split_off(images, share, "data.val_fraction")
+        parts = split_off(images, share, "data.val_fraction")
+        if all(len(np.unique(part.labels)) == len(np.unique(images.labels)) for part in parts):
+            return parts
     draw, taken = np.random.default_rng(SPLIT_SEED), np.zeros(len(images), bool)
     for label in np.unique(images.labels):
         members = draw.permutation(np.flatnonzero(images.labels == label))
@@ -398,7 +406,8 @@ def split_off(images: Sequence, size: float, key: str) -> tuple[Subset, Subset]:
 def number_alike(images: Images, classes: Sequence[str]) -> None:
     """Number the labels by ``classes``, of which these images may lack some."""
     if images.classes != classes and set(images.classes) <= set(classes) and images.labels.max() < len(images.classes):
-        images.labels = np.array([classes.index(name) for name in images.classes])[images.labels]
+        numbers = np.array([*(classes.index(name) for name in images.classes), -1])
+        images.labels = numbers[np.maximum(images.labels, -1)]  # -1, no label, is the last of them and stays so
         images.classes = list(classes)
 
 
@@ -414,11 +423,13 @@ def check_splits(splits: dict[str, Images | None], where: str) -> int:
     for name, images in present.items():
         if not len(images):
             raise InputError(f"{where}: {name} holds no image of the classes asked for")
+        if outside := images.labels[(images.labels < 0) | (images.labels >= len(images.classes))].tolist():
+            said = f"{where}: {name} has {len(outside)} image{'s' * (len(outside) > 1)} of a label outside 0 … "
+            said += f"{len(images.classes) - 1} ({outside[0]}{', that of no label' * (outside[0] == -1)})"
+            raise InputError(f"{said}; remove those images or give them a class")
         if images.classes != classes:
             differ = sorted(set(images.classes) ^ set(classes))[:3]
             raise InputError(f"{where}: {name} and {first} differ in their classes ({', '.join(differ)}, …)")
-        if images.labels.min() < 0 or images.labels.max() >= len(classes):
-            raise InputError(f"{where}: {name} has labels outside 0 … {len(classes) - 1}")
     if missing := sorted(set(range(len(classes))) - set(present[first].labels.tolist())):
         raise InputError(f"{where}: {first} has no image of class {classes[missing[0]]}")
     if (found := len(classes)) < 2:

@@ -4,12 +4,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import train_test_split
 from support import encode, make_image, write_parquet
 
 import neutreno.data.base
 from neutreno.data.classification import ImageClassification
 from neutreno.data.digits import Digits
-from neutreno.data.images import open_split
+from neutreno.data.images import SPLIT_SEED, open_split
 from neutreno.errors import InputError
 from neutreno.models.segmenter import Segmenter
 from neutreno.models.timm import timm_model
@@ -223,6 +224,18 @@ def test_of_a_class_of_few_images_one_is_held_out_and_of_one_image_none(tmp_path
     assert data.notes[0].startswith("no val split: 6 of 46 training images are held out")
 
 
+def test_one_image_of_a_small_class_is_held_out_beside_a_large_one(tmp_path):
+    data = images(folders(tmp_path / "pets", cat=100, dog=3), num_classes=None)
+    assert np.bincount(data.splits["val"].labels).tolist() == [10, 1]
+
+
+def test_where_every_class_gets_its_share_the_draw_is_scikit_learns(tmp_path):
+    data = images(folders(tmp_path / "pets", cat=10, dog=10), num_classes=None, val_fraction=0.3)
+    drawn = train_test_split(range(20), stratify=[0] * 10 + [1] * 10, test_size=0.3, random_state=SPLIT_SEED)[1]
+    expected = [make_image(i if i < 10 else 990 + i).tobytes() for i in drawn]
+    assert [image.tobytes() for image, _ in data.splits["val"]] == expected
+
+
 def test_nothing_to_hold_out_is_said(tmp_path):
     root = folders(tmp_path / "pets", cat=1, dog=1)
     with pytest.raises(InputError, match=r"data\.val_fraction=0\.1 of 2 images leaves none to validate on; give a val"):
@@ -310,3 +323,43 @@ def test_a_task_without_a_number_of_classes_takes_the_models():
     assert Classification(model, num_classes=None).metrics["val_"]["raw"]["top1"].num_classes == 3
     with pytest.raises(InputError, match=r"task\.num_classes is not set, and the model does not say it"):
         Classification(torch.nn.Identity(), num_classes=None)
+
+
+def table_of(path, labels, names=None):
+    """A parquet file of one image for each label."""
+    import pyarrow.parquet as pq
+
+    write_parquet(path, [encode(make_image(i)) for i in range(len(labels))], labels, names or ["a", "b"])
+    if names is None:  # its labels are plain numbers
+        pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+
+
+def pixels(data, split):
+    return {(image.tobytes(), label) for image, label in data.splits[split]}
+
+
+def test_classes_of_parquet_without_names_are_chosen_by_the_labels_that_are_written(tmp_path):
+    table_of(tmp_path / "train.parquet", [1, 2, 3] * 4)
+    table_of(tmp_path / "val.parquet", [1, 3, 3])
+    data = images(tmp_path, classes=["3", "1"])
+    assert pixels(data, "train") == {(make_image(i).tobytes(), 1 - (i % 3) // 2) for i in range(12) if i % 3 != 1}
+    assert data.splits["val"].labels.tolist() == [1, 0, 0]
+
+
+def test_labels_of_parquet_may_start_anywhere_have_gaps_and_be_few_in_val(tmp_path):
+    table_of(tmp_path / "train.parquet", [10, 2, 7] * 4)
+    table_of(tmp_path / "val.parquet", [7, 7, 10])
+    data = images(tmp_path, num_classes=None)
+    assert data.splits["train"].classes == ["2", "7", "10"] and data.splits["val"].labels.tolist() == [1, 1, 2]
+    assert data.splits["train"].labels.tolist() == [2, 0, 1] * 4
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b"]])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_label_of_no_label_is_refused_and_never_the_last_class(tmp_path, names, split):
+    labels = {"train": [0, 1] * 4, "val": [0, 1]}
+    labels[split][0] = -1
+    table_of(tmp_path / "train.parquet", labels["train"], names)
+    table_of(tmp_path / "val.parquet", labels["val"], names and names[::-1])
+    with pytest.raises(InputError, match=f"{split} has 1 image of a label outside 0 … 1 .*remove"):
+        images(tmp_path)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,15 @@ from neutreno.errors import InputError, one_line
 
 STREAMS = ("hfids/", "tfds/", "wds/")  # readers without random access
 SPLIT_SEED = 20230613  # fixes the splits for every run, whatever its seed
-SYNONYMS = {"val": ("val", "validation", "valid"), "train": ("train", "training"), "test": ("test",)}
+SYNONYMS = {  # of a split, in any case
+    "val": ("val", "validation", "valid", "dev"),
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+}
+
+
+class Unlabelled(InputError):
+    """Images in no class folder, or a table without a column of labels."""
 
 
 def decode(content: str | Path | bytes, where: str | Path, mode: str | None) -> Image.Image:
@@ -64,11 +73,25 @@ class Images(Sequence):
         yield of_array(self.labels)
 
 
+def _shown(path: str) -> bool:
+    """Whether no part of a path is hidden or macOS' own: what editors, notebooks and archives leave behind."""
+    return not any(part[:1] == "." or part == "__MACOSX" for part in path.split(os.sep))
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(IMG_EXTENSIONS) and _shown(path)
+
+
+def _class_folders(root: Path) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if _shown(path.name) and path.is_dir()]
+
+
 class _ClassFolders(ImageFolder):
+    def __init__(self, root: str) -> None:
+        super().__init__(root, is_valid_file=lambda path: _is_image(path[len(root) :]))
+
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        classes = [name for name in super().find_classes(directory)[0] if name[0] != "."]  # what editors leave behind
-        if not classes:
-            raise FileNotFoundError(f"Found only hidden folders in {directory}.")
+        classes = [folder.name for folder in _class_folders(Path(directory))]
         return classes, {name: number for number, name in enumerate(classes)}
 
 
@@ -76,12 +99,13 @@ class FolderImages(Images):
     """``root/CLASS/…/image``: classes are the folders' names in order, hidden ones left out."""
 
     def __init__(self, folder: Path, mode: str = "RGB") -> None:
+        if not _class_folders(folder):
+            raise Unlabelled(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE files")
         try:
             files = _ClassFolders(str(folder))
-        except FileNotFoundError as error:  # torchvision's word for no class folder, and for one without an image
-            if not any(p.is_dir() and p.name[0] != "." for p in folder.iterdir()):
-                raise InputError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE files") from error
-            raise InputError(f"{folder}: {str(error).split(' Supported')[0].rstrip('.')}") from error
+        except FileNotFoundError as error:  # torchvision's word for class folders without an image
+            said = f"{folder}: {str(error).rstrip('. ')}"
+            raise InputError(f"{said}; remove these folders, or put images into them") from error
         super().__init__(files.targets, files.classes, mode)
         self._paths, self._folder = [path for path, _ in files.samples], folder
 
@@ -299,31 +323,71 @@ def reader_error(name: str, split: str | None, error: Exception) -> InputError:
     return InputError(f"data.reader={name}{f', split {split}' if split else ' cannot be read'}: {said}")
 
 
-def open_split(root: str | Path, split: str, mode: str = "RGB") -> Images | None:
-    """The split under ``root`` in whichever layout is there, or None if it is in neither.
+def _split_of(path: Path) -> str | None:
+    """The split that a folder or a parquet file is named after (``Train``, ``dev_0.parquet``), if it is."""
+    shard = re.fullmatch(r"([a-z]+)([-_\d].*)?\.parquet", path.name.lower())
+    name = shard[1] if shard else path.name.lower()
+    split = next((split for split, names in SYNONYMS.items() if name in names), None)
+    return split if shard or (split and path.is_dir()) else None
 
-    Layouts: ``root/SPLIT/CLASS/IMAGE``, ``root/SPLIT-*.parquet``, ``root/SPLIT.parquet``, ``root/SPLIT/*.parquet``,
-    ``root/data/SPLIT-*.parquet``; ``validation`` and ``valid`` are read as ``val``.
+
+def _parquet_in(folder: Path) -> list[Path]:
+    return [x for x in sorted(folder.glob("*")) if x.suffix.lower() == ".parquet" and _shown(x.name) and x.is_file()]
+
+
+def open_split(root: str | Path, split: str, mode: str = "RGB") -> Images | None:
+    """The split under ``root`` in whichever layout is there, or None if it is in none.
+
+    Layouts: ``root/SPLIT/CLASS/IMAGE``, ``root/SPLIT/*.parquet``, and under ``root`` or ``root/data`` ``SPLIT.parquet``
+    or shards, ``SPLIT-*.parquet``, ``SPLIT_*.parquet``, ``SPLIT0.parquet``. SPLIT is any of ``SYNONYMS``.
+
+    Raises:
+        InputError: two of them are there.
     """
-    root = Path(root)
-    for name in SYNONYMS[split]:
-        for pattern in (f"{name}-*.parquet", f"{name}.parquet", f"{name}/*.parquet", f"data/{name}-*.parquet"):
-            if files := sorted(map(str, root.glob(pattern))):
-                return open_parquet(files, mode)
-        if (root / name).is_dir():
-            return FolderImages(root / name, mode)
+    root, found = Path(root), {}
+    for path in (*sorted(root.iterdir()), *_parquet_in(root / "data")):
+        if _split_of(path) == split:
+            source = path.relative_to(root).with_name(re.sub(r"[-_\d].*\.", "*.", path.name))
+            found.setdefault(source, []).append(path)
+    if len(found) > 1:
+        raise InputError(f"{root} holds {' and '.join(map(str, found))}, each a {split} split; keep one of them")
+    for there in found.values():
+        files = [file for path in there for file in (_parquet_in(path) if path.is_dir() else [path])]
+        return open_parquet(list(map(str, files)), mode) if files else FolderImages(there[0], mode)
     return None
+
+
+def outside_splits(root: Path) -> list[Path]:
+    """Parquet files, or else class folders, under ``root`` that are named after no split.
+
+    Raises:
+        InputError: a name that has a split's in it as a word, such as ``test_set``.
+    """
+    found = [path for path in _parquet_in(root) if not _split_of(path)]
+    if not found:
+        folders = [path for path in _class_folders(root) if not _split_of(path)]
+        inside = (str(path.relative_to(root)) for folder in folders for path in folder.rglob("*"))
+        found = folders if any(map(_is_image, inside)) else []
+    for path in found:
+        for split, names in SYNONYMS.items():
+            word = rf"(?<![^\W\d_])({'|'.join(names)})(set|data|images)?(?![^\W\d_])"
+            if re.search(word, path.name.lower()):
+                said = f"{path} seems to be a {split} split; if it is, rename it {split}{path.suffix.lower()}"
+                raise InputError(f"{said}; if not, move all training images into {root}/train")
+    return found
 
 
 def open_whole(root: str | Path, mode: str = "RGB") -> Images | None:
-    """What lies under ``root`` without splits, ``root/*.parquet`` or ``root/CLASS/IMAGE``; None if nothing does."""
+    """What lies under ``root`` without splits, ``root/*.parquet`` or ``root/CLASS/IMAGE``; None if nothing does, or if
+    a split lies beside it.
+
+    Raises:
+        InputError: see :func:`outside_splits`.
+    """
     root = Path(root)
-    if files := sorted(map(str, root.glob("*.parquet"))):
-        return open_parquet(files, mode)
-    classes = [folder for folder in root.iterdir() if folder.is_dir() and folder.name[0] != "."]
-    if any(path.suffix.lower() in IMG_EXTENSIONS for folder in classes for path in folder.rglob("*")):
-        return FolderImages(root, mode)
-    return None
+    if any(map(_split_of, root.iterdir())) or not (found := outside_splits(root)):
+        return None
+    return FolderImages(root, mode) if found[0].is_dir() else open_parquet(list(map(str, found)), mode)
 
 
 def open_parquet(files: list[str], mode: str = "RGB") -> TableImages:
@@ -343,7 +407,8 @@ def open_parquet(files: list[str], mode: str = "RGB") -> TableImages:
     image = next((name for name in ("image", "img") if name in there), None)
     label = next((name for name in ("label", "labels", "fine_label") if name in there), None)
     if image is None or label is None:
-        raise InputError(f"{where}: expected columns 'image' and 'label', found {', '.join(there)}")
+        kind = InputError if image is None else Unlabelled
+        raise kind(f"{where}: expected columns 'image' and 'label', found {', '.join(there)}")
     check_columns(table, image, label, str(where))
     return TableImages(table, image, label, str(where), mode)
 

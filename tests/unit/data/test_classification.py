@@ -10,7 +10,7 @@ from support import encode, make_image, write_parquet
 import neutreno.data.base
 from neutreno.data.classification import ImageClassification
 from neutreno.data.digits import Digits
-from neutreno.data.images import SPLIT_SEED, open_split
+from neutreno.data.images import SPLIT_SEED, open_split, open_whole
 from neutreno.errors import InputError
 from neutreno.models.segmenter import Segmenter
 from neutreno.models.timm import timm_model
@@ -88,10 +88,85 @@ def test_imagenets_flat_test_folder_is_not_used(image_folders):
     assert not images(image_folders).has_test
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Val", "VALID"])
 def test_names_of_the_validation_split(image_folders, name):
     (image_folders / "val").rename(image_folders / name)
     assert len(open_split(image_folders, "val")) == 4
+
+
+@pytest.mark.parametrize("name", ["test", "testing", "Test"])
+def test_names_of_the_test_split(image_folders, name):
+    (image_folders / "val").rename(image_folders / name)
+    (image_folders / "train").rename(image_folders / "Training")
+    data = images(image_folders)
+    assert len(data.splits["test"]) == 4 and len(data.splits["train"]) + len(data.splits["val"]) == 12
+
+
+@pytest.mark.parametrize("form", ["{}.parquet", "{}-0.parquet", "{}_0.parquet", "{}0.parquet", "data/{}_a.PARQUET"])
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Train", "Dev", "Testing")])
+def test_names_of_parquet_files_of_splits(tmp_path, form, names):
+    (tmp_path / "data").mkdir()
+    for name, count in zip(names, (8, 4, 2), strict=True):
+        table_of(tmp_path / form.format(name), [0, 1] * (count // 2))
+    (tmp_path / "._train.parquet").write_bytes(b"junk")
+    assert {name: len(split) for name, split in images(tmp_path).splits.items()} == {"train": 8, "val": 4, "test": 2}
+
+
+def test_shards_are_read_together_and_in_order(tmp_path):
+    for i in range(3):
+        table_of(tmp_path / f"train_{i}.parquet", [0, 1, i % 2])
+    assert open_split(tmp_path, "train").labels.tolist() == [0, 1, 0, 0, 1, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("other", ["training", "Train", "train.parquet", "train-0.parquet", "data/train-0.parquet"])
+def test_a_split_that_is_there_twice_is_refused(image_folders, other):
+    if other.endswith(".parquet"):
+        (image_folders / other).parent.mkdir(exist_ok=True)
+        table_of(image_folders / other, [0, 1])
+    else:
+        (image_folders / other).mkdir()
+    with pytest.raises(InputError, match=r"images holds .*rain.* and .*rain.*, each a train split; keep one"):
+        images(image_folders)
+
+
+@pytest.mark.parametrize("name", ["test_set", "Test-Images", "my dev", "trainset", "valid2"])
+def test_a_folder_named_much_like_a_split_is_no_class(tmp_path, name):
+    folders(tmp_path / "pets", cat=9, **{name: 9})
+    with pytest.raises(InputError, match=rf"{name} seems to be a (\w+) split; if it is, rename it \1; if not, move"):
+        images(tmp_path / "pets")
+
+
+def test_words_that_hold_a_splits_name_are_classes(tmp_path):
+    root = folders(tmp_path / "pets", **{"strained": 9, "valley": 9, "protest": 9, "device": 9})
+    assert len(images(root, num_classes=None).splits["train"].classes) == 4
+
+
+def test_in_train_a_class_may_be_named_like_a_split(image_folders):
+    for split in ("train", "val"):
+        (image_folders / split / "dog").rename(image_folders / split / "bullet_train")
+    assert images(image_folders).splits["train"].classes == ["bullet_train", "cat"]
+
+
+def test_a_parquet_file_named_much_like_a_split_is_not_trained_on(tmp_path):
+    for name in ("pets", "pets_test"):
+        table_of(tmp_path / f"{name}.parquet", [0, 1] * 5)
+    with pytest.raises(InputError, match=r"pets_test\.parquet seems to be a test split.* rename it test\.parquet"):
+        images(tmp_path)
+
+
+@pytest.mark.parametrize("splits", [None, {"test": None}])
+def test_class_folders_beside_a_test_folder_are_to_be_moved(tmp_path, splits):
+    root = folders(tmp_path / "pets", cat=9, dog=9)
+    folders(root / "test", cat=2, dog=2)
+    with pytest.raises(
+        InputError, match=r"pets holds cat, dog beside a val or test split; move them into .*pets/train"
+    ):
+        images(root, splits=splits)
+
+
+def test_all_class_folders_are_counted_and_a_few_named(tmp_path):
+    data = images(folders(tmp_path / "pets", ant=2, bee=2, cat=2, dog=2), num_classes=None)
+    assert "4 classes: ant, bee, cat, …" in data.notes
 
 
 def test_transforms_give_normalised_tensors(image_folders):
@@ -208,7 +283,8 @@ def test_class_folders_without_splits_are_training_images_of_which_some_are_held
     assert data.num_classes == 2 and data.model_arguments() == {"num_classes": 2}
     assert np.bincount(data.splits["val"].labels).tolist() == [3, 1]
     assert data.notes[0] == "no val split: 4 of 40 training images are held out (data.val_fraction)"
-    assert data.notes[1].startswith("no test split: the figures at the end are the validation split's")
+    assert data.notes[1] == "2 classes: cat, dog"
+    assert data.notes[2].startswith("no test split: the figures at the end are the validation split's")
 
 
 def test_the_images_held_out_are_the_same_for_every_seed(tmp_path):
@@ -271,9 +347,13 @@ def test_a_split_that_lacks_a_class_is_numbered_as_the_training_images(image_fol
     assert data.splits["val"].labels.tolist() == [1, 1] and data.splits["val"].classes == ["cat", "dog"]
 
 
-def test_hidden_folders_are_no_classes(image_folders):
-    (image_folders / "train/.ipynb_checkpoints").mkdir()
-    assert images(image_folders).splits["train"].classes == ["cat", "dog"]
+def test_hidden_paths_and_those_of_macos_are_no_data(tmp_path):
+    root = folders(tmp_path / ".cache/pets", cat=6, dog=6, __MACOSX=3)
+    for junk in (".trash/0.png", "cat/.ipynb_checkpoints/0.png", "cat/._0.png", "dog/__MACOSX/0.png"):
+        (root / junk).parent.mkdir(exist_ok=True)
+        make_image(99).save(root / junk)
+    whole = open_whole(root)
+    assert whole.classes == ["cat", "dog"] and len(whole) == 12
 
 
 def test_a_single_class_is_refused(tmp_path):
@@ -286,6 +366,26 @@ def test_a_test_folder_that_cannot_be_read_is_left_out_and_said(image_folders):
     make_image(0).save(image_folders / "test/0.png")
     data = images(image_folders)
     assert not data.has_test and data.notes[0].startswith("the test split is not used: ")
+
+
+@pytest.mark.parametrize("name", ["test/cat", "test/.hidden"])
+def test_an_empty_class_folder_is_refused_in_test_too(image_folders, name):
+    (image_folders / name).mkdir(parents=True)
+    if name == "test/.hidden":
+        assert not images(image_folders).has_test
+    else:
+        with pytest.raises(InputError, match="cat; remove these folders, or put images into them"):
+            images(image_folders)
+
+
+def test_a_hub_data_set_with_two_names_for_a_split_asks_which(hub_folder):
+    splits = {"train": "data/train-*", "validation": "data/validation-*", "dev": "data/validation-*"}
+    files = "".join(f"  - {{split: {name}, path: '{path}'}}\n" for name, path in splits.items())
+    (hub_folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    with pytest.raises(InputError, match="has the splits train, validation, dev; name those to use"):
+        images(None, reader=f"hfds/{hub_folder}")
+    chosen = images(None, reader=f"hfds/{hub_folder}", splits={"train": "train", "val": "dev", "test": None})
+    assert len(chosen.splits["val"]) == 6
 
 
 def test_a_stream_does_not_tell_its_classes(tmp_path):

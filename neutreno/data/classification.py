@@ -194,7 +194,10 @@ class ImageClassification(ClassificationData):
             except images.Unlabelled as error:  # ImageNet's test images lie in one folder
                 self.notes.append(f"the test split is not used: {error}")
         if all(split is None for split in splits.values()):
-            splits["train"] = images.open_whole(root, self.mode)
+            return splits | {"train": images.open_whole(root, self.mode)}
+        for name, split in images.seeming_splits(root).items():
+            if splits[split] is None and self.reader_splits.get(split, split) is not None:
+                self.notes.append(f"{one_line(name)} is not read; if it is the {split} split, rename it {split}")
         return splits
 
     def _read_reader(self) -> dict[str, Sequence | None]:

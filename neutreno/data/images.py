@@ -357,23 +357,33 @@ def open_split(root: str | Path, split: str, mode: str = "RGB") -> Images | None
     return None
 
 
+def seeming_splits(root: Path) -> dict[str, str]:
+    """Class folders and parquet files under ``root`` that have a split's name in theirs, as a word, but are not read as
+    it: ``test_set``. The values are the splits."""
+    words = {split: rf"(?<![^\W\d_])({'|'.join(x)})(set|data|images)?(?![^\W\d_])" for split, x in SYNONYMS.items()}
+    there = [path for path in (*_parquet_in(root), *_class_folders(root)) if not _split_of(path)]
+    return {path.name: split for path in there for split, word in words.items() if re.search(word, path.name.lower())}
+
+
 def outside_splits(root: Path) -> list[Path]:
     """Parquet files, or else class folders, under ``root`` that are named after no split.
 
     Raises:
-        InputError: a name that has a split's in it as a word, such as ``test_set``.
+        InputError: some seem to be splits, see :func:`seeming_splits`.
     """
     found = [path for path in _parquet_in(root) if not _split_of(path)]
     if not found:
         folders = [path for path in _class_folders(root) if not _split_of(path)]
         inside = (str(path.relative_to(root)) for folder in folders for path in folder.rglob("*"))
         found = folders if any(map(_is_image, inside)) else []
-    for path in found:
-        for split, names in SYNONYMS.items():
-            word = rf"(?<![^\W\d_])({'|'.join(names)})(set|data|images)?(?![^\W\d_])"
-            if re.search(word, path.name.lower()):
-                said = f"{path} seems to be a {split} split; if it is, rename it {split}{path.suffix.lower()}"
-                raise InputError(f"{said}; if not, move all training images into {root}/train")
+    seeming = seeming_splits(root)
+    if likely := {
+        path.name: seeming[path.name] + path.suffix.lower() * path.is_file() for path in found if path.name in seeming
+    }:
+        said = (
+            f"{root} holds {', '.join(likely)}; if that is meant as a split, rename it ({', '.join(likely.values())})"
+        )
+        raise InputError(f"{said}; if not, move all training images into {root}/train")
     return found
 
 

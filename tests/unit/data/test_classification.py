@@ -132,7 +132,7 @@ def test_a_split_that_is_there_twice_is_refused(image_folders, other):
 @pytest.mark.parametrize("name", ["test_set", "Test-Images", "my dev", "trainset", "valid2"])
 def test_a_folder_named_much_like_a_split_is_no_class(tmp_path, name):
     folders(tmp_path / "pets", cat=9, **{name: 9})
-    with pytest.raises(InputError, match=rf"{name} seems to be a (\w+) split; if it is, rename it \1; if not, move"):
+    with pytest.raises(InputError, match=rf"holds {name}; if that is meant as a split, rename it \((test|val|train)\)"):
         images(tmp_path / "pets")
 
 
@@ -148,10 +148,19 @@ def test_in_train_a_class_may_be_named_like_a_split(image_folders):
 
 
 def test_a_parquet_file_named_much_like_a_split_is_not_trained_on(tmp_path):
-    for name in ("pets", "pets_test"):
+    for name in ("pets", "pets_test", "pets_dev"):
         table_of(tmp_path / f"{name}.parquet", [0, 1] * 5)
-    with pytest.raises(InputError, match=r"pets_test\.parquet seems to be a test split.* rename it test\.parquet"):
+    said = r"holds pets_dev\.parquet, pets_test\.parquet; .* \(val\.parquet, test\.parquet\); if not, move .*/train"
+    with pytest.raises(InputError, match=said):
         images(tmp_path)
+
+
+def test_what_seems_to_be_a_missing_split_is_said_beside_training_images(image_folders):
+    for name in ("test_set", "val_old"):
+        (image_folders / name).mkdir()
+    assert images(image_folders).notes[0] == "test_set is not read; if it is the test split, rename it test"
+    notes = images(image_folders, splits={"test": None}).notes
+    assert not any("is not read" in note for note in notes)
 
 
 @pytest.mark.parametrize("splits", [None, {"test": None}])
@@ -366,6 +375,15 @@ def test_a_test_folder_that_cannot_be_read_is_left_out_and_said(image_folders):
     make_image(0).save(image_folders / "test/0.png")
     data = images(image_folders)
     assert not data.has_test and data.notes[0].startswith("the test split is not used: ")
+
+
+def test_a_test_table_without_labels_is_left_out_and_said(image_parquet):
+    import pyarrow.parquet as pq
+
+    path = image_parquet / "test-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path).select(["image"]).replace_schema_metadata(None), path)
+    data = images(image_parquet)
+    assert not data.has_test and "the test split is not used: " in data.notes[0]
 
 
 @pytest.mark.parametrize("name", ["test/cat", "test/.hidden"])

@@ -22,7 +22,7 @@ from neutreno.data.fingerprint import digest
 from neutreno.data.kinds import ImageData
 from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, StreamLoader
 from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, load_images
-from neutreno.errors import InputError, check_number
+from neutreno.errors import InputError, check_number, one_line
 
 Split = Literal["train", "val", "test"]
 
@@ -112,25 +112,26 @@ class ImageClassification(ClassificationData):
     def read(self) -> dict[str, Sequence | None]:
         splits = self._read_root() if self.reader is None else self._read_reader()
         if splits["train"] is None and (self.trains or splits["val"] is None):
-            root = f"no training data in data.root={self.root}: expected train/CLASS/IMAGE or train*.parquet"
-            root += ", or CLASS/IMAGE or *.parquet without splits"
-            reader = "data.splits.train is not set: name the reader's training split"
-            raise InputError(root if self.reader is None else reader)
+            raise InputError(self._no_training())
         if self.streams:
             return self._check_streams(splits)
         if splits["test"] is not None and splits["test"].labels.max() < 0:  # ImageNet's public test split
             splits["test"] = None
-        if self.classes is not None:
-            splits = {name: split and images.choose_classes(split, self.classes) for name, split in splits.items()}
         if splits["train"] is not None:
             for split in filter(None, (splits["val"], splits["test"])):
                 images.number_alike(split, splits["train"].classes)
+        if self.classes is not None:
+            splits = {name: split and images.choose_classes(split, self.classes) for name, split in splits.items()}
         if splits["val"] is None:
             splits["train"], splits["val"] = images.hold_out(splits["train"], self.val_fraction)
             self.held_out = True
             counts = f"{len(splits['val']):,} of {len(splits['train']) + len(splits['val']):,}"
             self.notes.append(f"no val split: {counts} training images are held out (data.val_fraction)")
         self._found = images.check_splits(splits, self.root or self.reader)
+        if self.num_classes is None:
+            names = splits["val"].classes
+            shown = one_line(", ".join(names[:3])) + ", …" * (len(names) > 3)
+            self.notes.append(f"{len(names):,} classes: {shown}")
         self.num_classes = self.num_classes or self._found
         if self.train_samples is not None and splits["train"] is not None:
             check_number("data.train_samples", self.train_samples, 1, len(splits["train"]), integer=True)
@@ -139,6 +140,15 @@ class ImageClassification(ClassificationData):
         if self.on_device:  # other sizes are resized one by one, as the transforms do
             self.on_device = self._first_size(splits["val"]) == (self.img_size, self.img_size)
         return splits
+
+    def _no_training(self) -> str:
+        if self.reader is not None:
+            return "data.splits.train is not set: name the reader's training split"
+        if found := images.outside_splits(Path(self.root)):
+            names = one_line(", ".join(path.name for path in found[:3])) + ", …" * (len(found) > 3)
+            return f"data.root={self.root} holds {names} beside a val or test split; move them into {self.root}/train"
+        said = f"no training data in data.root={self.root}: expected train/CLASS/IMAGE or train*.parquet"
+        return f"{said}, or CLASS/IMAGE or *.parquet without splits"
 
     def check_read(self) -> None:
         if self._found not in (None, self.num_classes):
@@ -186,10 +196,13 @@ class ImageClassification(ClassificationData):
         if self.reader_splits.get("test", "test") is not None:
             try:
                 splits["test"] = images.open_split(root, "test", self.mode)
-            except InputError as error:  # ImageNet's test images lie in one folder, without labels
+            except images.Unlabelled as error:  # ImageNet's test images lie in one folder
                 self.notes.append(f"the test split is not used: {error}")
-        if not self.notes and all(split is None for split in splits.values()):
-            splits["train"] = images.open_whole(root, self.mode)
+        if all(split is None for split in splits.values()):
+            return splits | {"train": images.open_whole(root, self.mode)}
+        for name, split in images.seeming_splits(root).items():
+            if splits[split] is None and self.reader_splits.get(split, split) is not None:
+                self.notes.append(f"{one_line(name)} is not read; if it is the {split} split, rename it {split}")
         return splits
 
     def _read_reader(self) -> dict[str, Sequence | None]:
@@ -199,9 +212,11 @@ class ImageClassification(ClassificationData):
             columns = ("input_key", "target_key")
             more = {key: value for key, value in self.reader_args.items() if key not in columns}
             there = images.load_hub(self.reader, cache_dir=self.root, **more)
-            usual = {split: [name for name in names if name in there] for split, names in images.SYNONYMS.items()}
+            usual = {
+                split: [name for name in there if name.lower() in names] for split, names in images.SYNONYMS.items()
+            }
             self.reader_splits = {split: names[0] for split, names in usual.items() if names}
-            if "train" not in self.reader_splits:
+            if "train" not in self.reader_splits or any(len(names) > 1 for names in usual.values()):
                 said = f"data.reader={self.reader} has the splits {', '.join(there)}"
                 raise InputError(f"{said}; name those to use, 'data.splits={{train: …, val: …, test: …}}'")
         return {name: self._open(name) for name in ("train", "val", "test")}

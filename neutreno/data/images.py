@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,15 @@ from neutreno.errors import InputError, one_line
 
 STREAMS = ("hfids/", "tfds/", "wds/")  # readers without random access
 SPLIT_SEED = 20230613  # fixes the splits for every run, whatever its seed
-SYNONYMS = {"val": ("val", "validation", "valid"), "train": ("train", "training"), "test": ("test",)}
+SYNONYMS = {  # of a split, in any case
+    "val": ("val", "validation", "valid", "dev"),
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+}
+
+
+class Unlabelled(InputError):
+    """Images in no class folder, or a table without a column of labels."""
 
 
 def decode(content: str | Path | bytes, where: str | Path, mode: str | None) -> Image.Image:
@@ -64,11 +73,25 @@ class Images(Sequence):
         yield of_array(self.labels)
 
 
+def _shown(path: str) -> bool:
+    """Whether no part of a path is hidden or macOS' own: what editors, notebooks and archives leave behind."""
+    return not any(part[:1] == "." or part == "__MACOSX" for part in path.split(os.sep))
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(IMG_EXTENSIONS) and _shown(path)
+
+
+def _class_folders(root: Path) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if _shown(path.name) and path.is_dir()]
+
+
 class _ClassFolders(ImageFolder):
+    def __init__(self, root: str) -> None:
+        super().__init__(root, is_valid_file=lambda path: _is_image(path[len(root) :]))
+
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        classes = [name for name in super().find_classes(directory)[0] if name[0] != "."]  # what editors leave behind
-        if not classes:
-            raise FileNotFoundError(f"Found only hidden folders in {directory}.")
+        classes = [folder.name for folder in _class_folders(Path(directory))]
         return classes, {name: number for number, name in enumerate(classes)}
 
 
@@ -76,12 +99,13 @@ class FolderImages(Images):
     """``root/CLASS/…/image``: classes are the folders' names in order, hidden ones left out."""
 
     def __init__(self, folder: Path, mode: str = "RGB") -> None:
+        if not _class_folders(folder):
+            raise Unlabelled(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE files")
         try:
             files = _ClassFolders(str(folder))
-        except FileNotFoundError as error:  # torchvision's word for no class folder, and for one without an image
-            if not any(p.is_dir() and p.name[0] != "." for p in folder.iterdir()):
-                raise InputError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE files") from error
-            raise InputError(f"{folder}: {str(error).split(' Supported')[0].rstrip('.')}") from error
+        except FileNotFoundError as error:  # torchvision's word for class folders without an image
+            said = f"{folder}: {str(error).rstrip('. ')}"
+            raise InputError(f"{said}; remove these folders, or put images into them") from error
         super().__init__(files.targets, files.classes, mode)
         self._paths, self._folder = [path for path, _ in files.samples], folder
 
@@ -118,11 +142,15 @@ class EncodedImages(Sequence):
 
 
 class TableImages(Images):
-    """Two columns of such a table: images, and integer labels."""
+    """Two columns of such a table: images, and integer labels. Where these have no names, the numbers that occur are
+    the names of the classes."""
 
     def __init__(self, table: Any, image: str, label: str, where: str, mode: str = "RGB") -> None:
-        labels = np.asarray(table[label])
-        super().__init__(labels, map(str, getattr(table.features[label], "names", None) or np.unique(labels)), mode)
+        labels, names = np.asarray(table[label]), getattr(table.features[label], "names", None)
+        if not names:  # the labels that occur, in order; what is negative (the hub's -1 for "no label") is no class
+            names = np.unique(labels[labels >= 0])
+            labels = np.where(labels < 0, -1, np.searchsorted(names, labels)).astype(labels.dtype)
+        super().__init__(labels, map(str, names), mode)
         self._images, self._where = EncodedImages(table, image), where
 
     def content(self, index: int) -> tuple[bytes | str, str]:
@@ -272,9 +300,10 @@ def check_columns(table: Any, image: str, label: str, where: str) -> None:
     if len(table) == table.data.column(image).null_count > 0:
         raise InputError(f"{where}: the column {image} is empty in every row; give the images")
     if not _kind(table.features[label]).startswith(("int", "uint")):  # what else there is would be cut to numbers
-        raise InputError(f"{where}: the column {label} holds {_kind(table.features[label])}, not integer labels")
+        said = f"{where}: the column {label} holds {_kind(table.features[label])}, not integer labels"
+        raise InputError(f"{said}; number the classes from 0 on, e.g. by class_encode_column of Hugging Face datasets")
     if table.data.column(label).null_count:
-        raise InputError(f"{where}: the column {label} has rows without a label")
+        raise InputError(f"{where}: the column {label} has rows without a label; give them one or remove them")
 
 
 def _kind(feature: Any) -> str:
@@ -294,31 +323,81 @@ def reader_error(name: str, split: str | None, error: Exception) -> InputError:
     return InputError(f"data.reader={name}{f', split {split}' if split else ' cannot be read'}: {said}")
 
 
-def open_split(root: str | Path, split: str, mode: str = "RGB") -> Images | None:
-    """The split under ``root`` in whichever layout is there, or None if it is in neither.
+def _split_of(path: Path) -> str | None:
+    """The split that a folder or a parquet file is named after (``Train``, ``dev_0.parquet``), if it is."""
+    shard = re.fullmatch(r"([a-z]+)([-_\d].*)?\.parquet", path.name.lower())
+    name = shard[1] if shard else path.name.lower()
+    split = next((split for split, names in SYNONYMS.items() if name in names), None)
+    return split if shard or (split and path.is_dir()) else None
 
-    Layouts: ``root/SPLIT/CLASS/IMAGE``, ``root/SPLIT-*.parquet``, ``root/SPLIT.parquet``, ``root/SPLIT/*.parquet``,
-    ``root/data/SPLIT-*.parquet``; ``validation`` and ``valid`` are read as ``val``.
+
+def _parquet_in(folder: Path) -> list[Path]:
+    return [x for x in sorted(folder.glob("*")) if x.suffix.lower() == ".parquet" and _shown(x.name) and x.is_file()]
+
+
+def open_split(root: str | Path, split: str, mode: str = "RGB") -> Images | None:
+    """The split under ``root`` in whichever layout is there, or None if it is in none.
+
+    Layouts: ``root/SPLIT/CLASS/IMAGE``, ``root/SPLIT/*.parquet``, and under ``root`` or ``root/data`` ``SPLIT.parquet``
+    or shards, ``SPLIT-*.parquet``, ``SPLIT_*.parquet``, ``SPLIT0.parquet``. SPLIT is any of ``SYNONYMS``.
+
+    Raises:
+        InputError: two of them are there.
     """
-    root = Path(root)
-    for name in SYNONYMS[split]:
-        for pattern in (f"{name}-*.parquet", f"{name}.parquet", f"{name}/*.parquet", f"data/{name}-*.parquet"):
-            if files := sorted(map(str, root.glob(pattern))):
-                return open_parquet(files, mode)
-        if (root / name).is_dir():
-            return FolderImages(root / name, mode)
+    root, found = Path(root), {}
+    for path in (*sorted(root.iterdir()), *_parquet_in(root / "data")):
+        if _split_of(path) == split:
+            source = path.relative_to(root).with_name(re.sub(r"[-_\d].*\.", "*.", path.name))
+            found.setdefault(source, []).append(path)
+    if len(found) > 1:
+        raise InputError(f"{root} holds {' and '.join(map(str, found))}, each a {split} split; keep one of them")
+    for there in found.values():
+        files = [file for path in there for file in (_parquet_in(path) if path.is_dir() else [path])]
+        return open_parquet(list(map(str, files)), mode) if files else FolderImages(there[0], mode)
     return None
+
+
+def seeming_splits(root: Path) -> dict[str, str]:
+    """Class folders and parquet files under ``root`` that have a split's name in theirs, as a word, but are not read as
+    it: ``test_set``. The values are the splits."""
+    words = {split: rf"(?<![^\W\d_])({'|'.join(x)})(set|data|images)?(?![^\W\d_])" for split, x in SYNONYMS.items()}
+    there = [path for path in (*_parquet_in(root), *_class_folders(root)) if not _split_of(path)]
+    return {path.name: split for path in there for split, word in words.items() if re.search(word, path.name.lower())}
+
+
+def outside_splits(root: Path) -> list[Path]:
+    """Parquet files, or else class folders, under ``root`` that are named after no split.
+
+    Raises:
+        InputError: some seem to be splits, see :func:`seeming_splits`.
+    """
+    found = [path for path in _parquet_in(root) if not _split_of(path)]
+    if not found:
+        folders = [path for path in _class_folders(root) if not _split_of(path)]
+        inside = (str(path.relative_to(root)) for folder in folders for path in folder.rglob("*"))
+        found = folders if any(map(_is_image, inside)) else []
+    seeming = seeming_splits(root)
+    if likely := {
+        path.name: seeming[path.name] + path.suffix.lower() * path.is_file() for path in found if path.name in seeming
+    }:
+        said = (
+            f"{root} holds {', '.join(likely)}; if that is meant as a split, rename it ({', '.join(likely.values())})"
+        )
+        raise InputError(f"{said}; if not, move all training images into {root}/train")
+    return found
 
 
 def open_whole(root: str | Path, mode: str = "RGB") -> Images | None:
-    """What lies under ``root`` without splits, ``root/*.parquet`` or ``root/CLASS/IMAGE``; None if nothing does."""
+    """What lies under ``root`` without splits, ``root/*.parquet`` or ``root/CLASS/IMAGE``; None if nothing does, or if
+    a split lies beside it.
+
+    Raises:
+        InputError: see :func:`outside_splits`.
+    """
     root = Path(root)
-    if files := sorted(map(str, root.glob("*.parquet"))):
-        return open_parquet(files, mode)
-    classes = [folder for folder in root.iterdir() if folder.is_dir() and folder.name[0] != "."]
-    if any(path.suffix.lower() in IMG_EXTENSIONS for folder in classes for path in folder.rglob("*")):
-        return FolderImages(root, mode)
-    return None
+    if any(map(_split_of, root.iterdir())) or not (found := outside_splits(root)):
+        return None
+    return FolderImages(root, mode) if found[0].is_dir() else open_parquet(list(map(str, found)), mode)
 
 
 def open_parquet(files: list[str], mode: str = "RGB") -> TableImages:
@@ -338,7 +417,8 @@ def open_parquet(files: list[str], mode: str = "RGB") -> TableImages:
     image = next((name for name in ("image", "img") if name in there), None)
     label = next((name for name in ("label", "labels", "fine_label") if name in there), None)
     if image is None or label is None:
-        raise InputError(f"{where}: expected columns 'image' and 'label', found {', '.join(there)}")
+        kind = InputError if image is None else Unlabelled
+        raise kind(f"{where}: expected columns 'image' and 'label', found {', '.join(there)}")
     check_columns(table, image, label, str(where))
     return TableImages(table, image, label, str(where), mode)
 
@@ -363,13 +443,16 @@ def choose_classes(images: Sequence, classes: Sequence[str]) -> Subset:
 def hold_out(images: Images, share: float) -> tuple[Subset, Subset]:
     """(the rest, a ``share`` of them to validate on), by a fixed stratified draw.
 
-    Where a class is too small for its share, one of its images is held out; the only image of a class never is.
+    Where that draw leaves a class out, as it may a small one, each class is drawn by itself, one image at least; the
+    only image of a class is never held out.
 
     Raises:
         InputError: nothing is left to validate on.
     """
     with contextlib.suppress(InputError):
-        return split_off(images, share, "data.val_fraction")
+        parts = split_off(images, share, "data.val_fraction")
+        if all(len(np.unique(part.labels)) == len(np.unique(images.labels)) for part in parts):
+            return parts
     draw, taken = np.random.default_rng(SPLIT_SEED), np.zeros(len(images), bool)
     for label in np.unique(images.labels):
         members = draw.permutation(np.flatnonzero(images.labels == label))
@@ -398,7 +481,8 @@ def split_off(images: Sequence, size: float, key: str) -> tuple[Subset, Subset]:
 def number_alike(images: Images, classes: Sequence[str]) -> None:
     """Number the labels by ``classes``, of which these images may lack some."""
     if images.classes != classes and set(images.classes) <= set(classes) and images.labels.max() < len(images.classes):
-        images.labels = np.array([classes.index(name) for name in images.classes])[images.labels]
+        numbers = np.array([*(classes.index(name) for name in images.classes), -1])
+        images.labels = numbers[np.maximum(images.labels, -1)]  # -1, no label, is the last of them and stays so
         images.classes = list(classes)
 
 
@@ -414,11 +498,13 @@ def check_splits(splits: dict[str, Images | None], where: str) -> int:
     for name, images in present.items():
         if not len(images):
             raise InputError(f"{where}: {name} holds no image of the classes asked for")
+        if outside := images.labels[(images.labels < 0) | (images.labels >= len(images.classes))].tolist():
+            said = f"{where}: {name} has {len(outside)} image{'s' * (len(outside) > 1)} of a label outside 0 … "
+            said += f"{len(images.classes) - 1} ({outside[0]}{', that of no label' * (outside[0] == -1)})"
+            raise InputError(f"{said}; remove those images or give them a class")
         if images.classes != classes:
             differ = sorted(set(images.classes) ^ set(classes))[:3]
             raise InputError(f"{where}: {name} and {first} differ in their classes ({', '.join(differ)}, …)")
-        if images.labels.min() < 0 or images.labels.max() >= len(classes):
-            raise InputError(f"{where}: {name} has labels outside 0 … {len(classes) - 1}")
     if missing := sorted(set(range(len(classes))) - set(present[first].labels.tolist())):
         raise InputError(f"{where}: {first} has no image of class {classes[missing[0]]}")
     if (found := len(classes)) < 2:

@@ -27,10 +27,11 @@ def test_own_images_train_and_evaluate_without_a_word_on_classes(pets, tmp_path)
     done = run_forked("train.py", *words, *SMALL, "name=x", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "note: no val split: 2 of 22 training images are held out" in done.stdout
+    assert "note: 3 classes: cat, dog, olm" in done.stdout
     assert "note: no test split: the figures at the end are the validation split's" in done.stdout
     result = json.loads((tmp_path / "outputs/x/result.json").read_text())
     assert "val/top1" in result["metrics"] and "test/top1" not in result["metrics"]
-    assert [note.split(":")[0] for note in result["data_notes"]] == ["no val split", "no test split"]
+    assert [note.split(":")[0] for note in result["data_notes"]] == ["no val split", "3 classes", "no test split"]
     again = run_forked("evaluate.py", "outputs/x", "evaluators=[metrics]", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     evaluation = json.loads((tmp_path / "outputs/x/evaluation.json").read_text())

@@ -4,12 +4,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import train_test_split
 from support import encode, make_image, write_parquet
 
 import neutreno.data.base
 from neutreno.data.classification import ImageClassification
 from neutreno.data.digits import Digits
-from neutreno.data.images import open_split
+from neutreno.data.images import SPLIT_SEED, open_split, open_whole
 from neutreno.errors import InputError
 from neutreno.models.segmenter import Segmenter
 from neutreno.models.timm import timm_model
@@ -87,10 +88,94 @@ def test_imagenets_flat_test_folder_is_not_used(image_folders):
     assert not images(image_folders).has_test
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Val", "VALID"])
 def test_names_of_the_validation_split(image_folders, name):
     (image_folders / "val").rename(image_folders / name)
     assert len(open_split(image_folders, "val")) == 4
+
+
+@pytest.mark.parametrize("name", ["test", "testing", "Test"])
+def test_names_of_the_test_split(image_folders, name):
+    (image_folders / "val").rename(image_folders / name)
+    (image_folders / "train").rename(image_folders / "Training")
+    data = images(image_folders)
+    assert len(data.splits["test"]) == 4 and len(data.splits["train"]) + len(data.splits["val"]) == 12
+
+
+@pytest.mark.parametrize("form", ["{}.parquet", "{}-0.parquet", "{}_0.parquet", "{}0.parquet", "data/{}_a.PARQUET"])
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Train", "Dev", "Testing")])
+def test_names_of_parquet_files_of_splits(tmp_path, form, names):
+    (tmp_path / "data").mkdir()
+    for name, count in zip(names, (8, 4, 2), strict=True):
+        table_of(tmp_path / form.format(name), [0, 1] * (count // 2))
+    (tmp_path / "._train.parquet").write_bytes(b"junk")
+    assert {name: len(split) for name, split in images(tmp_path).splits.items()} == {"train": 8, "val": 4, "test": 2}
+
+
+def test_shards_are_read_together_and_in_order(tmp_path):
+    for i in range(3):
+        table_of(tmp_path / f"train_{i}.parquet", [0, 1, i % 2])
+    assert open_split(tmp_path, "train").labels.tolist() == [0, 1, 0, 0, 1, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("other", ["training", "Train", "train.parquet", "train-0.parquet", "data/train-0.parquet"])
+def test_a_split_that_is_there_twice_is_refused(image_folders, other):
+    if other.endswith(".parquet"):
+        (image_folders / other).parent.mkdir(exist_ok=True)
+        table_of(image_folders / other, [0, 1])
+    else:
+        (image_folders / other).mkdir()
+    with pytest.raises(InputError, match=r"images holds .*rain.* and .*rain.*, each a train split; keep one"):
+        images(image_folders)
+
+
+@pytest.mark.parametrize("name", ["test_set", "Test-Images", "my dev", "trainset", "valid2"])
+def test_a_folder_named_much_like_a_split_is_no_class(tmp_path, name):
+    folders(tmp_path / "pets", cat=9, **{name: 9})
+    with pytest.raises(InputError, match=rf"holds {name}; if that is meant as a split, rename it \((test|val|train)\)"):
+        images(tmp_path / "pets")
+
+
+def test_words_that_hold_a_splits_name_are_classes(tmp_path):
+    root = folders(tmp_path / "pets", **{"strained": 9, "valley": 9, "protest": 9, "device": 9})
+    assert len(images(root, num_classes=None).splits["train"].classes) == 4
+
+
+def test_in_train_a_class_may_be_named_like_a_split(image_folders):
+    for split in ("train", "val"):
+        (image_folders / split / "dog").rename(image_folders / split / "bullet_train")
+    assert images(image_folders).splits["train"].classes == ["bullet_train", "cat"]
+
+
+def test_a_parquet_file_named_much_like_a_split_is_not_trained_on(tmp_path):
+    for name in ("pets", "pets_test", "pets_dev"):
+        table_of(tmp_path / f"{name}.parquet", [0, 1] * 5)
+    said = r"holds pets_dev\.parquet, pets_test\.parquet; .* \(val\.parquet, test\.parquet\); if not, move .*/train"
+    with pytest.raises(InputError, match=said):
+        images(tmp_path)
+
+
+def test_what_seems_to_be_a_missing_split_is_said_beside_training_images(image_folders):
+    for name in ("test_set", "val_old"):
+        (image_folders / name).mkdir()
+    assert images(image_folders).notes[0] == "test_set is not read; if it is the test split, rename it test"
+    notes = images(image_folders, splits={"test": None}).notes
+    assert not any("is not read" in note for note in notes)
+
+
+@pytest.mark.parametrize("splits", [None, {"test": None}])
+def test_class_folders_beside_a_test_folder_are_to_be_moved(tmp_path, splits):
+    root = folders(tmp_path / "pets", cat=9, dog=9)
+    folders(root / "test", cat=2, dog=2)
+    with pytest.raises(
+        InputError, match=r"pets holds cat, dog beside a val or test split; move them into .*pets/train"
+    ):
+        images(root, splits=splits)
+
+
+def test_all_class_folders_are_counted_and_a_few_named(tmp_path):
+    data = images(folders(tmp_path / "pets", ant=2, bee=2, cat=2, dog=2), num_classes=None)
+    assert "4 classes: ant, bee, cat, …" in data.notes
 
 
 def test_transforms_give_normalised_tensors(image_folders):
@@ -207,7 +292,8 @@ def test_class_folders_without_splits_are_training_images_of_which_some_are_held
     assert data.num_classes == 2 and data.model_arguments() == {"num_classes": 2}
     assert np.bincount(data.splits["val"].labels).tolist() == [3, 1]
     assert data.notes[0] == "no val split: 4 of 40 training images are held out (data.val_fraction)"
-    assert data.notes[1].startswith("no test split: the figures at the end are the validation split's")
+    assert data.notes[1] == "2 classes: cat, dog"
+    assert data.notes[2].startswith("no test split: the figures at the end are the validation split's")
 
 
 def test_the_images_held_out_are_the_same_for_every_seed(tmp_path):
@@ -221,6 +307,18 @@ def test_of_a_class_of_few_images_one_is_held_out_and_of_one_image_none(tmp_path
     assert np.bincount(data.splits["val"].labels, minlength=4).tolist() == [4, 1, 1, 0]
     assert np.bincount(data.splits["train"].labels).tolist() == [36, 2, 1, 1]
     assert data.notes[0].startswith("no val split: 6 of 46 training images are held out")
+
+
+def test_one_image_of_a_small_class_is_held_out_beside_a_large_one(tmp_path):
+    data = images(folders(tmp_path / "pets", cat=100, dog=3), num_classes=None)
+    assert np.bincount(data.splits["val"].labels).tolist() == [10, 1]
+
+
+def test_where_every_class_gets_its_share_the_draw_is_scikit_learns(tmp_path):
+    data = images(folders(tmp_path / "pets", cat=10, dog=10), num_classes=None, val_fraction=0.3)
+    drawn = train_test_split(range(20), stratify=[0] * 10 + [1] * 10, test_size=0.3, random_state=SPLIT_SEED)[1]
+    expected = [make_image(i if i < 10 else 990 + i).tobytes() for i in drawn]
+    assert [image.tobytes() for image, _ in data.splits["val"]] == expected
 
 
 def test_nothing_to_hold_out_is_said(tmp_path):
@@ -258,9 +356,13 @@ def test_a_split_that_lacks_a_class_is_numbered_as_the_training_images(image_fol
     assert data.splits["val"].labels.tolist() == [1, 1] and data.splits["val"].classes == ["cat", "dog"]
 
 
-def test_hidden_folders_are_no_classes(image_folders):
-    (image_folders / "train/.ipynb_checkpoints").mkdir()
-    assert images(image_folders).splits["train"].classes == ["cat", "dog"]
+def test_hidden_paths_and_those_of_macos_are_no_data(tmp_path):
+    root = folders(tmp_path / ".cache/pets", cat=6, dog=6, __MACOSX=3)
+    for junk in (".trash/0.png", "cat/.ipynb_checkpoints/0.png", "cat/._0.png", "dog/__MACOSX/0.png"):
+        (root / junk).parent.mkdir(exist_ok=True)
+        make_image(99).save(root / junk)
+    whole = open_whole(root)
+    assert whole.classes == ["cat", "dog"] and len(whole) == 12
 
 
 def test_a_single_class_is_refused(tmp_path):
@@ -273,6 +375,35 @@ def test_a_test_folder_that_cannot_be_read_is_left_out_and_said(image_folders):
     make_image(0).save(image_folders / "test/0.png")
     data = images(image_folders)
     assert not data.has_test and data.notes[0].startswith("the test split is not used: ")
+
+
+def test_a_test_table_without_labels_is_left_out_and_said(image_parquet):
+    import pyarrow.parquet as pq
+
+    path = image_parquet / "test-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path).select(["image"]).replace_schema_metadata(None), path)
+    data = images(image_parquet)
+    assert not data.has_test and "the test split is not used: " in data.notes[0]
+
+
+@pytest.mark.parametrize("name", ["test/cat", "test/.hidden"])
+def test_an_empty_class_folder_is_refused_in_test_too(image_folders, name):
+    (image_folders / name).mkdir(parents=True)
+    if name == "test/.hidden":
+        assert not images(image_folders).has_test
+    else:
+        with pytest.raises(InputError, match="cat; remove these folders, or put images into them"):
+            images(image_folders)
+
+
+def test_a_hub_data_set_with_two_names_for_a_split_asks_which(hub_folder):
+    splits = {"train": "data/train-*", "validation": "data/validation-*", "dev": "data/validation-*"}
+    files = "".join(f"  - {{split: {name}, path: '{path}'}}\n" for name, path in splits.items())
+    (hub_folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    with pytest.raises(InputError, match="has the splits train, validation, dev; name those to use"):
+        images(None, reader=f"hfds/{hub_folder}")
+    chosen = images(None, reader=f"hfds/{hub_folder}", splits={"train": "train", "val": "dev", "test": None})
+    assert len(chosen.splits["val"]) == 6
 
 
 def test_a_stream_does_not_tell_its_classes(tmp_path):
@@ -310,3 +441,43 @@ def test_a_task_without_a_number_of_classes_takes_the_models():
     assert Classification(model, num_classes=None).metrics["val_"]["raw"]["top1"].num_classes == 3
     with pytest.raises(InputError, match=r"task\.num_classes is not set, and the model does not say it"):
         Classification(torch.nn.Identity(), num_classes=None)
+
+
+def table_of(path, labels, names=None):
+    """A parquet file of one image for each label."""
+    import pyarrow.parquet as pq
+
+    write_parquet(path, [encode(make_image(i)) for i in range(len(labels))], labels, names or ["a", "b"])
+    if names is None:  # its labels are plain numbers
+        pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+
+
+def pixels(data, split):
+    return {(image.tobytes(), label) for image, label in data.splits[split]}
+
+
+def test_classes_of_parquet_without_names_are_chosen_by_the_labels_that_are_written(tmp_path):
+    table_of(tmp_path / "train.parquet", [1, 2, 3] * 4)
+    table_of(tmp_path / "val.parquet", [1, 3, 3])
+    data = images(tmp_path, classes=["3", "1"])
+    assert pixels(data, "train") == {(make_image(i).tobytes(), 1 - (i % 3) // 2) for i in range(12) if i % 3 != 1}
+    assert data.splits["val"].labels.tolist() == [1, 0, 0]
+
+
+def test_labels_of_parquet_may_start_anywhere_have_gaps_and_be_few_in_val(tmp_path):
+    table_of(tmp_path / "train.parquet", [10, 2, 7] * 4)
+    table_of(tmp_path / "val.parquet", [7, 7, 10])
+    data = images(tmp_path, num_classes=None)
+    assert data.splits["train"].classes == ["2", "7", "10"] and data.splits["val"].labels.tolist() == [1, 1, 2]
+    assert data.splits["train"].labels.tolist() == [2, 0, 1] * 4
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b"]])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_label_of_no_label_is_refused_and_never_the_last_class(tmp_path, names, split):
+    labels = {"train": [0, 1] * 4, "val": [0, 1]}
+    labels[split][0] = -1
+    table_of(tmp_path / "train.parquet", labels["train"], names)
+    table_of(tmp_path / "val.parquet", labels["val"], names and names[::-1])
+    with pytest.raises(InputError, match=f"{split} has 1 image of a label outside 0 … 1 .*remove"):
+        images(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 
 from neutreno.data.fingerprint import of_files
@@ -22,6 +23,7 @@ from neutreno.errors import InputError
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 IMAGES, MASKS = ("images", "image", "imgs", "img"), ("annotations", "masks", "mask", "labels", "label")
 ENDINGS, MASK_ENDINGS = (".jpg", ".jpeg", ".png"), (".png",)
+SHOWN = 3  # files that a message names
 SPLITS = {"train": ("training", "train"), "val": ("validation", "val", "valid"), "test": ("test", "testing")}
 
 
@@ -32,7 +34,7 @@ def read_class_names(file: Path, num_classes: int | None) -> list[str]:
         InputError: not readable, or another number of names than ``num_classes``, unless that is None.
     """
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"data.class_names: {file} is not a readable text file; null names by number") from error
     if num_classes not in (None, len(names)):
@@ -154,7 +156,26 @@ def read_mask(file: str | Path | bytes, name: str) -> np.ndarray:
     array = np.asarray(labels)
     if array.ndim != 2 or array.dtype.kind not in "bui":
         raise InputError(f"{name} has the mode {labels.mode}: an annotation is one channel of class numbers")
-    return array
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    return array // _scale(file) if labels.mode == "L" else array
+
+
+def _scale(file: str | Path | bytes) -> int:
+    """What Pillow multiplied the labels by: it spreads PNG's grey of 2 and 4 bits over a byte, which no mode tells."""
+    with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as opened:
+        head = opened.read(26)
+    bits, colour = head[24:]  # of the first chunk, IHDR
+    return 255 // (2**bits - 1) if head.startswith(b"\x89PNG") and colour == 0 and bits in (2, 4) else 1
+
+
+def _size(file: str | Path | bytes, name: str) -> tuple[int, int]:
+    """Width and height of an image, by its header alone."""
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise CorruptSample(f"{name} is not a readable image; replace or remove it") from error
 
 
 def pair_problem(files: tuple[Path, Path], labels: Labels) -> str | None:
@@ -178,10 +199,19 @@ class Pairs(Sequence):
     def encoded(self, index: int) -> tuple[Sequence[str | Path | bytes], Sequence[str]]:
         raise NotImplementedError
 
-    def mask(self, index: int) -> np.ndarray:
-        """The labels as they are stored, (H, W)."""
+    def checked_mask(self, index: int) -> np.ndarray:
+        """The labels as they are stored, (H, W); of the image, only its size is read.
+
+        Raises:
+            CorruptSample, InputError: as for the pair, or a label is beyond a byte.
+        """
         files, names = self.encoded(index)
-        return read_mask(files[1], names[1])
+        mask = read_mask(files[1], names[1])
+        if mask.max() > IGNORE or mask.min() < 0:
+            wrong = mask.max() if mask.min() >= 0 else mask.min()
+            raise InputError(f"{names[1]} holds the label {wrong}; those of classes are numbers from 0 to {IGNORE}")
+        _check_sizes(names, _size(files[0], names[0]), mask)
+        return mask
 
     def __getitem__(self, index: int) -> Pair:
         """
@@ -191,33 +221,41 @@ class Pairs(Sequence):
         """
         files, names = self.encoded(index)
         picture, array = decode(files[0], names[0], self._mode), read_mask(files[1], names[1])
-        if picture.size != array.shape[::-1]:
-            sizes = [f"{width} x {height}" for width, height in (picture.size, array.shape[::-1])]
-            raise InputError(f"{names[0]} has {sizes[0]} pixels, {names[1]} {sizes[1]}; replace one of them")
+        _check_sizes(names, picture.size, array)
         classes = torch.from_numpy(self.labels.classes(array, names[1]))
         return tv_tensors.Image(picture), tv_tensors.Mask(classes)
+
+
+def _check_sizes(names: Sequence[str], size: tuple[int, int], mask: np.ndarray) -> None:
+    if size != mask.shape[::-1]:
+        sizes = [f"{width} x {height}" for width, height in (size, mask.shape[::-1])]
+        raise InputError(f"{names[0]} has {sizes[0]} pixels, {names[1]} {sizes[1]}; replace one of them")
 
 
 def labels_in(splits: Iterable[Pairs]) -> list[int]:
     """Every label that the masks hold; those of corrupt files, which a run skips or refuses, are not among them.
 
     Raises:
-        InputError: a mask that holds no class numbers, or labels beyond a byte.
+        InputError: masks that hold no class numbers, or labels beyond a byte, or are of another size than their images;
+            says so of the first few.
     """
-    seen: set[int] = set()
+    seen, problems = set(), []
 
     def look(pairs: Pairs, index: int) -> set[int]:
-        with contextlib.suppress(CorruptSample):
-            labels = np.unique(pairs.mask(index))
-            if labels[-1] > IGNORE or labels[0] < 0:
-                said = f"{pairs.encoded(index)[1][1]} holds the label {labels[-1] if labels[0] >= 0 else labels[0]}"
-                raise InputError(f"{said}; those of classes are numbers from 0 to {IGNORE}")
-            return set(labels.tolist())
-        return set()
+        try:
+            return set(np.unique(pairs.checked_mask(index)).tolist())
+        except CorruptSample:
+            return set()
+        except InputError as error:
+            problems.append(str(error))
+            return set()
 
     with ThreadPoolExecutor() as pool:
         for pairs in splits:
             seen.update(*pool.map(partial(look, pairs), range(len(pairs))))
+    if problems:
+        more = f"; and {len(problems) - SHOWN:,} more such files" if len(problems) > SHOWN else ""
+        raise InputError("; ".join(sorted(problems)[:SHOWN]) + more)
     return sorted(seen)
 
 

@@ -85,6 +85,10 @@ class SegmentationData(ImageData):
         return [sample for sample in samples if sample is not None]
 
 
+def _classes_beside(void: int | None, labels: Sequence[int]) -> list[int]:
+    return [label for label in labels if label != void]
+
+
 def _transform_alone(transform: Callable, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor]:
     """Without the mask, which is of another size for every image."""
     return (transform(image),)
@@ -186,13 +190,15 @@ class SegmentationFolders(SegmentationData):
         if count := given or len(names):
             labels = Labels.numbered(count, self.void)
         else:
-            values = [label for label in labels_in(splits) if label != self.void]
+            there = labels_in(splits)
+            values = _classes_beside(self.void, there)
             if not 1 < len(values) <= IGNORE:
                 void = "" if self.void is None else f" beside data.void={self.void}"
                 said = f"the masks hold the labels {', '.join(map(str, values)) or 'of no class'}{void}"
-                raise InputError(
-                    f"{said}; two classes or more are needed: set data.void (0, 255 or null), or add masks"
-                )
+                ways = {0: "0", 255: "255", None: "null"}
+                fit = [f"data.void={ways[v]}" for v in ways if 1 < len(_classes_beside(v, there)) <= IGNORE]
+                way = f"set {' or '.join(fit)}" if fit else "add masks of another class"
+                raise InputError(f"{said}; from two classes to {IGNORE} are needed: {way}")
             labels = Labels(values, self.void)
             gapless = values == list(range(values[0], values[-1] + 1))
             shown = f"{values[0]} to {values[-1]}" if gapless else ", ".join(map(str, values))

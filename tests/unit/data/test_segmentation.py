@@ -2,6 +2,8 @@
 
 import colorsys
 import itertools
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ from neutreno.data import digit_scenes
 from neutreno.data.digit_scenes import BACKGROUND, DigitScenes
 from neutreno.data.digits import split_digits
 from neutreno.data.joint_transforms import IGNORE, FitResize, PhotometricDistortion, VariedCrop, fitted_size
+from neutreno.data.mask_files import read_mask
 from neutreno.data.segmentation import SegmentationFolders
 from neutreno.errors import InputError
 
@@ -634,9 +637,10 @@ def test_a_file_of_names_spares_the_look_at_all_masks(tmp_path):
 
 def test_masks_of_one_class_are_refused_with_the_way_out(tmp_path):
     fill(tmp_path / "images", tmp_path / "masks", values=(0, 255))
-    with pytest.raises(
-        InputError, match=r"hold the labels 0 beside data\.void=255; two .*set data\.void \(0, 255 or null"
-    ):
+    with pytest.raises(InputError, match=r"hold the labels 0 beside data\.void=255; .*needed: set data\.void=null$"):
+        opened(root=str(tmp_path), **OWN)
+    fill(tmp_path / "images", tmp_path / "masks", values=(0, 0))
+    with pytest.raises(InputError, match=r"hold the labels 0 beside data\.void=255; .*needed: add masks of another"):
         opened(root=str(tmp_path), **OWN)
 
 
@@ -667,6 +671,48 @@ def test_a_label_beyond_a_byte_is_named(tmp_path):
         InputError, match=r"masks/2\.png holds the label 300; those of classes are numbers from 0 to 255"
     ):
         opened(root=str(tmp_path), **OWN)
+
+
+def test_all_masks_that_do_not_fit_are_said_at_once_where_all_are_looked_at(tmp_path):
+    fill(tmp_path / "images", tmp_path / "masks", 6)
+    for i in range(1, 6):
+        Image.fromarray(np.zeros((40, 30), np.uint8)).save(tmp_path / f"masks/{i}.png")
+    with pytest.raises(InputError) as error:
+        opened(root=str(tmp_path), **OWN)
+    first, *others, more = str(error.value).split("png 30 x 40; replace one of them; ")
+    assert first.endswith("images/1.png has 40 x 30 pixels, " + str(tmp_path / "masks/1."))
+    assert len(others) == 2 and more == "and 2 more such files"
+
+
+def grey_png(labels, bits):
+    """A PNG of this bit depth, which Pillow does not write in grey."""
+    packed = labels.reshape(len(labels), -1, 8 // bits)
+    rows = (packed << (np.arange(8 // bits)[::-1] * bits)).sum(-1).astype(np.uint8)
+    header = struct.pack(">IIBBBBB", labels.shape[1], len(labels), bits, 0, 0, 0, 0)
+    body = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())
+    chunks = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_labels_are_numbers_whatever_bits_a_grey_mask_spares(tmp_path, bits):
+    fill(tmp_path / "images", tmp_path / "masks", values=(0, 1))
+    labels = np.random.default_rng(0).integers(0, min(2**bits, 9), (30, 40))
+    (tmp_path / "masks/0.png").write_bytes(grey_png(labels, bits))
+    assert np.array_equal(read_mask(tmp_path / "masks/0.png", "mask"), labels)
+    assert np.array_equal(read_mask((tmp_path / "masks/0.png").read_bytes(), "mask"), labels)
+    names = [f"class_{label}" for label in range(min(2**bits, 9))]
+    assert opened(root=str(tmp_path), **OWN).class_names == names
+    for i in range(4):
+        (tmp_path / f"masks/{i}.png").write_bytes(grey_png(labels, bits))
+    assert opened(root=str(tmp_path), **OWN).class_names == names
+
+
+def test_a_file_of_names_may_begin_with_a_mark_of_its_encoding(tmp_path):
+    fill(tmp_path / "images", tmp_path / "masks")
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n", encoding="utf-8-sig")
+    assert opened(root=str(tmp_path), **OWN).class_names == ["sky", "road", "car"]
 
 
 def test_too_few_masks_to_hold_one_out_are_said(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,10 +23,16 @@ from neutreno.data.loading import CorruptSample
 from neutreno.errors import InputError
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
-IMAGES, MASKS = ("images", "image", "imgs", "img"), ("annotations", "masks", "mask", "labels", "label")
+IMAGES, MASKS = ("images", "image", "imgs", "img"), ("masks", "annotations", "mask", "labels", "label")
 ENDINGS, MASK_ENDINGS = (".jpg", ".jpeg", ".png"), (".png",)
 SHOWN = 3  # files that a message names
-SPLITS = {"train": ("training", "train"), "val": ("validation", "val", "valid"), "test": ("test", "testing")}
+SPLITS = {"train": ("training", "train"), "val": ("validation", "val", "valid", "dev"), "test": ("test", "testing")}
+WHOLE = tuple(itertools.product(IMAGES, MASKS))  # folders of training images and masks without splits
+LAYOUTS = (  # those of a split: images/train, masks/train; train/images, train/masks; train, trainannot
+    *((f"{images}/{{}}", f"{masks}/{{}}") for images, masks in WHOLE),
+    *((f"{{}}/{images}", f"{{}}/{masks}") for images, masks in WHOLE),
+    ("{}", "{}annot"),
+)
 
 
 def read_class_names(file: Path, num_classes: int | None) -> list[str]:
@@ -43,49 +51,84 @@ def read_class_names(file: Path, num_classes: int | None) -> list[str]:
 
 
 def find_folders(root: Path, split: str) -> tuple[Path, Path] | None:
-    """The folders of a split's images and masks, in the first of the layouts of :func:`_layouts` that is there."""
-    return next((both for both in _layouts(root, split) if _holds_images(both[0]) and both[1].is_dir()), None)
+    """The folders of a split's images and masks, in one of :data:`LAYOUTS`, or of all training images, :data:`WHOLE`.
+
+    Raises:
+        InputError: there are two of them.
+    """
+    there = _folders(root)
+    wanted = [[(i.format(name), m.format(name)) for name in SPLITS[split] for i, m in LAYOUTS]]
+    for paths in [*wanted, WHOLE] if split == "train" else wanted:
+        for kind, endings in enumerate((ENDINGS, MASK_ENDINGS)):
+            folders = dict.fromkeys(folder for both in paths for folder in there.get(both[kind], ()))
+            if len(full := [str(folder) for folder in folders if _holds(folder, endings)]) > 1:
+                what = f"{('images', 'masks')[kind]} of the {split} split"
+                raise InputError(f"{' and '.join(full)} both hold {what}; keep one of them, or rename the other")
+        found = [pair for i, m in paths for pair in itertools.product(there.get(i, ()), there.get(m, ()))]
+        found = [both for both in found if _holds(both[0], ENDINGS)]
+        if found:
+            return max(found, key=lambda both: _holds(both[1], MASK_ENDINGS))
+    return None
 
 
 def is_begun(root: Path, split: str) -> bool:
     """Whether a folder of the split is there, with what belongs to it or not."""
-    return any(folder.is_dir() for both in _layouts(root, split) for folder in both)
-
-
-def without_masks(root: Path, split: str) -> tuple[Path, Path] | None:
-    """The folder of a split's images where that of their masks is missing, and what that could be."""
-    return next((both for both in _layouts(root, split) if _holds_images(both[0])), None)
+    there = _folders(root)
+    return any(path.format(name) in there for name in SPLITS[split] for both in LAYOUTS for path in both)
 
 
 def missing_folder(root: Path, split: str) -> InputError:
-    """Why :func:`find_folders` finds no such split."""
-    of_split = [both for both in _layouts(root, split) if both[0] not in [root / name for name in IMAGES]]
-    lonely = [images for images, masks in of_split if masks.is_dir()]
-    if lonely and lonely[0].is_dir():
-        return InputError(f"{lonely[0]} holds no .jpg or .png image")
-    half = without_masks(root, split)
-    missing = lonely[0] if lonely else half[1] if half is not None else root / "images" / SPLITS[split][0]
+    """Why :func:`find_folders` finds no such split, in the layout and the names that most of what is there has."""
+    there = _folders(root)
+
+    def count(layout: tuple[str, str], names: Iterable[str]) -> int:
+        return sum(path.format(name) in there for path in layout for name in names)
+
+    layout = max(LAYOUTS, key=lambda one: sum(count(one, SPLITS[s]) * (10 if s == split else 1) for s in SPLITS))
+    name = max(SPLITS[split], key=lambda one: count(layout, [one]))
+    if not count(layout, [name]) and count(layout, SPLITS):  # others' short names
+        name = split
+    if split == "train" and not any(count(layout, names) for names in SPLITS.values()):
+        half = (both for both in WHOLE if any(_holds(f, ENDINGS) for path in both for f in there.get(path, ())))
+        layout = next(half, layout)
+    images, masks = (_path(root, there, path.format(name)) for path in layout)
+    if images.is_dir() and masks.is_dir():
+        return InputError(f"{images} holds no .jpg or .png image")
+    missing, other = (masks, images) if images.is_dir() else (images, masks)
+    beside = f" beside {other}" if other.is_dir() else ""
     expected = f"expected {root}/{{images,annotations}}/{{training,validation}}"
-    return InputError(f"{missing} is missing; {expected}, or another layout of docs/own_data.md")
+    return InputError(f"{missing} is missing{beside}; {expected}, or another layout of docs/own_data.md")
 
 
-def _layouts(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
-    """Where images and masks of a split may lie: ``images/train``, ``masks/train``; ``train/images``, ``train/masks``;
-    ``train``, ``trainannot``; and, of training images, without splits ``images``, ``masks``."""
-    kinds = list(itertools.product(IMAGES, MASKS))
-    for name in SPLITS[split]:
-        yield from ((root / images / name, root / masks / name) for images, masks in kinds)
-        yield from ((root / name / images, root / name / masks) for images, masks in kinds)
-        yield root / name, root / f"{name}annot"
-    if split == "train":
-        yield from ((root / images, root / masks) for images, masks in kinds)
+def _folders(root: Path) -> dict[str, list[Path]]:
+    """The folders that may be those of a layout, by their path under ``root`` in small letters."""
+    known = {*IMAGES, *MASKS, *(end for names in SPLITS.values() for name in names for end in (name, f"{name}annot"))}
+    found: dict[str, list[Path]] = defaultdict(list)
+
+    def enter(folder: Path, above: str, depth: int) -> None:
+        with os.scandir(folder) as entries:  # tells folders from files without a look at each of many images
+            inner = sorted(e.name for e in entries if e.name.lower() in known and e.is_dir())
+        for name in inner:
+            found[above + name.lower()].append(folder / name)
+            if depth:
+                enter(folder / name, f"{above}{name.lower()}/", depth - 1)
+
+    if root.is_dir():
+        enter(root, "", 1)
+    return dict(found)
 
 
-def _holds_images(folder: Path) -> bool:
-    return folder.is_dir() and any(map(_is_image, folder.iterdir()))
+def _path(root: Path, there: dict[str, list[Path]], path: str) -> Path:
+    """A folder of a layout as it is called, or would be."""
+    above, _, name = path.rpartition("/")
+    return there[path][0] if path in there else there.get(above, [root / above])[0] / name
 
 
-def _is_image(path: Path, endings: tuple[str, ...] = ENDINGS) -> bool:
+def _holds(folder: Path, endings: tuple[str, ...]) -> bool:
+    return any(_is_image(path, endings) for path in folder.iterdir())
+
+
+def _is_image(path: Path, endings: tuple[str, ...]) -> bool:
     return path.suffix.lower() in endings and path.name[0] != "."
 
 

@@ -31,7 +31,6 @@ from neutreno.data.mask_files import (
     labels_in,
     missing_folder,
     read_class_names,
-    without_masks,
 )
 from neutreno.errors import InputError, check_number
 
@@ -235,8 +234,9 @@ class SegmentationFolders(SegmentationData):
             if (folders := find_folders(root, split)) is None:
                 if split in self._needed() or (split == "val" and is_begun(root, split)):
                     raise missing_folder(root, split)
-                if split == "test" and (half := without_masks(root, split)) is not None:
-                    self.notes.append(f"the test split is not used: no folder of masks beside {half[0]}")
+                if split == "test" and is_begun(root, split):
+                    reason = str(missing_folder(root, split)).partition(";")[0]
+                    self.notes.append(f"the test split is not used: {reason}")
                 splits[split] = None
                 continue
             found, problems = find_pairs(*folders)

@@ -590,7 +590,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("images, masks", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("val", ["val", "validation", "valid"])
+@pytest.mark.parametrize("val", ["val", "validation", "valid", "dev", "Val"])
 def test_own_masks_in_the_usual_layouts(tmp_path, images, masks, val):
     for split, count in (("train", 4), (val, 2), ("test", 3)):
         fill(tmp_path / images.format(split), tmp_path / masks.format(split), count)
@@ -648,9 +648,10 @@ def test_images_whose_masks_are_missing_are_refused_or_left_out_and_said(tmp_pat
     fill(tmp_path / "train/images", tmp_path / "train/masks")
     fill(tmp_path / "test/images", tmp_path / "elsewhere")
     data = opened(root=str(tmp_path), **OWN)
-    assert not data.has_test and any(note.startswith("the test split is not used") for note in data.notes)
+    beside = f"{tmp_path}/test/masks is missing beside {tmp_path}/test/images"
+    assert not data.has_test and f"the test split is not used: {beside}" in data.notes
     fill(tmp_path / "val/images", tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"val/annotations is missing; expected .* or another layout"):
+    with pytest.raises(InputError, match=r"val/masks is missing beside .*val/images; expected .* or another layout"):
         opened(root=str(tmp_path), **OWN)
 
 
@@ -662,6 +663,64 @@ def test_a_validation_folder_of_masks_alone_or_of_nothing_is_no_reason_to_hold_o
     (tmp_path / "images/val").mkdir()
     with pytest.raises(InputError, match=r"images/val holds no \.jpg or \.png image"):
         opened(root=str(tmp_path), **OWN)
+
+
+def test_folders_in_capitals_are_those_of_a_layout(tmp_path):
+    fill(tmp_path / "Images/Train", tmp_path / "Masks/TRAIN")
+    fill(tmp_path / "Images/Dev", tmp_path / "Masks/dev", 2)
+    assert [len(opened(root=str(tmp_path), **OWN).splits[split]) for split in ("train", "val")] == [4, 2]
+    (tmp_path / "Masks/dev").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"/Masks/dev is missing beside .*/Images/Dev"):
+        opened(root=str(tmp_path), **OWN)
+
+
+@pytest.mark.parametrize(
+    "first, second, kind",
+    [
+        (("images/train", "masks/train"), ("images/training", "elsewhere"), "images of the train split"),
+        (("images/val", "masks/val"), ("validation/images", "validation/masks"), "images of the val split"),
+        (("images/test", "masks/test"), ("elsewhere", "labels/test"), "masks of the test split"),
+        (("images/train", "masks/train"), ("Images/train", "Masks/train"), "images of the train split"),
+        (("images", "masks"), ("img", "elsewhere"), "images of the train split"),
+    ],
+)
+def test_two_folders_for_a_split_are_refused(tmp_path, first, second, kind):
+    for images, masks in {("train", "trainannot"), first, second} if "train" not in kind else {first, second}:
+        fill(tmp_path / images, tmp_path / masks)
+    with pytest.raises(InputError, match=rf" and .* both hold {kind}; keep one of them, or rename the other"):
+        opened(root=str(tmp_path), **OWN)
+
+
+def test_masks_are_read_from_the_folder_that_holds_them(tmp_path):
+    fill(tmp_path / "images/train", tmp_path / "labels/train")
+    (tmp_path / "masks/train").mkdir(parents=True)
+    assert len(opened(root=str(tmp_path), **OWN).splits["train"]) == 3
+
+
+@pytest.mark.parametrize(
+    "there, said",
+    [
+        (("images", "elsewhere"), "/masks is missing beside .*/images;"),
+        (("elsewhere", "label"), "/images is missing beside .*/label;"),
+        (("imgs/train", "elsewhere"), "/masks/train is missing beside .*/imgs/train;"),
+        (("imgs/val", "mask/val"), "/imgs/train is missing;"),
+        (("img/validation", "mask/validation"), "/img/training is missing;"),
+        (("val", "valannot"), "/train is missing;"),
+        (("train", "elsewhere"), "/trainannot is missing beside .*/train;"),
+        (("elsewhere", "beyond"), "/images/training is missing;"),
+    ],
+)
+def test_what_is_missing_is_named_as_what_is_there(tmp_path, there, said):
+    fill(*(tmp_path / folder for folder in there))
+    with pytest.raises(InputError, match=said):
+        opened(root=str(tmp_path), **OWN)
+
+
+def test_test_masks_without_images_are_said(tmp_path):
+    fill(tmp_path / "images/train", tmp_path / "masks/train")
+    fill(tmp_path / "elsewhere", tmp_path / "masks/test")
+    missing = f"{tmp_path}/images/test is missing beside {tmp_path}/masks/test"
+    assert f"the test split is not used: {missing}" in opened(root=str(tmp_path), **OWN).notes
 
 
 def test_a_label_beyond_a_byte_is_named(tmp_path):
@@ -723,7 +782,7 @@ def test_too_few_masks_to_hold_one_out_are_said(tmp_path):
 
 def test_counted_classes_need_the_training_masks_in_evaluation_too(tmp_path):
     fill(tmp_path / "val/images", tmp_path / "val/masks")
-    with pytest.raises(InputError, match=r"images/training is missing"):
+    with pytest.raises(InputError, match=r"/train/images is missing;"):
         opened(root=str(tmp_path), stage="validate", **OWN)
     assert opened(root=str(tmp_path), stage="validate", **{**OWN, "num_classes": 3}).splits["train"] is None
 

@@ -78,7 +78,7 @@ def is_begun(root: Path, split: str) -> bool:
 
 
 def missing_folder(root: Path, split: str) -> InputError:
-    """Why :func:`find_folders` finds no such split, in the layout and the names that most of what is there has."""
+    """Why :func:`find_folders` finds no such split, said in the layout and the names of most that is there."""
     there = _folders(root)
 
     def count(layout: tuple[str, str], names: Iterable[str]) -> int:
@@ -86,7 +86,8 @@ def missing_folder(root: Path, split: str) -> InputError:
 
     layout = max(LAYOUTS, key=lambda one: sum(count(one, SPLITS[s]) * (10 if s == split else 1) for s in SPLITS))
     name = max(SPLITS[split], key=lambda one: count(layout, [one]))
-    if not count(layout, [name]) and count(layout, SPLITS):  # others' short names
+    others = {other for names in SPLITS.values() for other in names} - {"training", "validation"}
+    if not count(layout, [name]) and count(layout, others):  # short names
         name = split
     if split == "train" and not any(count(layout, names) for names in SPLITS.values()):
         half = (both for both in WHOLE if any(_holds(f, ENDINGS) for path in both for f in there.get(path, ())))
@@ -208,8 +209,10 @@ def _scale(file: str | Path | bytes) -> int:
     """What Pillow multiplied the labels by: it spreads PNG's grey of 2 and 4 bits over a byte, which no mode tells."""
     with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as opened:
         head = opened.read(26)
+    if not head.startswith(b"\x89PNG"):
+        return 1
     bits, colour = head[24:]  # of the first chunk, IHDR
-    return 255 // (2**bits - 1) if head.startswith(b"\x89PNG") and colour == 0 and bits in (2, 4) else 1
+    return 255 // (2**bits - 1) if colour == 0 and bits in (2, 4) else 1
 
 
 def _size(file: str | Path | bytes, name: str) -> tuple[int, int]:

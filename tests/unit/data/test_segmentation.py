@@ -685,7 +685,7 @@ def test_folders_in_capitals_are_those_of_a_layout(tmp_path):
     ],
 )
 def test_two_folders_for_a_split_are_refused(tmp_path, first, second, kind):
-    for images, masks in {("train", "trainannot"), first, second} if "train" not in kind else {first, second}:
+    for images, masks in (("train", "trainannot"), first, second)["train" in kind :]:
         fill(tmp_path / images, tmp_path / masks)
     with pytest.raises(InputError, match=rf" and .* both hold {kind}; keep one of them, or rename the other"):
         opened(root=str(tmp_path), **OWN)
@@ -705,6 +705,7 @@ def test_masks_are_read_from_the_folder_that_holds_them(tmp_path):
         (("imgs/train", "elsewhere"), "/masks/train is missing beside .*/imgs/train;"),
         (("imgs/val", "mask/val"), "/imgs/train is missing;"),
         (("img/validation", "mask/validation"), "/img/training is missing;"),
+        (("img/dev", "mask/dev"), "/img/train is missing;"),
         (("val", "valannot"), "/train is missing;"),
         (("train", "elsewhere"), "/trainannot is missing beside .*/train;"),
         (("elsewhere", "beyond"), "/images/training is missing;"),
@@ -766,6 +767,11 @@ def test_labels_are_numbers_whatever_bits_a_grey_mask_spares(tmp_path, bits):
     for i in range(4):
         (tmp_path / f"masks/{i}.png").write_bytes(grey_png(labels, bits))
     assert opened(root=str(tmp_path), **OWN).class_names == names
+
+
+def test_masks_of_another_format_are_read_however_short(tmp_path):
+    (tmp_path / "mask.pgm").write_bytes(b"P5 1 1 255\n\x04")
+    assert read_mask(tmp_path / "mask.pgm", "mask").tolist() == [[4]]
 
 
 def test_a_file_of_names_may_begin_with_a_mark_of_its_encoding(tmp_path):

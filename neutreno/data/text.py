@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 from collections import defaultdict
@@ -215,8 +216,10 @@ def _all_of(sources: dict[str, Source], root: str | Path) -> dict[str, Source]:
 
 def _files_in(root: Path) -> list[Path]:
     """Those that may be text, in the order of their names; none of what hides, as versions and checkpoints do."""
-    entries = (path for entry in root.iterdir() for path in ([entry, *entry.rglob("*")] if entry.is_dir() else [entry]))
-    files = (path for path in entries if path.suffix.lower() in ENDINGS and path.is_file())
+    entries = list(root.iterdir())
+    below = (Path(at, name) for entry in entries for at, _, names in os.walk(entry) for name in names)
+    # os.walk, not rglob, bears folders that vanish, as that of ids which another process makes.
+    files = (path for path in itertools.chain(entries, below) if path.suffix.lower() in ENDINGS and path.is_file())
     return sorted(f for f in files if not any(p[0] == "." or p == "__MACOSX" for p in f.relative_to(root).parts))
 
 

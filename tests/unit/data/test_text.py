@@ -465,6 +465,12 @@ def test_hidden_files_and_folders_are_no_text(tmp_path):
     assert whole_text(read_cutting(tmp_path), LINES)
 
 
+def test_a_splits_folder_may_be_a_link(tmp_path):
+    root = put(tmp_path, {"own/train/a.txt": "a b\n", "own/valid.txt": "a b\n", "elsewhere/a.txt": "b b\n"}) / "own"
+    (root / "test").symlink_to(tmp_path / "elsewhere")
+    assert decoded(read(root))["test"] == "b b\n"
+
+
 def test_short_files_are_cut_at_their_ends(tmp_path):
     texts = {f"{i:02}": f"w{i:02} b{i:02} c{i:02}" + "z" * (i % 3) for i in range(30)}
     parts = decoded(read_cutting(write(tmp_path / "text", texts))).values()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import itertools
+import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 
 from neutreno.data.fingerprint import of_files
@@ -20,9 +23,16 @@ from neutreno.data.loading import CorruptSample
 from neutreno.errors import InputError
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
-IMAGES, MASKS = ("images", "image", "imgs", "img"), ("annotations", "masks", "mask", "labels", "label")
+IMAGES, MASKS = ("images", "image", "imgs", "img"), ("masks", "annotations", "mask", "labels", "label")
 ENDINGS, MASK_ENDINGS = (".jpg", ".jpeg", ".png"), (".png",)
-SPLITS = {"train": ("training", "train"), "val": ("validation", "val", "valid"), "test": ("test", "testing")}
+SHOWN = 3  # files that a message names
+SPLITS = {"train": ("training", "train"), "val": ("validation", "val", "valid", "dev"), "test": ("test", "testing")}
+WHOLE = tuple(itertools.product(IMAGES, MASKS))  # folders of training images and masks without splits
+LAYOUTS = (  # those of a split: images/train, masks/train; train/images, train/masks; train, trainannot
+    *((f"{images}/{{}}", f"{masks}/{{}}") for images, masks in WHOLE),
+    *((f"{{}}/{images}", f"{{}}/{masks}") for images, masks in WHOLE),
+    ("{}", "{}annot"),
+)
 
 
 def read_class_names(file: Path, num_classes: int | None) -> list[str]:
@@ -32,7 +42,7 @@ def read_class_names(file: Path, num_classes: int | None) -> list[str]:
         InputError: not readable, or another number of names than ``num_classes``, unless that is None.
     """
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"data.class_names: {file} is not a readable text file; null names by number") from error
     if num_classes not in (None, len(names)):
@@ -41,49 +51,85 @@ def read_class_names(file: Path, num_classes: int | None) -> list[str]:
 
 
 def find_folders(root: Path, split: str) -> tuple[Path, Path] | None:
-    """The folders of a split's images and masks, in the first of the layouts of :func:`_layouts` that is there."""
-    return next((both for both in _layouts(root, split) if _holds_images(both[0]) and both[1].is_dir()), None)
+    """The folders of a split's images and masks, in one of :data:`LAYOUTS`, or of all training images, :data:`WHOLE`.
+
+    Raises:
+        InputError: there are two of them.
+    """
+    there = _folders(root)
+    wanted = [[(i.format(name), m.format(name)) for name in SPLITS[split] for i, m in LAYOUTS]]
+    for paths in [*wanted, WHOLE] if split == "train" else wanted:
+        for kind, endings in enumerate((ENDINGS, MASK_ENDINGS)):
+            folders = dict.fromkeys(folder for both in paths for folder in there.get(both[kind], ()))
+            if len(full := [str(folder) for folder in folders if _holds(folder, endings)]) > 1:
+                what = f"{('images', 'masks')[kind]} of the {split} split"
+                raise InputError(f"{' and '.join(full)} both hold {what}; keep one of them, or rename the other")
+        found = [pair for i, m in paths for pair in itertools.product(there.get(i, ()), there.get(m, ()))]
+        found = [both for both in found if _holds(both[0], ENDINGS)]
+        if found:
+            return max(found, key=lambda both: _holds(both[1], MASK_ENDINGS))
+    return None
 
 
 def is_begun(root: Path, split: str) -> bool:
     """Whether a folder of the split is there, with what belongs to it or not."""
-    return any(folder.is_dir() for both in _layouts(root, split) for folder in both)
-
-
-def without_masks(root: Path, split: str) -> tuple[Path, Path] | None:
-    """The folder of a split's images where that of their masks is missing, and what that could be."""
-    return next((both for both in _layouts(root, split) if _holds_images(both[0])), None)
+    there = _folders(root)
+    return any(path.format(name) in there for name in SPLITS[split] for both in LAYOUTS for path in both)
 
 
 def missing_folder(root: Path, split: str) -> InputError:
-    """Why :func:`find_folders` finds no such split."""
-    of_split = [both for both in _layouts(root, split) if both[0] not in [root / name for name in IMAGES]]
-    lonely = [images for images, masks in of_split if masks.is_dir()]
-    if lonely and lonely[0].is_dir():
-        return InputError(f"{lonely[0]} holds no .jpg or .png image")
-    half = without_masks(root, split)
-    missing = lonely[0] if lonely else half[1] if half is not None else root / "images" / SPLITS[split][0]
+    """Why :func:`find_folders` finds no such split, said in the layout and the names of most that is there."""
+    there = _folders(root)
+
+    def count(layout: tuple[str, str], names: Iterable[str]) -> int:
+        return sum(path.format(name) in there for path in layout for name in names)
+
+    layout = max(LAYOUTS, key=lambda one: sum(count(one, SPLITS[s]) * (10 if s == split else 1) for s in SPLITS))
+    name = max(SPLITS[split], key=lambda one: count(layout, [one]))
+    others = {other for names in SPLITS.values() for other in names} - {"training", "validation"}
+    if not count(layout, [name]) and count(layout, others):  # short names
+        name = split
+    if split == "train" and not any(count(layout, names) for names in SPLITS.values()):
+        half = (both for both in WHOLE if any(_holds(f, ENDINGS) for path in both for f in there.get(path, ())))
+        layout = next(half, layout)
+    images, masks = (_path(root, there, path.format(name)) for path in layout)
+    if images.is_dir() and masks.is_dir():
+        return InputError(f"{images} holds no .jpg or .png image")
+    missing, other = (masks, images) if images.is_dir() else (images, masks)
+    beside = f" beside {other}" if other.is_dir() else ""
     expected = f"expected {root}/{{images,annotations}}/{{training,validation}}"
-    return InputError(f"{missing} is missing; {expected}, or another layout of docs/own_data.md")
+    return InputError(f"{missing} is missing{beside}; {expected}, or another layout of docs/own_data.md")
 
 
-def _layouts(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
-    """Where images and masks of a split may lie: ``images/train``, ``masks/train``; ``train/images``, ``train/masks``;
-    ``train``, ``trainannot``; and, of training images, without splits ``images``, ``masks``."""
-    kinds = list(itertools.product(IMAGES, MASKS))
-    for name in SPLITS[split]:
-        yield from ((root / images / name, root / masks / name) for images, masks in kinds)
-        yield from ((root / name / images, root / name / masks) for images, masks in kinds)
-        yield root / name, root / f"{name}annot"
-    if split == "train":
-        yield from ((root / images, root / masks) for images, masks in kinds)
+def _folders(root: Path) -> dict[str, list[Path]]:
+    """The folders that may be those of a layout, by their path under ``root`` in small letters."""
+    known = {*IMAGES, *MASKS, *(end for names in SPLITS.values() for name in names for end in (name, f"{name}annot"))}
+    found: dict[str, list[Path]] = defaultdict(list)
+
+    def enter(folder: Path, above: str, depth: int) -> None:
+        with os.scandir(folder) as entries:  # tells folders from files without a look at each of many images
+            inner = sorted(e.name for e in entries if e.name.lower() in known and e.is_dir())
+        for name in inner:
+            found[above + name.lower()].append(folder / name)
+            if depth:
+                enter(folder / name, f"{above}{name.lower()}/", depth - 1)
+
+    if root.is_dir():
+        enter(root, "", 1)
+    return dict(found)
 
 
-def _holds_images(folder: Path) -> bool:
-    return folder.is_dir() and any(map(_is_image, folder.iterdir()))
+def _path(root: Path, there: dict[str, list[Path]], path: str) -> Path:
+    """A folder of a layout as it is called, or would be."""
+    above, _, name = path.rpartition("/")
+    return there[path][0] if path in there else there.get(above, [root / above])[0] / name
 
 
-def _is_image(path: Path, endings: tuple[str, ...] = ENDINGS) -> bool:
+def _holds(folder: Path, endings: tuple[str, ...]) -> bool:
+    return any(_is_image(path, endings) for path in folder.iterdir())
+
+
+def _is_image(path: Path, endings: tuple[str, ...]) -> bool:
     return path.suffix.lower() in endings and path.name[0] != "."
 
 
@@ -154,7 +200,28 @@ def read_mask(file: str | Path | bytes, name: str) -> np.ndarray:
     array = np.asarray(labels)
     if array.ndim != 2 or array.dtype.kind not in "bui":
         raise InputError(f"{name} has the mode {labels.mode}: an annotation is one channel of class numbers")
-    return array
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    return array // _scale(file) if labels.mode == "L" else array
+
+
+def _scale(file: str | Path | bytes) -> int:
+    """What Pillow multiplied the labels by: it spreads PNG's grey of 2 and 4 bits over a byte, which no mode tells."""
+    with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as opened:
+        head = opened.read(26)
+    if not head.startswith(b"\x89PNG"):
+        return 1
+    bits, colour = head[24:]  # of the first chunk, IHDR
+    return 255 // (2**bits - 1) if colour == 0 and bits in (2, 4) else 1
+
+
+def _size(file: str | Path | bytes, name: str) -> tuple[int, int]:
+    """Width and height of an image, by its header alone."""
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise CorruptSample(f"{name} is not a readable image; replace or remove it") from error
 
 
 def pair_problem(files: tuple[Path, Path], labels: Labels) -> str | None:
@@ -178,10 +245,19 @@ class Pairs(Sequence):
     def encoded(self, index: int) -> tuple[Sequence[str | Path | bytes], Sequence[str]]:
         raise NotImplementedError
 
-    def mask(self, index: int) -> np.ndarray:
-        """The labels as they are stored, (H, W)."""
+    def checked_mask(self, index: int) -> np.ndarray:
+        """The labels as they are stored, (H, W); of the image, only its size is read.
+
+        Raises:
+            CorruptSample, InputError: as for the pair, or a label is beyond a byte.
+        """
         files, names = self.encoded(index)
-        return read_mask(files[1], names[1])
+        mask = read_mask(files[1], names[1])
+        if mask.max() > IGNORE or mask.min() < 0:
+            wrong = mask.max() if mask.min() >= 0 else mask.min()
+            raise InputError(f"{names[1]} holds the label {wrong}; those of classes are numbers from 0 to {IGNORE}")
+        _check_sizes(names, _size(files[0], names[0]), mask)
+        return mask
 
     def __getitem__(self, index: int) -> Pair:
         """
@@ -191,33 +267,41 @@ class Pairs(Sequence):
         """
         files, names = self.encoded(index)
         picture, array = decode(files[0], names[0], self._mode), read_mask(files[1], names[1])
-        if picture.size != array.shape[::-1]:
-            sizes = [f"{width} x {height}" for width, height in (picture.size, array.shape[::-1])]
-            raise InputError(f"{names[0]} has {sizes[0]} pixels, {names[1]} {sizes[1]}; replace one of them")
+        _check_sizes(names, picture.size, array)
         classes = torch.from_numpy(self.labels.classes(array, names[1]))
         return tv_tensors.Image(picture), tv_tensors.Mask(classes)
+
+
+def _check_sizes(names: Sequence[str], size: tuple[int, int], mask: np.ndarray) -> None:
+    if size != mask.shape[::-1]:
+        sizes = [f"{width} x {height}" for width, height in (size, mask.shape[::-1])]
+        raise InputError(f"{names[0]} has {sizes[0]} pixels, {names[1]} {sizes[1]}; replace one of them")
 
 
 def labels_in(splits: Iterable[Pairs]) -> list[int]:
     """Every label that the masks hold; those of corrupt files, which a run skips or refuses, are not among them.
 
     Raises:
-        InputError: a mask that holds no class numbers, or labels beyond a byte.
+        InputError: masks that hold no class numbers, or labels beyond a byte, or are of another size than their images;
+            says so of the first few.
     """
-    seen: set[int] = set()
+    seen, problems = set(), []
 
     def look(pairs: Pairs, index: int) -> set[int]:
-        with contextlib.suppress(CorruptSample):
-            labels = np.unique(pairs.mask(index))
-            if labels[-1] > IGNORE or labels[0] < 0:
-                said = f"{pairs.encoded(index)[1][1]} holds the label {labels[-1] if labels[0] >= 0 else labels[0]}"
-                raise InputError(f"{said}; those of classes are numbers from 0 to {IGNORE}")
-            return set(labels.tolist())
-        return set()
+        try:
+            return set(np.unique(pairs.checked_mask(index)).tolist())
+        except CorruptSample:
+            return set()
+        except InputError as error:
+            problems.append(str(error))
+            return set()
 
     with ThreadPoolExecutor() as pool:
         for pairs in splits:
             seen.update(*pool.map(partial(look, pairs), range(len(pairs))))
+    if problems:
+        more = f"; and {len(problems) - SHOWN:,} more such files" if len(problems) > SHOWN else ""
+        raise InputError("; ".join(sorted(problems)[:SHOWN]) + more)
     return sorted(seen)
 
 

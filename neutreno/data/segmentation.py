@@ -31,7 +31,6 @@ from neutreno.data.mask_files import (
     labels_in,
     missing_folder,
     read_class_names,
-    without_masks,
 )
 from neutreno.errors import InputError, check_number
 
@@ -87,6 +86,10 @@ class SegmentationData(ImageData):
     def collate_eval(samples: list) -> list[tuple[Tensor, Tensor]]:
         """The samples that could be read, as they are: they differ in size."""
         return [sample for sample in samples if sample is not None]
+
+
+def _classes_beside(void: int | None, labels: Sequence[int]) -> list[int]:
+    return [label for label in labels if label != void]
 
 
 def _transform_alone(transform: Callable, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor]:
@@ -190,13 +193,15 @@ class SegmentationFolders(SegmentationData):
         if count := given or len(names):
             labels = Labels.numbered(count, self.void)
         else:
-            values = [label for label in labels_in(splits) if label != self.void]
+            there = labels_in(splits)
+            values = _classes_beside(self.void, there)
             if not 1 < len(values) <= IGNORE:
                 void = "" if self.void is None else f" beside data.void={self.void}"
                 said = f"the masks hold the labels {', '.join(map(str, values)) or 'of no class'}{void}"
-                raise InputError(
-                    f"{said}; two classes or more are needed: set data.void (0, 255 or null), or add masks"
-                )
+                ways = {0: "0", 255: "255", None: "null"}
+                fit = [f"data.void={ways[v]}" for v in ways if 1 < len(_classes_beside(v, there)) <= IGNORE]
+                way = f"set {' or '.join(fit)}" if fit else "add masks of another class"
+                raise InputError(f"{said}; from two classes to {IGNORE} are needed: {way}")
             labels = Labels(values, self.void)
             gapless = values == list(range(values[0], values[-1] + 1))
             shown = f"{values[0]} to {values[-1]}" if gapless else ", ".join(map(str, values))
@@ -234,8 +239,9 @@ class SegmentationFolders(SegmentationData):
             if (folders := find_folders(root, split)) is None:
                 if split in self._needed() or (split == "val" and is_begun(root, split)):
                     raise missing_folder(root, split)
-                if split == "test" and (half := without_masks(root, split)) is not None:
-                    self.notes.append(f"the test split is not used: no folder of masks beside {half[0]}")
+                if split == "test" and is_begun(root, split):
+                    reason = str(missing_folder(root, split)).partition(";")[0]
+                    self.notes.append(f"the test split is not used: {reason}")
                 splits[split] = None
                 continue
             found, problems = find_pairs(*folders)

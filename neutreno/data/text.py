@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 from collections import defaultdict
@@ -24,8 +25,9 @@ from neutreno.files import UNFINISHED
 EOS, UNK = "<eos>", "<unk>"
 TEXTUAL = ("string", "large_string", "string_view")  # types of columns
 BLOCK = 4 << 20  # bytes read at once, in whole lines: their words as Python strings take some 50 MiB
-PLAIN = ("{}.txt", "{}.tokens", "wiki.{}.txt", "wiki.{}.tokens")
-SPLITS = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
+ENDINGS = (".txt", ".tokens", ".parquet")
+SPLITS = {"train": ("train", "training"), "val": ("valid", "validation", "val", "dev"), "test": ("test", "testing")}
+AHEAD = 1 << 16  # bytes in which a cut looks for the end of a line
 
 
 class Vocabulary:
@@ -194,44 +196,90 @@ def _lines(rows: list[str | None]) -> str:
 
 
 def open_folder(root: str | Path | None) -> dict[str, Source]:
-    """The three splits under ``root``: ``train.txt``, ``train.tokens``, ``wiki.train.tokens`` or ``train-*.parquet``,
-    and so on; the validation split may be called valid, validation or val.
+    """The three splits under ``root``: ``train.txt``, ``train.tokens``, ``wiki.train.tokens``, ``train-*.parquet`` or
+    the files of a folder ``train``, and so on, in capitals, too; for the other names see :data:`SPLITS`.
 
     Raises:
         InputError: no such folder, a split that is missing, there twice, or empty.
     """
-    return _all_of(_splits_in(check_root(root)), root)
+    path = check_root(root)
+    return _all_of(_splits_in(path, _files_in(path)), root)
 
 
 def _all_of(sources: dict[str, Source], root: str | Path) -> dict[str, Source]:
     for split, (name, *_) in SPLITS.items():
         if split not in sources:
-            expected = f"{name}.txt, {name}.tokens, wiki.{name}.tokens or {name}-*.parquet"
+            expected = f"{name}.txt, {name}.tokens, wiki.{name}.tokens, {name}-*.parquet or {name}/*.txt"
             raise InputError(f"data.root={root} has no {name} split: expected {expected}")
     return sources
 
 
-def _splits_in(root: Path) -> dict[str, Source]:
-    """Those of the three splits that are there."""
+def _files_in(root: Path) -> list[Path]:
+    """Those that may be text, in the order of their names; none of what hides, as versions and checkpoints do."""
+    entries = list(root.iterdir())
+    below = (Path(at, name) for entry in entries for at, _, names in os.walk(entry) for name in names)
+    # os.walk, not rglob, bears folders that vanish, as that of ids which another process makes.
+    files = (path for path in itertools.chain(entries, below) if path.suffix.lower() in ENDINGS and path.is_file())
+    return sorted(f for f in files if not any(p[0] == "." or p == "__MACOSX" for p in f.relative_to(root).parts))
+
+
+def _place(file: Path, root: Path, names: Iterable[str]) -> str | None:
+    """What holds the split of these names, if the file belongs to it: a file, shards of parquet, a folder."""
+    first, *below = file.relative_to(root).parts
+    names, kind = "|".join(names), "*.parquet" if file.suffix.lower() == ".parquet" else "*.txt"
+    if below:
+        return f"{first}/{kind}" if re.fullmatch(names, first, re.IGNORECASE) else None
+    if shard := re.fullmatch(rf"({names})(-.*)?\.parquet", first, re.IGNORECASE):
+        return f"{shard[1]}{kind}"
+    return first if re.fullmatch(rf"(wiki\.)?({names})\.(txt|tokens)", first, re.IGNORECASE) else None
+
+
+def _splits_in(root: Path, files: list[Path]) -> dict[str, Source]:
+    """Those of the three splits that are among the files."""
     sources = {}
     for split, names in SPLITS.items():
-        plain = [root / form.format(name) for name in names for form in PLAIN]
-        found = [Source([path], partial(_read_plain, path)) for path in plain if path.is_file()]
-        shards = [sorted({*root.glob(f"{name}.parquet"), *root.glob(f"{name}-*.parquet")}) for name in names]
-        found += [Source(files, partial(_read_parquet, files)) for files in shards if files]
+        found: dict[str, list[Path]] = defaultdict(list)
+        for file in files:
+            if place := _place(file, root, names):
+                found[place].append(file)
         if len(found) > 1:
-            there = ", ".join(source.files[0].name for source in found)
-            raise InputError(f"data.root={root} has the {names[0]} split more than once: {there}; keep one of them")
-        for source in found:
-            if empty := [path for path in source.files if path.stat().st_size == 0]:
-                raise InputError(f"{empty[0]} is empty")
-            sources[split] = source
+            raise InputError(
+                f"data.root={root} has the {names[0]} split more than once: {', '.join(found)}; keep one of them"
+            )
+        for place, there in found.items():
+            if not any(path.stat().st_size for path in there):
+                raise InputError(f"{there[0]} is empty")
+            sources[split] = (
+                Source(there, partial(_read_parquet, there)) if place.endswith(".parquet") else _plain(there)
+            )
     return sources
+
+
+def _plain(files: list[Path]) -> Source:
+    return Source(files, partial(_read_parts, [(file, 0, None) for file in files]))
+
+
+def _refuse_names_of_splits(root: Path, files: Iterable[Path]) -> None:
+    """Files that seem to be a split, but are not read as one, would be trained on, or left out, unsaid.
+
+    Raises:
+        InputError: one is called so; says which names are read.
+    """
+    for path in (file.relative_to(root) for file in files):
+        words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", path.as_posix().rpartition(".")[0])]
+        names = {name for names in SPLITS.values() for name in names}
+        if any(word in names or word.startswith("train") or word.endswith("train") for word in words):
+            expected = "train.txt, valid.txt, test.txt, or folders train, valid, test"
+            raise InputError(
+                f"data.root={root}: {path} is named like a split, but not read as one; rename or move what are splits "
+                f"to {expected}, and what is none to another name"
+            )
 
 
 def open_cutting(root: str | Path | None) -> tuple[dict[str, Source], list[str]]:
     """As :func:`open_folder`, but splits that are missing are cut by position, which the note says: of the training
     text, of the validation text where only the test split is missing, or of all ``*.txt`` of a folder without splits.
+    A file that seems to be a split under another name is refused.
 
     Args:
         root: a folder, or a single file.
@@ -240,17 +288,21 @@ def open_cutting(root: str | Path | None) -> tuple[dict[str, Source], list[str]]
         InputError: no text there, or one that is too short to be cut; a validation or test split without training text.
     """
     path = Path(root) if root is not None and Path(root).is_file() else check_root(root)
-    found = {} if path.is_file() else _splits_in(path)
+    files = [path] if path.is_file() else _files_in(path)
+    found = {} if path.is_file() else _splits_in(path, files)
+    if len(found) < len(SPLITS) and path.is_dir():
+        read = {file for source in found.values() for file in source.files}
+        _refuse_names_of_splits(path, (file for file in files if file not in read))
     if not found:
-        files = [path] if path.is_file() else sorted(file for file in path.rglob("*.txt") if file.name[0] != ".")
+        files = [file for file in files if file == path or file.suffix.lower() == ".txt"]
         if not files:
             raise InputError(f"data.root={root} holds no .txt file; give a folder with text, or a file")
-        found = {"train": Source(files, partial(_read_parts, [(file, 0, None) for file in files]))}
+        found = {"train": _plain(files)}
     missing = tuple(split for split in SPLITS if split not in found)
     if not missing:
         return found, []
     cut_of, shares = CUTS.get(missing, ("", {}))
-    if not cut_of or any(file.suffix == ".parquet" for file in found[cut_of].files):
+    if not cut_of or any(file.suffix.lower() == ".parquet" for file in found[cut_of].files):
         return _all_of(found, root), []  # refuses
     files = found[cut_of].files
     parts = ", ".join(f"{split} {share:.0%}" for split, share in shares.items())
@@ -267,17 +319,16 @@ CUTS = {  # missing splits: which one is cut, in which shares, from its beginnin
 
 
 def _cut(files: list[Path], shares: dict[str, float]) -> dict[str, Source]:
-    """Parts of texts one after the other, by their shares of the bytes; each but the last ends with a line, or where
-    lines are very long, with a word."""
+    """Parts of texts one after the other, by their shares of the bytes; each but the last ends with a line or a file,
+    or where neither ends soon, with a word."""
     ends = np.cumsum([file.stat().st_size for file in files])
-    cuts, done = [0], 0.0
-    for share in shares.values():
-        done += share
-        number = min(int(np.searchsorted(ends, done * ends[-1])), len(files) - 1)
+    cuts, shared = [0], np.cumsum([*shares.values()])[:-1] * ends[-1]
+    for position, following in itertools.pairwise([*shared.astype(int).tolist(), int(ends[-1])]):
+        number = min(int(np.searchsorted(ends, position)), len(files) - 1)
         begin = int(ends[number]) - files[number].stat().st_size
-        cuts.append(begin + _line_end(files[number], int(done * ends[-1]) - begin))
+        cuts.append(begin + _line_end(files[number], position - begin, position + 0.9 * (following - position) - begin))
     sources = {}
-    for split, first, last in zip(shares, cuts, [*cuts[1:-1], int(ends[-1])], strict=False):
+    for split, first, last in zip(shares, cuts, [*cuts[1:], int(ends[-1])], strict=True):
         parts = []
         for file, end in zip(files, ends.tolist(), strict=True):
             begin = end - file.stat().st_size
@@ -291,13 +342,17 @@ def _cut(files: list[Path], shares: dict[str, float]) -> dict[str, Source]:
     return sources
 
 
-def _line_end(file: Path, offset: int) -> int:
-    """Where the line that holds this byte ends; in a very long one, the word."""
+def _line_end(file: Path, offset: int, limit: float) -> int:
+    """Where the line that holds this byte ends; where none ends in :data:`AHEAD` bytes, where the file does; where
+    it does not either, or from ``limit`` on, which would leave the next part nearly nothing: the word."""
     with open(file, "rb") as opened:
         opened.seek(offset)
-        ahead = opened.read(1 << 16)
-    end = ahead.find(b"\n") if b"\n" in ahead else ahead.find(b" ")
-    return offset + (end + 1 if end >= 0 else len(ahead))
+        ahead = opened.read(AHEAD)
+    if not (end := re.search(rb"\n|\r(?!\n|\Z)", ahead)):  # no cut between the two of an end of line
+        if len(ahead) < AHEAD and offset + len(ahead) < limit:
+            return offset + len(ahead)
+        end = re.search(rb"[ \t]", ahead)
+    return offset + (end.end() if end else len(ahead))
 
 
 def _read_parts(parts: list[tuple[Path, int, int | None]]) -> Iterator[str]:

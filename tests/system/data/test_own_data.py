@@ -97,3 +97,16 @@ def test_own_masks_train_and_evaluate_without_a_word_on_classes(tmp_path):
     assert all(name in rows for name in ("class_0", "class_1", "class_5"))
     again = run_forked("evaluate.py", "outputs/x", "evaluators=[metrics]", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+
+
+def test_masks_of_another_size_are_said_before_anything_is_written(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / "own" / kind).mkdir(parents=True)
+    for i in range(8):
+        make_image(i, 40).save(tmp_path / f"own/images/{i}.jpg")
+        labels = np.random.default_rng(i).choice(np.uint8([0, 1]), (40, 30 if i else 40))
+        Image.fromarray(labels).save(tmp_path / f"own/masks/{i}.png")
+    done = run_forked("train.py", "data=masks", f"data.root={tmp_path / 'own'}", *SMALL, cwd=tmp_path)
+    assert done.returncode == 2 and not (tmp_path / "outputs").exists()
+    first, *_ = lines = done.stderr.splitlines()
+    assert "images/1.jpg has 40 x 40 pixels" in first and first.endswith("; and 4 more such files"), lines

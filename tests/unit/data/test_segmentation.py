@@ -2,6 +2,8 @@
 
 import colorsys
 import itertools
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ from neutreno.data import digit_scenes
 from neutreno.data.digit_scenes import BACKGROUND, DigitScenes
 from neutreno.data.digits import split_digits
 from neutreno.data.joint_transforms import IGNORE, FitResize, PhotometricDistortion, VariedCrop, fitted_size
+from neutreno.data.mask_files import read_mask
 from neutreno.data.segmentation import SegmentationFolders
 from neutreno.errors import InputError
 
@@ -587,7 +590,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("images, masks", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("val", ["val", "validation", "valid"])
+@pytest.mark.parametrize("val", ["val", "validation", "valid", "dev", "Val"])
 def test_own_masks_in_the_usual_layouts(tmp_path, images, masks, val):
     for split, count in (("train", 4), (val, 2), ("test", 3)):
         fill(tmp_path / images.format(split), tmp_path / masks.format(split), count)
@@ -634,9 +637,10 @@ def test_a_file_of_names_spares_the_look_at_all_masks(tmp_path):
 
 def test_masks_of_one_class_are_refused_with_the_way_out(tmp_path):
     fill(tmp_path / "images", tmp_path / "masks", values=(0, 255))
-    with pytest.raises(
-        InputError, match=r"hold the labels 0 beside data\.void=255; two .*set data\.void \(0, 255 or null"
-    ):
+    with pytest.raises(InputError, match=r"hold the labels 0 beside data\.void=255; .*needed: set data\.void=null$"):
+        opened(root=str(tmp_path), **OWN)
+    fill(tmp_path / "images", tmp_path / "masks", values=(0, 0))
+    with pytest.raises(InputError, match=r"hold the labels 0 beside data\.void=255; .*needed: add masks of another"):
         opened(root=str(tmp_path), **OWN)
 
 
@@ -644,9 +648,10 @@ def test_images_whose_masks_are_missing_are_refused_or_left_out_and_said(tmp_pat
     fill(tmp_path / "train/images", tmp_path / "train/masks")
     fill(tmp_path / "test/images", tmp_path / "elsewhere")
     data = opened(root=str(tmp_path), **OWN)
-    assert not data.has_test and any(note.startswith("the test split is not used") for note in data.notes)
+    beside = f"{tmp_path}/test/masks is missing beside {tmp_path}/test/images"
+    assert not data.has_test and f"the test split is not used: {beside}" in data.notes
     fill(tmp_path / "val/images", tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"val/annotations is missing; expected .* or another layout"):
+    with pytest.raises(InputError, match=r"val/masks is missing beside .*val/images; expected .* or another layout"):
         opened(root=str(tmp_path), **OWN)
 
 
@@ -660,6 +665,65 @@ def test_a_validation_folder_of_masks_alone_or_of_nothing_is_no_reason_to_hold_o
         opened(root=str(tmp_path), **OWN)
 
 
+def test_folders_in_capitals_are_those_of_a_layout(tmp_path):
+    fill(tmp_path / "Images/Train", tmp_path / "Masks/TRAIN")
+    fill(tmp_path / "Images/Dev", tmp_path / "Masks/dev", 2)
+    assert [len(opened(root=str(tmp_path), **OWN).splits[split]) for split in ("train", "val")] == [4, 2]
+    (tmp_path / "Masks/dev").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"/Masks/dev is missing beside .*/Images/Dev"):
+        opened(root=str(tmp_path), **OWN)
+
+
+@pytest.mark.parametrize(
+    "first, second, kind",
+    [
+        (("images/train", "masks/train"), ("images/training", "elsewhere"), "images of the train split"),
+        (("images/val", "masks/val"), ("validation/images", "validation/masks"), "images of the val split"),
+        (("images/test", "masks/test"), ("elsewhere", "labels/test"), "masks of the test split"),
+        (("images/train", "masks/train"), ("Images/train", "Masks/train"), "images of the train split"),
+        (("images", "masks"), ("img", "elsewhere"), "images of the train split"),
+    ],
+)
+def test_two_folders_for_a_split_are_refused(tmp_path, first, second, kind):
+    for images, masks in (("train", "trainannot"), first, second)["train" in kind :]:
+        fill(tmp_path / images, tmp_path / masks)
+    with pytest.raises(InputError, match=rf" and .* both hold {kind}; keep one of them, or rename the other"):
+        opened(root=str(tmp_path), **OWN)
+
+
+def test_masks_are_read_from_the_folder_that_holds_them(tmp_path):
+    fill(tmp_path / "images/train", tmp_path / "labels/train")
+    (tmp_path / "masks/train").mkdir(parents=True)
+    assert len(opened(root=str(tmp_path), **OWN).splits["train"]) == 3
+
+
+@pytest.mark.parametrize(
+    "there, said",
+    [
+        (("images", "elsewhere"), "/masks is missing beside .*/images;"),
+        (("elsewhere", "label"), "/images is missing beside .*/label;"),
+        (("imgs/train", "elsewhere"), "/masks/train is missing beside .*/imgs/train;"),
+        (("imgs/val", "mask/val"), "/imgs/train is missing;"),
+        (("img/validation", "mask/validation"), "/img/training is missing;"),
+        (("img/dev", "mask/dev"), "/img/train is missing;"),
+        (("val", "valannot"), "/train is missing;"),
+        (("train", "elsewhere"), "/trainannot is missing beside .*/train;"),
+        (("elsewhere", "beyond"), "/images/training is missing;"),
+    ],
+)
+def test_what_is_missing_is_named_as_what_is_there(tmp_path, there, said):
+    fill(*(tmp_path / folder for folder in there))
+    with pytest.raises(InputError, match=said):
+        opened(root=str(tmp_path), **OWN)
+
+
+def test_test_masks_without_images_are_said(tmp_path):
+    fill(tmp_path / "images/train", tmp_path / "masks/train")
+    fill(tmp_path / "elsewhere", tmp_path / "masks/test")
+    missing = f"{tmp_path}/images/test is missing beside {tmp_path}/masks/test"
+    assert f"the test split is not used: {missing}" in opened(root=str(tmp_path), **OWN).notes
+
+
 def test_a_label_beyond_a_byte_is_named(tmp_path):
     fill(tmp_path / "images", tmp_path / "masks")
     Image.fromarray(np.full((30, 40), 300, np.uint16)).save(tmp_path / "masks/2.png")
@@ -667,6 +731,53 @@ def test_a_label_beyond_a_byte_is_named(tmp_path):
         InputError, match=r"masks/2\.png holds the label 300; those of classes are numbers from 0 to 255"
     ):
         opened(root=str(tmp_path), **OWN)
+
+
+def test_all_masks_that_do_not_fit_are_said_at_once_where_all_are_looked_at(tmp_path):
+    fill(tmp_path / "images", tmp_path / "masks", 6)
+    for i in range(1, 6):
+        Image.fromarray(np.zeros((40, 30), np.uint8)).save(tmp_path / f"masks/{i}.png")
+    with pytest.raises(InputError) as error:
+        opened(root=str(tmp_path), **OWN)
+    first, *others, more = str(error.value).split("png 30 x 40; replace one of them; ")
+    assert first.endswith("images/1.png has 40 x 30 pixels, " + str(tmp_path / "masks/1."))
+    assert len(others) == 2 and more == "and 2 more such files"
+
+
+def grey_png(labels, bits):
+    """A PNG of this bit depth, which Pillow does not write in grey."""
+    packed = labels.reshape(len(labels), -1, 8 // bits)
+    rows = (packed << (np.arange(8 // bits)[::-1] * bits)).sum(-1).astype(np.uint8)
+    header = struct.pack(">IIBBBBB", labels.shape[1], len(labels), bits, 0, 0, 0, 0)
+    body = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())
+    chunks = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_labels_are_numbers_whatever_bits_a_grey_mask_spares(tmp_path, bits):
+    fill(tmp_path / "images", tmp_path / "masks", values=(0, 1))
+    labels = np.random.default_rng(0).integers(0, min(2**bits, 9), (30, 40))
+    (tmp_path / "masks/0.png").write_bytes(grey_png(labels, bits))
+    assert np.array_equal(read_mask(tmp_path / "masks/0.png", "mask"), labels)
+    assert np.array_equal(read_mask((tmp_path / "masks/0.png").read_bytes(), "mask"), labels)
+    names = [f"class_{label}" for label in range(min(2**bits, 9))]
+    assert opened(root=str(tmp_path), **OWN).class_names == names
+    for i in range(4):
+        (tmp_path / f"masks/{i}.png").write_bytes(grey_png(labels, bits))
+    assert opened(root=str(tmp_path), **OWN).class_names == names
+
+
+def test_masks_of_another_format_are_read_however_short(tmp_path):
+    (tmp_path / "mask.pgm").write_bytes(b"P5 1 1 255\n\x04")
+    assert read_mask(tmp_path / "mask.pgm", "mask").tolist() == [[4]]
+
+
+def test_a_file_of_names_may_begin_with_a_mark_of_its_encoding(tmp_path):
+    fill(tmp_path / "images", tmp_path / "masks")
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n", encoding="utf-8-sig")
+    assert opened(root=str(tmp_path), **OWN).class_names == ["sky", "road", "car"]
 
 
 def test_too_few_masks_to_hold_one_out_are_said(tmp_path):
@@ -677,7 +788,7 @@ def test_too_few_masks_to_hold_one_out_are_said(tmp_path):
 
 def test_counted_classes_need_the_training_masks_in_evaluation_too(tmp_path):
     fill(tmp_path / "val/images", tmp_path / "val/masks")
-    with pytest.raises(InputError, match=r"images/training is missing"):
+    with pytest.raises(InputError, match=r"/train/images is missing;"):
         opened(root=str(tmp_path), stage="validate", **OWN)
     assert opened(root=str(tmp_path), stage="validate", **{**OWN, "num_classes": 3}).splits["train"] is None
 

@@ -395,3 +395,96 @@ def test_every_text_that_is_too_short_is_named_with_the_length_that_fits(tmp_pat
         r"lower it, e\.g\. data\.sequence_length=\d+",
         str(error.value),
     )
+
+
+def put(root, files):
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(text.encode())
+    return root
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/a.txt", "valid/a.txt", "test/a.txt"),
+        ("Training/deep/a.TXT", "DEV/a.txt", "Testing/a.tokens"),
+        ("Train.txt", "Valid.txt", "Test.txt"),
+        ("train.txt", "dev.txt", "test.TXT"),
+        ("WIKI.train.tokens", "validation.txt", "test/b.txt"),
+    ],
+)
+def test_splits_are_files_or_folders_in_capitals_too(tmp_path, names):
+    texts = dict(zip(names, TEXTS.values(), strict=True))
+    data = read_cutting(put(tmp_path / "own", {**texts, "README.txt": "not read\n"}))
+    assert decoded(data) == decoded(read(write(tmp_path / "text"))) and data.notes == []
+
+
+def test_the_files_of_a_splits_folder_are_one_text_in_the_order_of_their_names(tmp_path):
+    texts = {"train/b.txt": "c d", "train/a.txt": "a b", "dev/a.txt": "a\nb c\n" * 9, "test.txt": "d e"}
+    root = put(tmp_path / "own", texts)
+    assert decoded(read(root))["train"] == "a b\nc d\n"
+    assert read_cutting(put(tmp_path / "no_test", {k: t for k, t in texts.items() if k != "test.txt"})).notes == [
+        "no test text: cut by position of a.txt, val 50%, test 50%"
+    ]
+
+
+def test_shards_of_parquet_may_lie_in_a_splits_folder(tmp_path):
+    (tmp_path / "p").mkdir()
+    for split, rows in ROWS.items():
+        parquet(tmp_path / "p" / split, {"part": rows})
+    assert decoded(read(tmp_path / "p")) == decoded(read(write(tmp_path / "text")))
+
+
+@pytest.mark.parametrize(
+    "names, named",
+    [
+        (["mytrain.txt", "mytest.txt"], "mytrain.txt"),
+        (["data/train.txt", "data/test.txt"], "data/test.txt"),
+        (["en.test.txt", "en.rest.txt"], "en.test.txt"),
+        (["TrainSet/a.txt", "b.txt"], "TrainSet/a.txt"),
+        (["train.txt", "test.txt", "dev_set/a.txt"], "dev_set/a.txt"),
+        (["train.txt/part.txt", "b.txt"], "train.txt/part.txt"),
+    ],
+)
+def test_what_seems_to_be_a_split_is_neither_merged_nor_left_out(tmp_path, names, named):
+    with pytest.raises(InputError, match=rf" {re.escape(named)} is named like a split, but not read as one; rename"):
+        read_cutting(put(tmp_path, dict.fromkeys(names, "a b\n" * 50)))
+
+
+def test_words_that_hold_the_letters_of_a_splits_name_are_no_splits(tmp_path):
+    names = ["latest.txt", "device.txt", "evaluation.txt", "contest/greatest.txt"]
+    assert "4 files" in read_cutting(put(tmp_path, dict.fromkeys(names, "a b\n" * 50))).notes[0]
+
+
+def test_hidden_files_and_folders_are_no_text(tmp_path):
+    hidden = [".git/desc.txt", ".ipynb_checkpoints/a.txt", "b/.a.txt", "__MACOSX/b/a.txt", "b/__MACOSX/train.txt"]
+    data = read_cutting(put(tmp_path, {"b/a.TXT": "".join(LINES), **dict.fromkeys(hidden, "hidden\n" * 50)}))
+    assert whole_text(data, LINES) and "hidden" not in data.vocabulary.index
+    (tmp_path / "folder.txt").mkdir()
+    assert whole_text(read_cutting(tmp_path), LINES)
+
+
+def test_a_splits_folder_may_be_a_link(tmp_path):
+    root = put(tmp_path, {"own/train/a.txt": "a b\n", "own/valid.txt": "a b\n", "elsewhere/a.txt": "b b\n"}) / "own"
+    (root / "test").symlink_to(tmp_path / "elsewhere")
+    assert decoded(read(root))["test"] == "b b\n"
+
+
+def test_short_files_are_cut_at_their_ends(tmp_path):
+    texts = {f"{i:02}": f"w{i:02} b{i:02} c{i:02}" + "z" * (i % 3) for i in range(30)}
+    parts = decoded(read_cutting(write(tmp_path / "text", texts))).values()
+    assert all(part.endswith("\n") for part in parts)
+    lines = [line.split() for part in parts for line in part.splitlines()]
+    assert [len(line) for line in lines] == [3] * 30 and lines[23][0] == "w23"
+
+
+def test_a_last_line_that_holds_several_splits_is_cut_between_words(tmp_path):
+    texts = {"a": "a b\n", "b": " ".join(f"w{i}" for i in range(500)), "c": "c"}
+    assert min(len(ids) for ids in read_cutting(write(tmp_path / "text", texts)).splits.values()) > 40
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_other_ends_of_lines_are_ends_of_lines(tmp_path, end):
+    data = read_cutting(write(tmp_path / "text", {"a": "".join(LINES).replace("\n", end)}))
+    assert whole_text(data, LINES) and all(len(ids) % 4 == 0 for ids in data.splits.values())

@@ -122,9 +122,8 @@ class VisionTransformer(timm.models.VisionTransformer):
         timms["reg_tokens"] += distilled  # timm makes a register token where the distillation token stands
         super().__init__(**timms, norm_layer=norm, block_fn=our_block, weight_init="skip")
         self.blocks = Trunk(self.blocks)
-        options = {name: own[name] for name in timms}
-        resized = dynamic_img_size and bilinear_positions  # in another way than timm does
-        self.as_timm = named_by_timm(size, options, distilled) if norm_eps == 1e-6 and not resized else None
+        exact = norm_eps == 1e-6 and not (dynamic_img_size and bilinear_positions)  # else timm's is another
+        self.as_timm = named_by_timm(size, {name: own[name] for name in timms}, distilled) if exact else None
         self.distilled_training = False
         self.resizing = {"interpolation": "bilinear", "antialias": False} if bilinear_positions else {}  # of positions
         self.init_std, self.pos_std = own.get("init_std", 0.02), own.get("pos_std", 0.02)

@@ -26,7 +26,8 @@ from neutreno.files import replacing
 from neutreno.reports.comparison import Difference, Times, holm, logrank, welch
 from neutreno.reports.course import LOSS, layers_over_steps, training_curves
 from neutreno.reports.escaping import markdown_table
-from neutreno.reports.figures import COLOURS, GREY, STYLE, save
+from neutreno.reports.figures import COLOURS, GREY, STYLE, save, subplots
+from neutreno.reports.layers import ALL
 from neutreno.reports.reading import Run, read_runs
 from neutreno.tablefiles import read_table
 
@@ -72,11 +73,12 @@ PROVENANCE: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 def of_run(run: Run) -> Iterator[tuple[int, str, float | None]]:
     """Step, metric and value: courses of layer-wise metrics and of the training loss, and the metrics at the end."""
-    for metric, course in layers_over_steps(run).items():
-        yield from ((at["step"], metric, at["layers"][-1]) for at in course)
-    curves = training_curves(run.path / "metrics.csv", most=31)
-    steps, losses = next((curves[name] for name in LOSS if name in curves), ([], []))
-    yield from ((int(step), LOST, loss) for step, loss in zip(steps, losses, strict=True))
+    for metric, by_subset in layers_over_steps(run).items():
+        yield from ((at["step"], metric, at["layers"][-1]) for at in by_subset.get(ALL, ()))
+    curves = training_curves(run.path / "metrics.csv")
+    course = pd.Series(*next((curves[name][::-1] for name in LOSS if name in curves), ([], [])), dtype=float)
+    some = course.iloc[np.linspace(0, len(course) - 1, min(31, len(course))).astype(int)]
+    yield from ((int(step), LOST, loss) for step, loss in some.items())
     last = run.result["steps"]
     yield from ((last, metric, value) for metric, value in run.metrics.items() if "loss" not in metric)
     yield from ((last, event, None) for event in run.within if event not in run.metrics)
@@ -265,7 +267,7 @@ TABLES = {
 def draw_collapse(read: Callable[[str], Study]) -> Figure:
     """The two collapses, with and without the term: text over the steps of training, a graph over depth."""
     text = read("collapse")
-    figure, axes = plt.subplots(1, 4, figsize=(12, 2.9), layout="constrained")
+    figure, axes = subplots(1, 4, figsize=(12, 2.9))
     arms = {"softmax": ("softmax attention", GREY), "neutreno": ("NeuTRENO, λ̃ = 0.4", COLOURS[1])}
     panels = {COSINE: "text: cosine of tokens", LOST: "text: training loss"}
     for panel, (metric, title) in zip(axes[:2], panels.items(), strict=True):
@@ -306,7 +308,7 @@ def draw_arms(study: Study, tables: dict[str, Table], columns: dict[str, str]) -
     rows = [(title, label, row) for title, table in tables.items() for label, row in table.rows.items()]
     places = [number + 0.8 * [*tables].index(title) for number, (title, *_) in enumerate(rows)]
     size = (2.2 + 2.6 * len(columns), 0.8 + 0.24 * places[-1])
-    figure, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    figure, axes = subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
     for panel, (metric, title) in zip(axes[0], columns.items(), strict=True):
         for place, (*_, row) in zip(places, rows, strict=True):
             values = study.values(row, metric)

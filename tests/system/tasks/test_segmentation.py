@@ -222,7 +222,7 @@ def test_two_processes_give_the_validation_scores_of_one(finished, street_folder
         (["model=deit"], ["takes a model of masks", "leave model=… out"]),
         (["task.num_classes=7"], ["task.num_classes=7", "the model has 4"]),
         (["model.encoder_weights=nothing_here"], ["nothing_here", "neither a run folder"]),
-        (["task.schedule=linear"], ["task.schedule=linear should be 'cosine', 'poly' or 'constant'"]),
+        (["task.schedule=steps"], ["task.schedule=steps should be 'cosine', 'linear', 'poly', 'tanh' or 'constant'"]),
     ],
 )
 def test_bad_input_is_one_line(street_folders, tmp_path, arguments, words):

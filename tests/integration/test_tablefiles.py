@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 from support import ROOT, TINY, make_run
@@ -142,11 +143,14 @@ def test_a_finished_run_of_text_is_not_made_again(tmp_path):
     assert plan(table.compose("text_softmax", 0, [f"output_dir={tmp_path}"])).state == "finished"
 
 
-def test_every_row_of_every_table_passes_the_gate():
-    for name in tables_in():
-        table = read_table(name)
-        for label in table.rows:
+@pytest.mark.parametrize("name", tables_in())
+def test_every_row_of_every_table_passes_the_gate(name):
+    table, checked = read_table(name), set()
+    for label, words in table.rows.items():
+        kind = frozenset(word for word in words if not re.search(r"=(5|15|30|60|120|\de-\d)$", word))
+        if kind not in checked:  # of rows that differ in a depth or a rate one
             table.check(label)
+        checked.add(kind)
 
 
 def test_every_row_of_the_paper_stands_in_its_table():

@@ -59,8 +59,8 @@ def rows_to_train():
     for name in (table for table in tables_in() if not table.startswith(GRAPHS)):
         table = read_table(name)
         for number, (label, words) in enumerate(table.rows.items()):
-            alike = {re.sub(r"=[\d.e-]+$", "", word) for word in (*table.overrides, *words)}
-            found.setdefault(frozenset(alike) if number else name, f"{name}/{label}")
+            kind = frozenset(word for word in (*table.overrides, *words) if not re.search(r"=[\d.e-]+$", word))
+            found.setdefault(kind if number else name, f"{name}/{label}")
     return list(found.values())
 
 

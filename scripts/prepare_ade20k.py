@@ -50,7 +50,7 @@ def main() -> int:
 def check_files(root: Path, num_classes: int, counts: str, workers: int) -> list[str]:
     from tqdm.contrib.concurrent import process_map
 
-    from neutreno.data.mask_files import SPLITS, Labels, find_folders, find_pairs, missing_folder, pair_problem
+    from neutreno.data.mask_files import ADE20K, Labels, find_folders, find_pairs, missing_folder, pair_problem
 
     expected = [None, None] if counts == "none" else counts.split(",")
     if len(expected) != 2 or not all(n is None or n.isdecimal() for n in expected):
@@ -62,7 +62,7 @@ def check_files(root: Path, num_classes: int, counts: str, workers: int) -> list
             continue
         pairs, unpaired = find_pairs(*folders)
         problems += unpaired
-        split = SPLITS[name][0]
+        split = ADE20K[name]
         if count is not None and len(pairs) != int(count):
             problems.append(
                 f"{root} has {len(pairs):,} pairs in {split}, not {int(count):,}; --counts none: any number"

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from neutreno.data.mask_files import (
-    SPLITS,
+    ADE20K,
     Labels,
     find_folders,
     find_pairs,
@@ -48,7 +48,7 @@ def main() -> int:
         if arguments.output.exists():
             raise InputError(f"{arguments.output} exists already; name a new folder")
         pairs, problems = {}, []
-        for split, count in zip(SPLITS, expected, strict=True):
+        for split, count in zip(ADE20K, expected, strict=True):
             pairs[split], found = check_split(arguments.root, split, count)
             problems += found
         if not problems:
@@ -64,8 +64,8 @@ def main() -> int:
 
 
 def counts_of(text: str) -> list[int | None]:
-    counts = [None] * len(SPLITS) if text == "none" else text.split(",")
-    if len(counts) != len(SPLITS) or not all(n is None or n.isdecimal() for n in counts):
+    counts = [None] * len(ADE20K) if text == "none" else text.split(",")
+    if len(counts) != len(ADE20K) or not all(n is None or n.isdecimal() for n in counts):
         raise InputError(f"--counts={text} is neither TRAIN,VAL,TEST nor none")
     return [None if n is None else int(n) for n in counts]
 
@@ -84,7 +84,7 @@ def check_split(root: Path, split: str, count: int | None) -> tuple[list[tuple[P
 
 def write(pairs: dict[str, list[tuple[Path, Path]]], output: Path) -> None:
     for split, files in pairs.items():
-        images, masks = (output / kind / SPLITS[split][0] for kind in ("images", "annotations"))
+        images, masks = (output / kind / ADE20K[split] for kind in ("images", "annotations"))
         images.mkdir(parents=True), masks.mkdir(parents=True)
         for image, mask in files:
             shutil.copyfile(image, images / image.name)

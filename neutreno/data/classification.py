@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
 from neutreno.config.options import EXECUTION, FREE, Count, Positive, Reader, ReaderArgs, Root, checked
-from neutreno.data import images
+from neutreno.data import image_files, images, readers
 from neutreno.data.base import check_root
 from neutreno.data.fingerprint import digest
 from neutreno.data.kinds import ImageData
 from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, StreamLoader
 from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, load_images
+from neutreno.data.split_names import NAMES, split_of
 from neutreno.errors import InputError, check_number, one_line
 
 Split = Literal["train", "val", "test"]
@@ -35,9 +36,9 @@ class ClassificationData(ImageData):
 
 
 class ImageClassification(ClassificationData):
-    """Images as class folders or parquet under ``root`` (see :func:`neutreno.data.images.open_split`), or from timm.
+    """Images as class folders or parquet under ``root``, or from timm.
 
-    Under ``root`` they may lie without splits (see :func:`neutreno.data.images.open_whole`); then they are all training
+    Under ``root`` they lie in splits or without (:mod:`neutreno.data.image_files`); without, they are all training
     images, of which some are held out.
 
     Args:
@@ -107,7 +108,7 @@ class ImageClassification(ClassificationData):
 
     @property
     def streams(self) -> bool:
-        return self.reader is not None and self.reader.startswith(images.STREAMS)
+        return self.reader is not None and self.reader.startswith(readers.STREAMS)
 
     def read(self) -> dict[str, Sequence | None]:
         splits = self._read_root() if self.reader is None else self._read_reader()
@@ -144,7 +145,7 @@ class ImageClassification(ClassificationData):
     def _no_training(self) -> str:
         if self.reader is not None:
             return "data.splits.train is not set: name the reader's training split"
-        if found := images.outside_splits(Path(self.root)):
+        if found := image_files.outside_splits(Path(self.root)):
             names = one_line(", ".join(path.name for path in found[:3])) + ", …" * (len(found) > 3)
             return f"data.root={self.root} holds {names} beside a val or test split; move them into {self.root}/train"
         said = f"no training data in data.root={self.root}: expected train/CLASS/IMAGE or train*.parquet"
@@ -192,15 +193,15 @@ class ImageClassification(ClassificationData):
 
     def _read_root(self) -> dict[str, Sequence | None]:
         root = check_root(self.root)
-        splits = {name: images.open_split(root, name, self.mode) for name in ("train", "val")} | {"test": None}
+        splits = {name: image_files.open_split(root, name, self.mode) for name in ("train", "val")} | {"test": None}
         if self.reader_splits.get("test", "test") is not None:
             try:
-                splits["test"] = images.open_split(root, "test", self.mode)
+                splits["test"] = image_files.open_split(root, "test", self.mode)
             except images.Unlabelled as error:  # ImageNet's test images lie in one folder
                 self.notes.append(f"the test split is not used: {error}")
         if all(split is None for split in splits.values()):
-            return splits | {"train": images.open_whole(root, self.mode)}
-        for name, split in images.seeming_splits(root).items():
+            return splits | {"train": image_files.open_whole(root, self.mode)}
+        for name, split in image_files.seeming_splits(root).items():
             if splits[split] is None and self.reader_splits.get(split, split) is not None:
                 self.notes.append(f"{one_line(name)} is not read; if it is the {split} split, rename it {split}")
         return splits
@@ -211,10 +212,8 @@ class ImageClassification(ClassificationData):
         if not self.reader_splits and self.reader.startswith("hfds/"):
             columns = ("input_key", "target_key")
             more = {key: value for key, value in self.reader_args.items() if key not in columns}
-            there = images.load_hub(self.reader, cache_dir=self.root, **more)
-            usual = {
-                split: [name for name in there if name.lower() in names] for split, names in images.SYNONYMS.items()
-            }
+            there = readers.load_hub(self.reader, cache_dir=self.root, **more)
+            usual = {split: [name for name in there if split_of(name) == split] for split in NAMES}
             self.reader_splits = {split: names[0] for split, names in usual.items() if names}
             if "train" not in self.reader_splits or any(len(names) > 1 for names in usual.values()):
                 said = f"data.reader={self.reader} has the splits {', '.join(there)}"
@@ -227,7 +226,7 @@ class ImageClassification(ClassificationData):
         if self.streams:
             kwargs |= {"is_training": split == "train", "seed": self.seed, "num_samples": self.samples.get(split)}
         kwargs |= self.reader_args
-        return images.open_reader(self.reader, name, self.root, self.mode, self.download, **kwargs)
+        return readers.open_reader(self.reader, name, self.root, self.mode, self.download, **kwargs)
 
     def _check_streams(self, splits: dict) -> dict:
         unfit = {"classes": self.classes, "train_samples": self.train_samples, "repeats": self.repeats > 1}
@@ -260,9 +259,9 @@ class ImageClassification(ClassificationData):
             return DeviceEvalLoader(*self._images(split), self._normalize(), self.eval_batch_size, **self._share)
         return super()._eval_loader(split)
 
-    def _stream(self, split: str, transform: Callable, **kwargs) -> images.Stream:
+    def _stream(self, split: str, transform: Callable, **kwargs) -> readers.Stream:
         rank = self.trainer.global_rank
-        return images.Stream(partial(self._open, split, **kwargs), transform, self.num_classes, self.seed, rank)
+        return readers.Stream(partial(self._open, split, **kwargs), transform, self.num_classes, self.seed, rank)
 
     def probe_samples(self, num_samples: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not self.streams:

@@ -17,7 +17,8 @@ from torch import Tensor
 from neutreno.config.options import FREE, Count, Reader, ReaderArgs, Root, Size, checked
 from neutreno.data.kinds import SteppedData
 from neutreno.data.loading import Resumable
-from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, open_cutting, open_folder, open_hub, prepare
+from neutreno.data.text import PreparedText, Vocabulary, VocabularyBuilder, prepare
+from neutreno.data.text_files import open_cutting, open_folder, open_hub
 from neutreno.errors import InputError
 
 Batch = tuple[Tensor, Tensor]  # ids (B, N) and the tokens that follow them (B, N)
@@ -211,7 +212,7 @@ class TextData(SteppedData):
 
 
 class TextFiles(TextData):
-    """Text from ``root`` (see :func:`neutreno.data.text.open_folder`) or from Hugging Face ``datasets``.
+    """Text from ``root`` (see :func:`neutreno.data.text_files.open_folder`) or from Hugging Face ``datasets``.
 
     Its ids are kept in a folder beside it, so that they are made once.
 
@@ -221,7 +222,7 @@ class TextFiles(TextData):
             among them.
         cache: folder to keep the ids in; null: ``root``, and for a ``reader`` that of ``datasets``.
         cut: ``root`` may be a single file, or a folder without all splits: those that are missing are cut by position,
-            see :func:`neutreno.data.text.open_cutting`.
+            see :func:`neutreno.data.text_files.open_cutting`.
     """
 
     @checked

@@ -17,16 +17,18 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from neutreno.data.fingerprint import of_files
-from neutreno.data.images import EncodedImages, decode, load_hub
+from neutreno.data.images import decode
 from neutreno.data.joint_transforms import IGNORE
 from neutreno.data.loading import CorruptSample
+from neutreno.data.readers import EncodedImages, load_hub
+from neutreno.data.split_names import NAMES, is_meant
 from neutreno.errors import InputError
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 IMAGES, MASKS = ("images", "image", "imgs", "img"), ("masks", "annotations", "mask", "labels", "label")
 ENDINGS, MASK_ENDINGS = (".jpg", ".jpeg", ".png"), (".png",)
 SHOWN = 3  # files that a message names
-SPLITS = {"train": ("training", "train"), "val": ("validation", "val", "valid", "dev"), "test": ("test", "testing")}
+ADE20K = {"train": "training", "val": "validation", "test": "test"}  # what it calls its splits
 WHOLE = tuple(itertools.product(IMAGES, MASKS))  # folders of training images and masks without splits
 LAYOUTS = (  # those of a split: images/train, masks/train; train/images, train/masks; train, trainannot
     *((f"{images}/{{}}", f"{masks}/{{}}") for images, masks in WHOLE),
@@ -57,7 +59,7 @@ def find_folders(root: Path, split: str) -> tuple[Path, Path] | None:
         InputError: there are two of them.
     """
     there = _folders(root)
-    wanted = [[(i.format(name), m.format(name)) for name in SPLITS[split] for i, m in LAYOUTS]]
+    wanted = [[(i.format(name), m.format(name)) for name in NAMES[split] for i, m in LAYOUTS]]
     for paths in [*wanted, WHOLE] if split == "train" else wanted:
         for kind, endings in enumerate((ENDINGS, MASK_ENDINGS)):
             folders = dict.fromkeys(folder for both in paths for folder in there.get(both[kind], ()))
@@ -74,7 +76,7 @@ def find_folders(root: Path, split: str) -> tuple[Path, Path] | None:
 def is_begun(root: Path, split: str) -> bool:
     """Whether a folder of the split is there, with what belongs to it or not."""
     there = _folders(root)
-    return any(path.format(name) in there for name in SPLITS[split] for both in LAYOUTS for path in both)
+    return any(path.format(name) in there for name in NAMES[split] for both in LAYOUTS for path in both)
 
 
 def missing_folder(root: Path, split: str) -> InputError:
@@ -84,12 +86,12 @@ def missing_folder(root: Path, split: str) -> InputError:
     def count(layout: tuple[str, str], names: Iterable[str]) -> int:
         return sum(path.format(name) in there for path in layout for name in names)
 
-    layout = max(LAYOUTS, key=lambda one: sum(count(one, SPLITS[s]) * (10 if s == split else 1) for s in SPLITS))
-    name = max(SPLITS[split], key=lambda one: count(layout, [one]))
-    others = {other for names in SPLITS.values() for other in names} - {"training", "validation"}
-    if not count(layout, [name]) and count(layout, others):  # short names
-        name = split
-    if split == "train" and not any(count(layout, names) for names in SPLITS.values()):
+    layout = max(LAYOUTS, key=lambda one: sum(count(one, NAMES[s]) * (10 if s == split else 1) for s in NAMES))
+    name = max(NAMES[split], key=lambda one: count(layout, [one]))
+    if not count(layout, [name]):
+        short = {other for names in NAMES.values() for other in names} - {*ADE20K.values()} | {"test"}
+        name = split if count(layout, short) else ADE20K[split]
+    if split == "train" and not any(count(layout, names) for names in NAMES.values()):
         half = (both for both in WHOLE if any(_holds(f, ENDINGS) for path in both for f in there.get(path, ())))
         layout = next(half, layout)
     images, masks = (_path(root, there, path.format(name)) for path in layout)
@@ -103,7 +105,7 @@ def missing_folder(root: Path, split: str) -> InputError:
 
 def _folders(root: Path) -> dict[str, list[Path]]:
     """The folders that may be those of a layout, by their path under ``root`` in small letters."""
-    known = {*IMAGES, *MASKS, *(end for names in SPLITS.values() for name in names for end in (name, f"{name}annot"))}
+    known = {*IMAGES, *MASKS, *(end for names in NAMES.values() for name in names for end in (name, f"{name}annot"))}
     found: dict[str, list[Path]] = defaultdict(list)
 
     def enter(folder: Path, above: str, depth: int) -> None:
@@ -130,7 +132,7 @@ def _holds(folder: Path, endings: tuple[str, ...]) -> bool:
 
 
 def _is_image(path: Path, endings: tuple[str, ...]) -> bool:
-    return path.suffix.lower() in endings and path.name[0] != "."
+    return path.suffix.lower() in endings and is_meant([path.name])
 
 
 def find_pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list[str]]:

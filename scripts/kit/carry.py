@@ -130,7 +130,7 @@ def choose(sized: list[tuple[Path, int]], limit: int) -> tuple[list[Path], list[
 
 def images_of(root: Path, split: str) -> Iterator[tuple[str, bytes]]:
     """Class and encoded image, as they are stored, in any layout that ``data.root`` may have."""
-    from neutreno.data.images import open_split
+    from neutreno.data.image_files import open_split
 
     images = open_split(root, split)
     for index, label in enumerate(() if images is None else images.labels):

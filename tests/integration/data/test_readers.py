@@ -8,8 +8,9 @@ import torch
 from support import encode, make_image, write_parquet
 
 from neutreno.data.classification import ImageClassification
-from neutreno.data.images import Stream, open_split
+from neutreno.data.image_files import open_split
 from neutreno.data.loading import CorruptSample
+from neutreno.data.readers import Stream
 from neutreno.errors import InputError
 
 SPLITS = {"train": "train", "val": "validation", "test": None}

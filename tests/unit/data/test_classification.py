@@ -10,7 +10,8 @@ from support import encode, make_image, write_parquet
 import neutreno.data.base
 from neutreno.data.classification import ImageClassification
 from neutreno.data.digits import Digits
-from neutreno.data.images import SPLIT_SEED, open_split, open_whole
+from neutreno.data.image_files import open_split, open_whole
+from neutreno.data.images import SPLIT_SEED
 from neutreno.errors import InputError
 from neutreno.models.segmenter import Segmenter
 from neutreno.models.timm import timm_model

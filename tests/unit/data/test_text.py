@@ -13,7 +13,8 @@ from support.texts import TEXTS, TRAIN, write
 
 import neutreno.data.text
 from neutreno.data.language_modeling import PythonDocs, TextFiles
-from neutreno.data.text import EOS, UNK, VocabularyBuilder, open_folder
+from neutreno.data.text import EOS, UNK, VocabularyBuilder
+from neutreno.data.text_files import open_folder
 from neutreno.errors import InputError
 
 SETTINGS = {"sequence_length": 2, "val_every_n_steps": 1, "batch_size": 2}
@@ -39,7 +40,7 @@ def expected():
 
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
 def test_the_vocabulary_and_ids_equal_an_independent_count(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(neutreno.data.text, "BLOCK", block)
+    monkeypatch.setattr(neutreno.data.text_files, "BLOCK", block)
     data = read(write(tmp_path / "text"))
     words = expected()
     assert data.vocabulary.words == words and words[:3] == [EOS, "the", "cat"] and words.count("Dog") == 1
@@ -255,7 +256,7 @@ def test_blank_lines_alone_are_no_text(tmp_path):
 @pytest.mark.parametrize("block", [4, 1 << 20])
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_text_that_is_not_utf8_is_named_with_its_offset(tmp_path, monkeypatch, split, block):
-    monkeypatch.setattr(neutreno.data.text, "BLOCK", block)
+    monkeypatch.setattr(neutreno.data.text_files, "BLOCK", block)
     root = write(tmp_path / "text")
     (root / f"{split}.txt").write_bytes("né a b\nc d".encode() + b"e\xff f\n")
     with pytest.raises(InputError, match=rf"{split}\.txt is not UTF-8 at byte 12 \(invalid start byte\)"):
@@ -330,7 +331,7 @@ def whole_text(data, texts):
 
 @pytest.mark.parametrize("block", [7, 1 << 20])
 def test_text_without_splits_is_cut_by_position_at_ends_of_lines(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(neutreno.data.text, "BLOCK", block)
+    monkeypatch.setattr(neutreno.data.text_files, "BLOCK", block)
     data = read_cutting(write(tmp_path / "text", {"b": "".join(LINES[600:]), "a": "".join(LINES[:600])}))
     assert whole_text(data, LINES)
     train = data.vocabulary.decode(data.splits["train"])

@@ -214,6 +214,15 @@ SCORES = {
 }
 
 
+def contrasts(study: str, depths: Sequence[int], pairs: dict[str, tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Of accuracy, at each of the depths: what is said, for :class:`Contrasts`."""
+    return {
+        f"{said}, {depth} layers": (study, "best/test/accuracy", f"{depth} {row}", f"{depth} {base}")
+        for said, (row, base) in pairs.items()
+        for depth in depths
+    }
+
+
 TEXT = ("softmax", "neutreno")
 GRAPH = {row: row for row in ("plain", "neutreno", "pull alone", "anchor alone", "detached", "shuffled")}
 GRAPH |= {
@@ -238,28 +247,29 @@ TABLES = {
         for depth in (15, 30)
     },
     "graph_contrasts": Contrasts(
-        {
-            f"{said}, {depth} layers": ("graph_fidelity", "best/test/accuracy", f"{depth} {row}", f"{depth} {base}")
-            for said, row, base in (
-                ("the term − none", "neutreno", "plain"),
-                ("λ̃ V_0 alone − the whole term", "anchor alone", "neutreno"),
-                ("−λ̃ V alone − none", "pull alone", "plain"),
-                ("V_0 without its gradient − none", "detached", "plain"),
-                ("V_0 of other nodes − none", "shuffled", "plain"),
-                ("the term − DGN", "neutreno", "dgn"),
-                ("the term − initial residual, α = λ̃", "neutreno", "initial residual"),
-            )
-            for depth in (15, 30)
-        }
-        | {
-            f"{said}, 32 layers": ("graph_depth", "best/test/accuracy", f"32 {row}", f"32 {base}")
-            for said, row, base in (
-                ("the term − none", "neutreno", "none"),
-                ("the term − DGN", "neutreno", "dgn"),
-                ("both − the term", "neutreno+dgn", "neutreno"),
-                ("GCNII − the term", "GCNII", "neutreno"),
-            )
-        }
+        contrasts(
+            "graph_fidelity",
+            (15, 30),
+            {
+                "the term − none": ("neutreno", "plain"),
+                "λ̃ V_0 alone − the whole term": ("anchor alone", "neutreno"),
+                "−λ̃ V alone − none": ("pull alone", "plain"),
+                "V_0 without its gradient − none": ("detached", "plain"),
+                "V_0 of other nodes − none": ("shuffled", "plain"),
+                "the term − DGN": ("neutreno", "dgn"),
+                "the term − initial residual, α = λ̃": ("neutreno", "initial residual"),
+            },
+        )
+        | contrasts(
+            "graph_depth",
+            (32,),
+            {
+                "the term − none": ("neutreno", "none"),
+                "the term − DGN": ("neutreno", "dgn"),
+                "both − the term": ("neutreno+dgn", "neutreno"),
+                "GCNII − the term": ("GCNII", "neutreno"),
+            },
+        )
     ),
 }
 

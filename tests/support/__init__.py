@@ -202,6 +202,13 @@ def runs_are_forks() -> None:
     neutreno.launchers.execute = execute
 
 
+def assert_problems(done: subprocess.CompletedProcess[str], *expected: str) -> None:
+    """A check of files has found these problems and no others, a line each, in this order."""
+    lines = [line for line in done.stdout.splitlines() if line.startswith("problem: ")]
+    assert done.returncode == 1 and len(lines) == len(expected), done.stdout + done.stderr
+    assert all(words in line for words, line in zip(expected, lines, strict=True)), lines
+
+
 def assert_one_line_error(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """The bar for every user's mistake: one line that says what and where, a non-zero exit, no traceback."""
     lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -334,7 +334,7 @@ def draw_graph_arms(read: Callable[[str], Study]) -> Figure:
     columns = {
         "best/test/accuracy": "test accuracy, %",
         COSINE: "cosine, last layer",
-        "effective_rank": "effective rank",
+        "group_distance_ratio": "group distance ratio",
     }
     tables = {f"{depth} layers, ": TABLES[f"graph_{depth}"] for depth in (15, 30)}
     return draw_arms(read("graph_fidelity"), tables, columns)

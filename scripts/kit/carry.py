@@ -132,7 +132,7 @@ def images_of(root: Path, split: str) -> Iterator[tuple[str, bytes]]:
     """Class and encoded image, as they are stored, in any layout that ``data.root`` may have."""
     from neutreno.data.image_files import open_split
 
-    images = open_split(root, split)
+    images = open_split(root, split) if root.is_dir() else None
     for index, label in enumerate(() if images is None else images.labels):
         content, _ = images.content(index)
         yield images.classes[label], content if isinstance(content, bytes) else Path(content).read_bytes()

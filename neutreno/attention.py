@@ -38,9 +38,9 @@ def fidelity(out: Tensor, v: Tensor, v0: Tensor, lam: float, anchor: Anchor = "v
         anchor: "none" leaves λ̃ V_0 out; for all others ``v0`` is what :func:`anchored` made of the first layer's.
         pull: False leaves −λ̃ V_l out. One of the halves must be there.
     """
-    if anchor == "none":
-        return torch.sub(out, v, alpha=lam)
-    return torch.add(out, v0 - v if pull else v0, alpha=lam)
+    if pull:  # the gradient of sub would be negated and then scaled
+        out = torch.add(out, v, alpha=-lam)
+    return out if anchor == "none" else torch.add(out, v0, alpha=lam)
 
 
 def anchored(v: Tensor, anchor: Anchor, training: bool, causal: bool = False) -> Tensor:

@@ -9,40 +9,20 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from neutreno.errors import InputError
-from neutreno.files import replacing
 from neutreno.variants import AT_BASELINE, recorded_axes
 
 _log = logging.getLogger(__name__)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, then renames, so that a kill or a full disk never costs the previous checkpoint.
-
-    Lightning's native writer moves the file from ``$TMPDIR``, which is not atomic across file systems.
-    """
-
-    written: Callable[[], None] | None = None  # called once, when the first one is in its place
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, "wb") as file:
-            torch.save(checkpoint, file)
-        if self.written is not None:
-            written, self.written = self.written, None
-            written()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from neutreno import console, results
-from neutreno.callbacks.checkpointing import Checkpoint
+from neutreno.callbacks.checkpointing import AtomicCheckpointIO, Checkpoint
 from neutreno.callbacks.exact_resume import ExactResume
 from neutreno.callbacks.finite_loss import FiniteLoss
 from neutreno.callbacks.loggers import log_report
 from neutreno.callbacks.loggers import make_loggers as loggers_asked_for
 from neutreno.callbacks.metrics_csv import MetricsCSV
 from neutreno.callbacks.progress import RunProgress
-from neutreno.checkpoints import AtomicCheckpointIO, check_fit, read_checkpoint
+from neutreno.checkpoints import check_fit, read_checkpoint
 from neutreno.config.building import build, locate
 from neutreno.config.composing import Composed
 from neutreno.config.gate import check

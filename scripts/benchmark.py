@@ -12,12 +12,13 @@ from functools import partial
 
 import benchmarks
 import torch
-from benchmarks import attention, graph, runs, text
+from benchmarks import attention, graph, runs, term, text
 
 from neutreno.results import environment
 
 PARTS = {
     "step": attention.bench_step,
+    "term": term.bench_term,
     "attention": attention.bench_attention,
     "probe": runs.bench_probe,
     "loop": runs.bench_loop,

@@ -1,12 +1,17 @@
-"""Lightning's checkpoint callback, made fit for exact resume."""
+"""Lightning's checkpoint callback and writer, made fit for exact resume."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from neutreno.files import replacing
 
 
 class Checkpoint(ModelCheckpoint):
@@ -34,3 +39,20 @@ class Checkpoint(ModelCheckpoint):
         paths = {k: here(state_dict[k]) for k in ("best_model_path", "kth_best_model_path", "last_model_path")}
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, then renames, so that a kill or a full disk never costs the previous checkpoint.
+
+    Lightning's native writer moves the file from ``$TMPDIR``, which is not atomic across file systems.
+    """
+
+    written: Callable[[], None] | None = None  # called once, when the first one is in its place
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, "wb") as file:
+            torch.save(checkpoint, file)
+        if self.written is not None:
+            written, self.written = self.written, None
+            written()

@@ -15,7 +15,7 @@ from neutreno.errors import InputError, check_number
 from neutreno.oversmoothing.metrics import named_metrics
 from neutreno.oversmoothing.recorder import Place, record
 from neutreno.oversmoothing.tokens import OF_LAYER, LayerTokens, Metric
-from neutreno.reports.layers import ALL
+from neutreno.records import ALL
 
 # A row of every table of layer-wise metrics: where, what, of which tokens, and over how many samples.
 COLUMNS = ("stack", "name", "layer", "subset", "metric", "mean", "sd", "samples", "tokens", "dim")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from torch import Tensor, nn
 
 from neutreno.oversmoothing.measure import measure
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def profile(
@@ -20,5 +22,7 @@ def profile(
 ) -> pd.DataFrame:
     """Layer-wise metrics of a model's tokens as a table: :func:`neutreno.oversmoothing.measure.measure`, which says
     what the arguments and the columns are."""
+    import pandas as pd  # half a second, for those who want a table
+
     rows = measure(model, batches, [metrics] if isinstance(metrics, str) else metrics, layers, batch_size)
     return pd.DataFrame(rows).astype({"mean": float, "sd": float})

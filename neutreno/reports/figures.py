@@ -16,8 +16,9 @@ from matplotlib.ticker import MaxNLocator
 
 from neutreno.errors import one_line
 from neutreno.files import replacing
+from neutreno.records import ALL
 from neutreno.reports.course import Course
-from neutreno.reports.layers import ALL, LARGEST, LAYERS, part_of, said_of, title_of
+from neutreno.reports.layers import LARGEST, LAYERS, part_of, said_of, title_of
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito
 STYLE = {

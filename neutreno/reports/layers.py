@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from neutreno.errors import InputError
-from neutreno.records import check_table
+from neutreno.records import ALL, check_table
 
 TITLES = {  # what an axis says of a metric whose name alone would say too little
     "cosine": "cosine similarity",
@@ -22,7 +22,6 @@ TITLES = {  # what an axis says of a metric whose name alone would say too littl
     "G": "G(V) / ‖V‖², λ̃ = 1",
 }
 LARGEST = dict.fromkeys(("cosine", "cosine_layernorm", "residual"), 1.0)  # where there is one that an axis ends at
-ALL = "all"  # the subset of all tokens
 LAYERS = "layer (0 = embedding)"
 _KINDS = {  # of the columns of a run's table that people and figures take
     **dict.fromkeys(("step", "epoch", "layer", "samples", "dim"), int),

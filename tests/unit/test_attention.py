@@ -98,12 +98,12 @@ def term():
 def test_each_half_of_the_term_is_its_formula_with_its_gradients(term, anchor, pull, rule):
     found = fidelity(term[0], term[1], anchored(term[2], anchor, True, causal=True), 0.6, anchor, pull)
     expected = rule(*term)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     grads = (torch.autograd.grad(x.square().sum(), term, allow_unused=True) for x in (found, expected))
     for ours, plain in zip(*grads, strict=True):
         assert (ours is None) == (plain is None)
         if plain is not None:
-            torch.testing.assert_close(ours, plain)
+            torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
 
 
 def test_shuffled_values_are_those_of_other_tokens_alike_for_samples_and_heads(term):

@@ -1,7 +1,6 @@
 import pickle
 import random
 import re
-import resource
 import zipfile
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from support.same_run import assert_equal
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from neutreno.checkpoints import AtomicCheckpointIO, load_weights, read_checkpoint
+from neutreno.checkpoints import load_weights, read_checkpoint
 from neutreno.errors import InputError
 from neutreno.models.vit import VisionTransformer
 
@@ -139,32 +138,6 @@ def test_a_file_that_is_no_checkpoint(tmp_path, name):
 def test_a_source_that_is_nothing_known():
     with pytest.raises(InputError, match="neither a run folder, nor a checkpoint file, nor the name of a timm model"):
         load_weights(VisionTransformer(**SMALL), "no_such_thing")
-
-
-def test_no_space_left_keeps_the_previous_checkpoint_and_says_so(tmp_path):
-    """A limit on the size of files makes the operating system fail the write in the middle, as a full disk does."""
-    path = tmp_path / "last.ckpt"
-    writer = AtomicCheckpointIO()
-    writer.save_checkpoint({"step": torch.tensor(1)}, path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    try:
-        with pytest.raises(InputError, match=r"could not write .*last\.ckpt.*before is intact"):
-            writer.save_checkpoint({"step": torch.tensor(2), "large": torch.zeros(1_000_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert read_checkpoint(path)["step"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_a_write_that_is_killed_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "last.ckpt"
-    writer = AtomicCheckpointIO()
-    writer.save_checkpoint({"step": torch.tensor(1)}, path)
-    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        writer.save_checkpoint({"step": torch.tensor(2)}, path)
-    assert read_checkpoint(path)["step"] == 1
 
 
 def test_weights_of_another_resolution_and_patch_size_are_resampled_as_timm_does(tmp_path):

@@ -94,3 +94,8 @@ def test_reports_need_no_torch():
     reports = [module for module in MODULES if part_of(module) == "reports"]
     code = f"import sys, {', '.join(reports)}; assert not {{'torch', 'lightning', 'timm'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_profile_needs_neither_lightning_nor_before_its_table_pandas():
+    code = "import sys, neutreno; neutreno.profile; assert not {'lightning', 'pandas'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,11 +1,13 @@
+import shutil
 from functools import partial
 
 import pytest
 import timm
 import torch
+from torch._inductor import metrics
 
 import neutreno.models  # noqa: F401  (registers them with timm)
-from neutreno.attention import NeutrenoAttention
+from neutreno.attention import NeutrenoAttention, fidelity
 from neutreno.models.vit import SIZES, VisionTransformer
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
@@ -27,10 +29,22 @@ def test_parameter_count_is_timms(size):
 
 
 def test_compiles_to_one_graph():
-    model = VisionTransformer(**SMALL, attention=partial(NeutrenoAttention, lam=0.6)).eval()
+    model = VisionTransformer(**SMALL, attention=partial(NeutrenoAttention, lam=0.6))
     images = torch.randn(1, 3, 16, 16)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(images), model(images))
+    for training in (True, False):
+        assert torch.equal(compiled.train(training)(images), model.train(training)(images))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_the_compiled_term_is_one_kernel_forward_and_one_backward():
+    term = [torch.randn(1, 2, 5, 8, requires_grad=True) for _ in range(3)]
+    metrics.reset()
+    out = torch.compile(fidelity, fullgraph=True)(*term, 0.6)
+    assert metrics.generated_kernel_count == 1
+    torch.testing.assert_close(out, fidelity(*term, 0.6))
+    out.sum().backward()
+    assert metrics.generated_kernel_count == 2
 
 
 def test_weights_start_as_deits_release_has_them():

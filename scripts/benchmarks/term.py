@@ -1,0 +1,72 @@
+"""What the fidelity term adds to a training step, in CPU time, with an interval."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+
+import benchmarks
+from neutreno.attention import NeutrenoAttention, SoftmaxAttention
+from neutreno.evaluation.step_time import training_step
+from neutreno.models.vit import VisionTransformer
+
+
+class PlainTerm(NeutrenoAttention):
+    """The term as its formula is read, ``U + λ̃ (V_0 − V_l)``, with the difference in memory."""
+
+    def mix(self, q, k, v, v0):
+        out = self.attend(q, k, v, v0)
+        return out if v0 is None else torch.add(out, v0 - v, alpha=self.lam)
+
+
+CASES = {  # a network and its batch
+    "the default run (mini, digits)": (
+        {"size": "mini", "img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10},
+        (32, 1, 8, 8),
+    ),
+    **{
+        f"DeiT-tiny, N = {(pixels // 16) ** 2 + 1:,}": ({"size": "tiny", "img_size": pixels}, (1, 3, pixels, pixels))
+        for pixels in (224, 512, 1024)
+    },
+}
+
+
+def cpu_ratio(first: Callable[[], None], second: Callable[[], None], least: int) -> str:
+    """CPU time of ``second`` over that of ``first``: the median of pairs, A B, B A, …, with its 95 % interval by the
+    bootstrap; until that is narrower than .01, and at least ``least`` pairs."""
+    first(), second()
+    pairs = []
+    while True:
+        calls = [first, second] if len(pairs) % 2 == 0 else [second, first]
+        times = {}
+        for call in calls:
+            start = time.process_time()
+            call()
+            times[call] = time.process_time() - start
+        pairs.append(times[second] / times[first])
+        if len(pairs) >= least and len(pairs) % 10 == 0:
+            found = bootstrap((pairs,), np.median, method="percentile", n_resamples=2000, rng=0).confidence_interval
+            if found.high - found.low < 0.01:
+                return f"{np.median(pairs):.4f} ({found.low:.4f} to {found.high:.4f}, {len(pairs)} pairs)"
+
+
+def bench_term(repeats: int) -> list[tuple[str, str]]:
+    if benchmarks.DEVICE.type != "cpu":
+        return [("the fidelity term's CPU time", "measured on the CPU only")]
+    rows = []
+    for name, (network, shape) in CASES.items():
+        images = torch.randn(*shape)
+
+        def step(rule: Callable, network: dict = network, images: torch.Tensor = images) -> Callable[[], None]:
+            return training_step(VisionTransformer(attention=rule, **network), images)
+
+        softmax = step(SoftmaxAttention)
+        for kind, rule in {"the term": NeutrenoAttention, "the term by its formula": PlainTerm}.items():
+            found = cpu_ratio(step(partial(rule, lam=0.6)), softmax, repeats)
+            rows.append((f"CPU time of a training step, {name}: softmax's over that with {kind}", found))
+    return rows

@@ -12,7 +12,7 @@ from functools import partial
 
 import benchmarks
 import torch
-from benchmarks import attention, graph, runs, term, text
+from benchmarks import attention, graph, loading, runs, term, text
 
 from neutreno.results import environment
 
@@ -22,7 +22,8 @@ PARTS = {
     "attention": attention.bench_attention,
     "probe": runs.bench_probe,
     "loop": runs.bench_loop,
-    "loading": runs.bench_loading,
+    "loading": loading.bench_loading,
+    "jpeg": loading.bench_jpeg,
     "lm": text.bench_lm,
     "prepare": text.bench_prepare,
     "graph": graph.bench_graph,

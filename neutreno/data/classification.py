@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from unittest.mock import patch
 
 import torch
 from annotated_types import Ge, Le
 from lightning import Trainer
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
@@ -291,10 +293,13 @@ class ImageClassification(ClassificationData):
         Raises:
             InputError: timm cannot make it of these settings; says what it says.
         """
-        from timm.data import create_transform
+        from timm.data import auto_augment, create_transform
 
+        operations = auto_augment.NAME_TO_OP
+        own = {name: _posterize for name, of_timm in operations.items() if of_timm is auto_augment.posterize}
         try:
-            return create_transform(**self.common, **settings)
+            with patch.dict(operations, own):
+                return create_transform(**self.common, **settings)
         except (ValueError, TypeError, AssertionError, RuntimeError, KeyError, AttributeError, IndexError) as error:
             said = " ".join(str(error).split()) or type(error).__name__
             given = "data.augment and data.interpolation"
@@ -306,3 +311,9 @@ class ImageClassification(ClassificationData):
             side = self.img_size
             transform.transforms[0] = v2.Compose([v2.Resize((side, side)), v2.RandomCrop(side, self.crop_padding)])
         return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+    """Keep so many bits of a pixel. At its largest magnitude RandAugment keeps none, which makes the image black;
+    Pillow 13 refuses what earlier ones did, and timm's own function with it."""
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)

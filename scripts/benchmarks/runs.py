@@ -5,15 +5,13 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 import benchmarks
-from neutreno.evaluation.step_time import ratio, seconds, training_step
+from neutreno.evaluation.step_time import seconds, training_step
 from neutreno.models.vit import VisionTransformer
 
 
@@ -115,52 +113,3 @@ def bench_loop(repeats: int) -> list[tuple[str, str]]:
         pairs.append(plain / ours)
     spread = f"{statistics.median(pairs):.3f} (range {min(pairs):.3f}–{max(pairs):.3f}, {len(pairs)} pairs)"
     return [("an epoch of the default run: Lightning's loop against a bare loop", spread)]
-
-
-def bench_loading(repeats: int) -> list[tuple[str, str]]:
-    """An epoch of batches of small images, cropped and flipped: kept on the device against read one by one."""
-    from types import SimpleNamespace
-
-    from PIL import Image
-
-    from neutreno.data.classification import ImageClassification
-
-    shape = {"img_size": 32, "in_chans": 3, "num_classes": 2, "batch_size": 128, "crop_padding": 4, "crop_pct": 1.0}
-    shape |= {"mean": [0.5] * 3, "std": [0.2] * 3, "augment": {"color_jitter": None, "re_prob": 0.0}}
-    rows = []
-    with tempfile.TemporaryDirectory() as root:
-        noise = np.random.default_rng(0)
-        for i in range(2048):
-            file = Path(root) / "train" / f"class{i % 2}" / f"{i}.jpg"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
-
-        def epoch(workers: int, on_device: bool) -> Callable[[], None]:
-            data = ImageClassification(root=root, num_workers=workers, on_device=on_device, **shape)
-            data.setup()
-            data.trainer = SimpleNamespace(
-                accumulate_grad_batches=1,
-                world_size=1,
-                global_rank=0,
-                strategy=SimpleNamespace(root_device=benchmarks.DEVICE),
-            )
-            loader = data.train_dataloader()
-
-            def once() -> None:
-                for images, _ in loader:
-                    images.to(benchmarks.DEVICE)
-
-            return once
-
-        held = epoch(0, True)
-        for workers in (0, 2):
-            what = "the training process" if workers == 0 else f"{workers} workers"
-            rows.append(
-                (
-                    f"loading 32-pixel JPEGs: on the device against one by one in {what}",
-                    ratio(held, epoch(workers, False), repeats),
-                )
-            )
-        held_s = statistics.median(seconds(held) for _ in range(repeats))
-        rows.append(("images/s loaded from the device", f"{1842 // 128 * 128 / held_s:,.0f}"))
-    return rows

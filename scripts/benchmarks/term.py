@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
-from scipy.stats import bootstrap
 
 import benchmarks
+from benchmarks.cpu import cpu_ratio
 from neutreno.attention import NeutrenoAttention, SoftmaxAttention
 from neutreno.evaluation.step_time import training_step
 from neutreno.models.vit import VisionTransformer
@@ -34,25 +32,6 @@ CASES = {  # a network and its batch
         for pixels in (224, 512, 1024)
     },
 }
-
-
-def cpu_ratio(first: Callable[[], None], second: Callable[[], None], least: int) -> str:
-    """CPU time of ``second`` over that of ``first``: the median of pairs, A B, B A, …, with its 95 % interval by the
-    bootstrap; until that is narrower than .01, and at least ``least`` pairs."""
-    first(), second()
-    pairs = []
-    while True:
-        calls = [first, second] if len(pairs) % 2 == 0 else [second, first]
-        times = {}
-        for call in calls:
-            start = time.process_time()
-            call()
-            times[call] = time.process_time() - start
-        pairs.append(times[second] / times[first])
-        if len(pairs) >= least and len(pairs) % 10 == 0:
-            found = bootstrap((pairs,), np.median, method="percentile", n_resamples=2000, rng=0).confidence_interval
-            if found.high - found.low < 0.01:
-                return f"{np.median(pairs):.4f} ({found.low:.4f} to {found.high:.4f}, {len(pairs)} pairs)"
 
 
 def bench_term(repeats: int) -> list[tuple[str, str]]:

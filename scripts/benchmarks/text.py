@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 import benchmarks
+from benchmarks.cpu import cpu_ratio
 from benchmarks.released_lm import ReleasedModel
-from benchmarks.term import cpu_ratio
 from neutreno.attention import NeutrenoAttention
 from neutreno.evaluation.step_time import ratio, seconds
 

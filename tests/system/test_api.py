@@ -201,8 +201,10 @@ def test_a_word_that_a_run_does_not_take_is_refused(finished, word):
 @contextmanager
 def float64():
     torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -261,7 +261,7 @@ def test_a_push_makes_a_repository_of_the_files_that_load(trained, monkeypatch, 
 
 def test_a_push_that_the_hub_refuses_is_one_line(trained, monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "HfApi", Hub(tmp_path / "there", OSError("401 Unauthorized.\nRequest ID: 1")))
-    with pytest.raises(InputError, match="^me/deit was not pushed: 401 Unauthorized; `hf auth login`") as said:
+    with pytest.raises(InputError, match=r"^me/deit was not pushed: 401 Unauthorized; `hf auth login`") as said:
         trained("vit").push_to_hub("me/deit")
     assert "\n" not in str(said.value)
 

@@ -62,12 +62,12 @@ class Run(reading.Run):
         folder = RunFolder(self.path)
         with as_started(), torch.random.fork_rng(devices=[]):
             data, task = build_run(folder, self._settings, self.trust)
-        in_last = self.weights == "last" or f"{self.weights}/" in task.networks
-        if self.weights == "ema" and not in_last:
-            raise InputError(f"{self.path} kept no EMA of its weights (task.ema_decay=null); choose last or best")
-        load_checkpoint(task, data, folder.last_checkpoint if in_last else folder.best_checkpoint)
-        prefix = f"{self.weights}/" if in_last and self.weights != "last" else ""
-        return task.networks[prefix].to(self.device).eval()
+            in_last = self.weights == "last" or f"{self.weights}/" in task.networks
+            if self.weights == "ema" and not in_last:
+                raise InputError(f"{self.path} kept no EMA of its weights (task.ema_decay=null); choose last or best")
+            load_checkpoint(task, data, folder.last_checkpoint if in_last else folder.best_checkpoint)
+            prefix = f"{self.weights}/" if in_last and self.weights != "last" else ""
+            return task.networks[prefix].to(self.device).eval()
 
     @cached_property
     def data(self) -> SplitData:

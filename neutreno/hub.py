@@ -94,7 +94,7 @@ def write(
         InputError: one of the files is there, or cannot be written.
     """
     folder = Path(folder)
-    make_folder(folder)
+    make_folder(folder, remedy="name another folder")
     if there := [name for name in FILES if (folder / name).exists()]:
         raise InputError(f"{folder} holds {', '.join(there)} already; remove that, or name another folder")
     tensors = {f"{NETWORK}{name}": value for name, value in network.state_dict().items()}
@@ -102,6 +102,8 @@ def write(
     plain = {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}
     config = {"format": FORMAT, **config, "model_arguments": plain}
     said = {"trained_with": config["trained_with"], "variants": json.dumps(axes), "config_sha256": _digest(config)}
+    if words := config["input"].get("vocabulary"):
+        said["vocabulary"] = "\n".join(words)  # as checkpoints have it, for runs that start from these weights
     write_safetensors(folder / WEIGHTS, tensors, said)
     write_json(folder / CONFIG, config)
     write_text(folder / CARD, card)
@@ -159,7 +161,7 @@ def from_pretrained(
     with as_started(), torch.random.fork_rng(devices=[]):
         model = _built(config["model"], config["model_arguments"] | given, trust, folder / CONFIG)
         load_strictly(model, weights, folder / WEIGHTS)
-    return Pretrained(str(source), model.to(where).eval(), config)
+        return Pretrained(str(source), model.to(where).eval(), config)
 
 
 def _fetched(source: str | Path, revision: str | None, token: str | None) -> Path:
@@ -207,7 +209,7 @@ def _built(node: dict[str, Any], arguments: dict[str, Any], trust: Sequence[str]
             if option is None or option.mark is START or node.get(name) is not None:
                 raise InputError(f"model_arguments.{name} is nothing that data gives this model; refused")
             if problem := option.problem(value, f"model_arguments.{name}"):
-                raise InputError(problem)
+                raise InputError(one_line(problem))
         return build_trusted(node, trust, "model", **arguments)
     except InputError as error:
         raise InputError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error

@@ -136,6 +136,20 @@ def test_a_run_may_start_from_them_and_their_method_is_known(trained, written):
         check_trained(trained_with(file, axes), axes, file, "")
 
 
+def test_a_language_model_that_starts_from_them_has_to_have_their_vocabulary(trained, tmp_path):
+    trained("text").save_pretrained(tmp_path / "pushed")
+    start = f"model.weights={tmp_path / 'pushed/model.safetensors'}"
+    with pytest.raises(InputError, match="was trained with another vocabulary than the data's"):
+        neutreno.train(*RUNS["text"][:-1], start, "data.min_count=2", "name=other")
+
+
+def test_what_was_loaded_in_inference_mode_can_be_trained(written):
+    with torch.inference_mode():
+        net = neutreno.from_pretrained(written)
+    net.model(torch.zeros(1, 1, 8, 8)).sum().backward()
+    assert all(weight.grad is not None for weight in net.model.parameters())
+
+
 @pytest.mark.parametrize(
     "damage, said",
     [
@@ -219,6 +233,8 @@ def test_a_file_that_is_there_is_never_replaced(trained, tmp_path):
         trained("vit").save_pretrained(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
     assert (tmp_path / "README.md").read_text() == "mine"
+    with pytest.raises(InputError, match=r"cannot make .*; name another folder"):
+        trained("vit").save_pretrained(tmp_path / "README.md")
 
 
 class Hub:

@@ -9,6 +9,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 _LAZY = {
+    "from_pretrained": "neutreno.hub",
     "load_run": "neutreno.api",
     "load_runs": "neutreno.reports.frame",
     "train": "neutreno.api",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,19 +17,23 @@ import pandas as pd
 import torch
 from torch import nn
 
-from neutreno import console, training, variants
+from neutreno import console, hub, training, variants
 from neutreno.cli import hydra_main
-from neutreno.config.building import build
+from neutreno.config.building import build, locate
 from neutreno.config.composing import Composed
-from neutreno.config.words import compose_typed
+from neutreno.config.gate import mark_of
+from neutreno.config.options import EXECUTION, START
+from neutreno.config.words import compose_typed, key_of
 from neutreno.data.base import SplitData
 from neutreno.errors import InputError, one_line
-from neutreno.evaluation.opening import build_run, load_checkpoint, run_settings
+from neutreno.evaluation.opening import as_started, build_run, device_of, load_checkpoint, run_settings
 from neutreno.models.exporting import export_timm
 from neutreno.parallel import build_trainer
 from neutreno.reports import reading
+from neutreno.reports.card import metrics_of, write_card
 from neutreno.reports.layers import read_table
-from neutreno.runs import RunFolder, other_splits, packages
+from neutreno.runs import RunFolder, identity, other_splits, packages
+from neutreno.variants import axes_of
 
 Weights = Literal["last", "best", "ema"]
 
@@ -54,14 +60,14 @@ class Run(reading.Run):
                 :attr:`data` says.
         """
         folder = RunFolder(self.path)
-        with torch.random.fork_rng(devices=[]):
+        with as_started(), torch.random.fork_rng(devices=[]):
             data, task = build_run(folder, self._settings, self.trust)
-        in_last = self.weights == "last" or f"{self.weights}/" in task.networks
-        if self.weights == "ema" and not in_last:
-            raise InputError(f"{self.path} kept no EMA of its weights (task.ema_decay=null); choose last or best")
-        load_checkpoint(task, data, folder.last_checkpoint if in_last else folder.best_checkpoint)
-        prefix = f"{self.weights}/" if in_last and self.weights != "last" else ""
-        return task.networks[prefix].to(self.device).eval()
+            in_last = self.weights == "last" or f"{self.weights}/" in task.networks
+            if self.weights == "ema" and not in_last:
+                raise InputError(f"{self.path} kept no EMA of its weights (task.ema_decay=null); choose last or best")
+            load_checkpoint(task, data, folder.last_checkpoint if in_last else folder.best_checkpoint)
+            prefix = f"{self.weights}/" if in_last and self.weights != "last" else ""
+            return task.networks[prefix].to(self.device).eval()
 
     @cached_property
     def data(self) -> SplitData:
@@ -99,7 +105,8 @@ class Run(reading.Run):
 
         Args:
             without_variants: write weights that were trained with other variants than the baseline, such as NeuTRENO;
-                there they load strictly, and compute plain softmax attention, which is not what was trained.
+                there they load strictly, and compute plain softmax attention, which is not what was trained. A warning
+                says how far the logits of a batch are then from the network's.
 
         Returns:
             name and arguments of ``timm.create_model(name, checkpoint_path=path, **arguments)``.
@@ -115,7 +122,63 @@ class Run(reading.Run):
                 f"{self.path} was trained with {given_up}, which timm has not: its weights may load there and compute "
                 "something else; without_variants=True writes them nevertheless"
             )
-        return export_timm(self.model, path, given_up)
+        return export_timm(self.model, path, given_up, build(self._settings["data"]).input_facts())
+
+    def save_pretrained(self, folder: str | Path, license: str | None = None) -> None:
+        """Write what :meth:`push_to_hub` pushes into a new folder, or beside what is there.
+
+        Raises:
+            InputError: a file of these names is there, or as :attr:`model` and (of text, graphs and own images)
+                :attr:`data` say.
+        """
+        self._write(folder, license, str(folder))
+
+    def push_to_hub(
+        self, repo_id: str, license: str | None = None, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Push network, config and a model card to a repository of the Hugging Face hub, which is made if need be.
+
+        Args:
+            repo_id: ``NAME/REPOSITORY``.
+            license: of the weights, by the hub's name for it: ``mit``, ``apache-2.0``, …
+            private: of a new repository; None: as the account has it.
+            token: of the hub; None: that of ``hf auth login``.
+
+        Returns:
+            the address of the commit.
+
+        Raises:
+            InputError: as :meth:`save_pretrained` says; or the hub cannot be reached, or refuses it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self._write(folder, license, repo_id)
+            return hub.upload(folder, repo_id, one_line(self.label), private, token)
+
+    def _write(self, folder: str | Path, license: str | None, source: str) -> None:
+        """The files of the hub.
+
+        What only says where and how the run was executed stays here, and so does what names a place on this machine.
+        """
+        settings, data = self._settings, build(self._settings["data"])
+        if data.model_arguments():
+            data = self.data  # checked to be the run's own
+        method = one_line(" + ".join(variants.words(self.result)))
+        known = identity(self.config, self._is_private)
+        config = {
+            **{"label": one_line(self.label), "trained_with": method, "weights": self.weights},
+            **{"model": settings["model"], "input": data.input_facts(), "classes": self.result.get("classes")},
+            "settings": {key: value for key, value in known.items() if not _is_place(value)},
+            "metrics": metrics_of(self, self.weights),
+        }
+        typed = [word for word in self.result["overrides"] if not self._is_private(key_of(word))]
+        typed = [shlex.quote(word) for word in typed if not _is_place(word.partition("=")[2])]
+        words = [*("--config-dir=FOLDER" for _ in self.result.get("config_dirs", [])), *typed]
+        tag = locate(settings["task"]["_target_"]).pipeline_tag
+        card = write_card(self, self.weights, method, words, tag, license, source)
+        hub.write(folder, self.model, axes_of(settings), data.portable_arguments(), config, card)
+
+    def _is_private(self, key: str) -> bool:
+        return mark_of(key, self._settings) in (EXECUTION, START)
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -149,11 +212,7 @@ def load_run(
     """
     if weights not in get_args(Weights):
         raise InputError(f"weights={weights!r} is none of {', '.join(get_args(Weights))}")
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:  # torch's own ways to say that there is none
-        raise InputError(f"device={device}: {str(error).splitlines()[0]}") from error
+    where = device_of(device)
     read = reading.read_run(folder)
     if read.status != "finished":
         reason = f": {read.result['reason']}" if read.result.get("reason") else ""
@@ -161,6 +220,11 @@ def load_run(
     trust = [trust] if isinstance(trust, str) else trust
     read.path = Path(os.path.abspath(read.path))  # the working folder may change before the model is asked for
     return Run(**vars(read), words=words, weights=weights, device=where, trust=trust, trust_readers=trust_readers)
+
+
+def _is_place(value: Any) -> bool:
+    """Whether a value names a folder or a file by where it is on this machine."""
+    return isinstance(value, str) and os.path.isabs(os.path.expanduser(value.strip("'\"")))
 
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -193,6 +257,6 @@ def train(*words: str, **keys: Any) -> Run:
     composed = replace(found[0], called=f"neutreno.train({', '.join(map(repr, words))})")
     if composed.config.preflight:
         raise InputError("preflight=true makes no run; it belongs to the command line: train.py … preflight=true")
-    with _ONE_AT_A_TIME, console.lent():  # seeds, signals and the terminal are the process'
+    with _ONE_AT_A_TIME, console.lent(), as_started():  # seeds, signals and the terminal are the process'
         folder = training.train(composed)
     return load_run(folder, trust=sorted(packages(composed.settings)), trust_readers=True)  # the caller named them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import pickle
@@ -14,12 +15,14 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from neutreno.errors import InputError
+from neutreno.files import replacing
 from neutreno.variants import AT_BASELINE, recorded_axes
 
 _log = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged: the checksum of {damaged} is wrong; restore it from a copy")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _read_safetensors(path)
         # DeiT's and timm's scripts store their arguments as a Namespace, which holds no code.
         allowed = torch.serialization.safe_globals([argparse.Namespace])
         with warnings.catch_warnings(action="ignore"), allowed:  # on pickle protocols, before the refusal
@@ -65,6 +68,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        weights, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    if "variants" not in said:
+        return weights
+    return {**said, "state_dict": weights, "variants": json.loads(said["variants"])}
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Tensors of any device, each by itself: those that share memory, as tied weights do, are written twice.
+
+    :func:`read_checkpoint` gives them as ``state_dict`` beside the metadata if these hold ``variants``, as JSON.
+
+    Raises:
+        InputError: the operating system failed the write.
+    """
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    with replacing(path, "wb") as file:
+        file.write(save(plain, {"format": "pt", **metadata}))
 
 
 def state_dict_of(content: dict[str, Any]) -> dict[str, Tensor]:

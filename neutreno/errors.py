@@ -5,6 +5,8 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _BROKEN = re.compile("Broken pipe|Connection reset|got 0 bytes")  # between processes that had begun to talk
@@ -41,6 +43,20 @@ class Together:
         """
         if self.problems:
             raise InputError("\n".join(dict.fromkeys(self.problems)))
+
+
+@contextmanager
+def needing(what: str, library: str, extra: str) -> Iterator[None]:
+    """Around what uses a ``library`` that is installed only with an ``extra`` of this package.
+
+    Raises:
+        InputError: it is not there; says what needs it, and how to install it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        why = f" ({one_line(error)})" if error.name else ""  # Lightning's gives another advice
+        raise InputError(f"{what} needs {library}{why}: pip install 'neutreno[{extra}]'") from error
 
 
 def check_number(name: str, value: object, least: float = 0, most: float = math.inf, integer: bool = False) -> None:

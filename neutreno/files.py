@@ -11,7 +11,7 @@ from typing import IO, Any
 from neutreno.errors import InputError
 
 
-def make_folder(path: Path, exist_ok: bool = True) -> None:
+def make_folder(path: Path, exist_ok: bool = True, remedy: str = "choose another output_dir=FOLDER") -> None:
     """
     Raises:
         FileExistsError: it is there and ``exist_ok`` is False.
@@ -22,7 +22,7 @@ def make_folder(path: Path, exist_ok: bool = True) -> None:
     except OSError as error:
         if isinstance(error, FileExistsError) and path.is_dir():
             raise
-        raise InputError(f"cannot make {path}: {error.strerror}; choose another output_dir=FOLDER") from error
+        raise InputError(f"cannot make {path}: {error.strerror}; {remedy}") from error
 
 
 UNFINISHED = ".unfinished"  # a killed write leaves NAME.unfinished, never a broken NAME

@@ -6,6 +6,7 @@ A launcher's ``run`` makes all ``jobs``; it says ``started(job)``, ``ended(job, 
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Le
 
 from neutreno.config.options import checked
-from neutreno.errors import InputError
+from neutreno.errors import InputError, needing
 from neutreno.stopping import die_with
 
 if TYPE_CHECKING:
@@ -102,18 +103,18 @@ class Slurm:
         max_parallel: Annotated[int, Ge(1), Le(4096)] = 16,
         parameters: dict[str, Any] | None = None,
     ) -> None:
+        with needing("launcher=slurm", "submitit", "slurm"):
+            importlib.import_module("submitit")
         self.cluster, self.max_parallel, self.parameters = cluster, max_parallel, parameters or {}
 
     def executor(self, folder: Path) -> Any:
         """submitit's, set up; its files go below ``folder``."""
-        try:
-            import submitit
+        import submitit
 
+        try:
             executor = submitit.AutoExecutor(folder / "%j", cluster=self.cluster)
             given = {k: v for k, v in self.parameters.items() if v is not None}
             executor.update_parameters(name="neutreno", slurm_array_parallelism=self.max_parallel, **given)
-        except ModuleNotFoundError as error:
-            raise InputError("launcher=slurm needs the package submitit: pip install submitit") from error
         except (RuntimeError, ValueError, TypeError, NameError) as error:
             raise InputError(f"launcher=slurm: {' '.join(str(error).split())}") from error
         return executor

@@ -65,7 +65,7 @@ def initial_weights(composed: Composed) -> dict[str, dict[str, Any]]:
 
     axes, found = describe(composed)["axes"], {}
     for key, source in flat(composed.settings).items():
-        if source is not None and mark_of(key, composed.settings) is START:
+        if isinstance(source, str) and mark_of(key, composed.settings) is START:
             file = checkpoint_file(source)
             found[key] = {"source": str(source), "sha256": None, "axes": trained_with(source, axes)}
             if file.is_file():

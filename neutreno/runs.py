@@ -23,6 +23,7 @@ from neutreno.files import UNFINISHED, make_folder, replacing
 from neutreno.records import read_json, read_yaml, record_problem
 from neutreno.variants import describe, joined, model_words, words
 
+LAST = "last.ckpt"
 FORMAT = 5  # of result.json; a folder of another one is named and left out
 
 
@@ -66,7 +67,7 @@ class RunFolder:
         self.path = Path(path) / name
         self.config_file = self.path / "config.yaml"
         self.result_file = self.path / "result.json"
-        self.last_checkpoint = self.path / "checkpoints" / "last.ckpt"
+        self.last_checkpoint = self.path / "checkpoints" / LAST
         self.best_checkpoint = self.path / "checkpoints" / "best.ckpt"
 
     def record(self) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 from neutreno.config.building import build
 from neutreno.config.options import SUPPLIED, checked
-from neutreno.errors import InputError
+from neutreno.errors import needing
 from neutreno.reports.layers import curve, part_of, said_of
 
 log = logging.getLogger(__name__)
@@ -74,14 +74,6 @@ def _report_to_tensorboard(logger: Logger, metrics: dict[str, float], rows: list
 _REPORTS = {"WandbLogger": _report_to_wandb, "TensorBoardLogger": _report_to_tensorboard}
 
 
-@contextmanager
-def _needing(package: str) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise InputError(f"logger={package} needs the package {package}: pip install {package}") from error
-
-
 @checked
 def wandb_logger(
     folder: Annotated[Path, SUPPLIED],
@@ -96,7 +88,8 @@ def wandb_logger(
     log_model: bool | Literal["all"] = False,
 ) -> Logger:
     """Weights & Biases under ``folder``: online only if that is asked for and this machine is logged in."""
-    with _needing("wandb"):
+    with needing("logger=wandb", "Weights & Biases", "loggers"):
+        importlib.import_module("wandb")  # which Lightning does only when training has begun
         from lightning.pytorch.loggers import WandbLogger
 
         if not offline and not _logged_in_to_wandb():
@@ -134,7 +127,8 @@ def tensorboard_logger(
 ) -> Logger:
     """TensorBoard event files in ``folder/tensorboard``."""
     version = "tensorboard" if job == "train" else f"tensorboard_{job}"
-    with _needing("tensorboard"):
+    with needing("logger=tensorboard", "TensorBoard", "loggers"):
+        importlib.import_module("torch.utils.tensorboard")
         from lightning.pytorch.loggers import TensorBoardLogger
 
         return TensorBoardLogger(folder, name="", version=version, default_hp_metric=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from neutreno.cli import add_trust, add_trust_readers, command, parser_of
-from neutreno.errors import InputError, check_number
+from neutreno.errors import InputError, check_number, needing
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -67,10 +67,8 @@ def pixels(arguments: argparse.Namespace, size: Sequence[int], transform: Callab
 
 def open_hugging_face(name: str, arguments: argparse.Namespace):
     """The same of a Hugging Face model, by its name on the hub or its local folder."""
-    try:
+    with needing("hf:…", "transformers", "huggingface"):
         import transformers
-    except ImportError as error:
-        raise InputError("hf:… needs transformers: pip install 'neutreno[huggingface]'") from error
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

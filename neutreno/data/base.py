@@ -14,7 +14,7 @@ from lightning import LightningDataModule, Trainer
 from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from neutreno.attention import needs_others
@@ -204,6 +204,14 @@ class SplitData(LightningDataModule):
 
     def model_arguments(self) -> dict[str, Any]:
         """What the data alone can tell the model's constructor."""
+        return {}
+
+    def portable_arguments(self) -> dict[str, int | Tensor]:
+        """The same as numbers and tensors, which make the same model where the data is not."""
+        return self.model_arguments()
+
+    def input_facts(self) -> dict[str, Any]:
+        """What who uses the model without this data has to know of its input, as plain data."""
         return {}
 
     def check_model(self, model: nn.Module, settings: Mapping[str, Any]) -> None:

@@ -101,7 +101,8 @@ class ImageClassification(ClassificationData):
         self._found: int | None = None  # number of classes; of a stream nobody knows
         self._held: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.common = {"input_size": self.image_shape, "interpolation": interpolation}
-        self.common |= {"mean": tuple(mean), "std": tuple(std)}
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.common |= {"mean": self.mean, "std": self.std}
         if clash := {"is_training", *self.common} & self.augment.keys():
             raise InputError(f"data.augment.{min(clash)} is settled by the data set; leave it out")
         other = {k: v for k, v in self.augment.items() if (v != 0.5 if k == "hflip" else v)}
@@ -157,6 +158,9 @@ class ImageClassification(ClassificationData):
         if self._found not in (None, self.num_classes):
             said = f"{self.root or self.reader} holds {self._found} classes, data.num_classes={self.num_classes}"
             raise InputError(f"{said}; set data.num_classes={self._found}")
+
+    def input_facts(self) -> dict[str, Any]:
+        return super().input_facts() | {"interpolation": self.common["interpolation"], "crop_pct": self.crop_pct}
 
     @property
     def label_names(self) -> list[str] | None:
@@ -281,8 +285,7 @@ class ImageClassification(ClassificationData):
         return self._held[split]
 
     def _normalize(self) -> Callable:
-        normalize = v2.Normalize(self.common["mean"], self.common["std"])
-        return v2.Compose([v2.ToDtype(torch.float32, scale=True), normalize])
+        return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)])
 
     def eval_transform(self) -> Callable:
         return self._timms(is_training=False, crop_pct=self.crop_pct)

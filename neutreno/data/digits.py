@@ -57,6 +57,8 @@ class Digits(ClassificationData):
             scale: largest change of size, as a share.
     """
 
+    mean, std = (0.305,), (0.376,)  # of the training split
+
     @checked
     def __init__(
         self,
@@ -78,7 +80,7 @@ class Digits(ClassificationData):
         return split_digits()
 
     def eval_transform(self) -> Callable:
-        return v2.Normalize([0.305], [0.376])  # of the training split
+        return v2.Normalize(self.mean, self.std)
 
     def train_transform(self) -> Callable:
         if not any(self.augment.values()):

@@ -56,6 +56,8 @@ class ImageData(SplitData):
     """
 
     samples_are = "images"
+    mean: Sequence[float] | None = None  # by which pixels in [0, 1] are normalised, per channel
+    std: Sequence[float] | None = None
 
     @checked
     def __init__(
@@ -75,6 +77,11 @@ class ImageData(SplitData):
         if self.num_classes is None:
             self.setup("validate")
         return {"num_classes": self.num_classes} if self._tells else {}
+
+    def input_facts(self) -> dict[str, Any]:
+        """Under timm's names, those of ``create_transform`` among them."""
+        normalized = {} if self.mean is None else {"mean": list(self.mean), "std": list(self.std)}
+        return {"img_size": self.img_size, "in_chans": self.in_chans, **normalized}
 
     def check_model(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
         """

@@ -156,6 +156,14 @@ class TextData(SteppedData):
             self.setup("validate")
         return {"vocabulary": self.vocabulary}
 
+    def portable_arguments(self) -> dict[str, int | Tensor]:
+        return {"vocabulary": len(self.model_arguments()["vocabulary"])}
+
+    def input_facts(self) -> dict[str, Any]:
+        """The tokens by id, by the rule of :class:`neutreno.data.text.Vocabulary`."""
+        words = self.model_arguments()["vocabulary"].words
+        return {"sequence_length": self.sequence_length, "vocabulary": words}
+
     @property
     def digests(self) -> dict[str, str]:
         return self.sources

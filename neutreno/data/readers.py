@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from neutreno.data.fingerprint import of_array, sampled
 from neutreno.data.images import Images, Unlabelled
 from neutreno.data.loading import derive_seed, seed_cpu
-from neutreno.errors import InputError
+from neutreno.errors import InputError, needing
 
 STREAMS = ("hfids/", "tfds/", "wds/")  # without random access
 
@@ -158,6 +159,9 @@ def open_reader(name: str, split: str, root: str | None, mode: str = "RGB", down
         raise InputError(f"data.reader={name} needs data.root=FOLDER, where torchvision keeps its files")
     from timm.data import create_dataset
 
+    if name.startswith("wds/"):
+        with needing(f"data.reader={name}", "WebDataset", "readers"):
+            importlib.import_module("webdataset")
     quiet_hub()
     try:
         dataset = create_dataset(name, root=root, split=split, input_img_mode=mode, download=download, **kwargs)

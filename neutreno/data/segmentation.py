@@ -61,6 +61,7 @@ class SegmentationData(ImageData):
     ) -> None:
         super().__init__(num_classes=num_classes, **kwargs)
         self.check_channels(mean=mean, std=std)
+        self.mean, self.std = mean, std
         self._normalize = v2.Normalize(list(mean), list(std))
         self.class_names = list(class_names or (f"class_{i + 1}" for i in range(num_classes or 0)))
 

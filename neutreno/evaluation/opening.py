@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -22,7 +24,7 @@ from neutreno.config.settings import Trainer as TrainerSettings
 from neutreno.config.trust import check_package, check_reading, check_trusted, without_start
 from neutreno.config.words import close, compose_typed, key_of
 from neutreno.errors import InputError
-from neutreno.runs import RunFolder, check_origin, identity_of
+from neutreno.runs import LAST, RunFolder, check_origin, identity_of
 from neutreno.tasks.base import Task
 from neutreno.variants import axes_of, check_trained, describe, joined, model_words, recorded_axes, value_at, words
 
@@ -193,7 +195,7 @@ def check_weights(settings: dict[str, Any], axes: dict[str, Any], other_variants
         InputError: they were.
     """
     for name, source in settings["model"].items():
-        if source is not None and mark_of(f"model.{name}", settings) is START:
+        if isinstance(source, str) and mark_of(f"model.{name}", settings) is START:
             check_trained(trained_with(source, axes), axes, source, ALLOWED, other_variants)
 
 
@@ -221,6 +223,9 @@ def read_fitting(
         check_trained(recorded_axes(checkpoint), task.variants, path, ALLOWED, other_variants)
     if task.run is not None and not other_variants:
         check_origin(checkpoint.get("run"), task.run, path, "restore the run's own")
+    ended, steps = (task.run or {}).get("steps"), checkpoint.get("global_step")
+    if path.name == LAST and ended is not None and steps != ended:
+        raise InputError(f"{path} is of step {steps}, and the run ended at step {ended}; restore the run's own")
     return checkpoint
 
 
@@ -248,6 +253,31 @@ def open_run(
     return task.measured, data, settings
 
 
+@contextmanager
+def as_started() -> Iterator[None]:
+    """What a caller chose for tensors of the caller's own, the default type and inference mode, is set aside."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # torch's own ways to say that there is none
+        raise InputError(f"device={device}: {str(error).splitlines()[0]}") from error
+    return found
+
+
 def build_run(
     run: RunFolder, settings: dict[str, Any], trust: Sequence[str] = (), config_dirs: Sequence[str] = ()
 ) -> tuple[LightningDataModule, Task]:
@@ -257,5 +287,6 @@ def build_run(
     data.check_model(model, settings["model"])
     data.check_batches(model)
     task = build(settings["task"], model=model)
-    task.variants, task.run = axes_of(settings, config_dirs), {"settings": identity_of(run.config())}
+    task.variants = axes_of(settings, config_dirs)
+    task.run = {"settings": identity_of(run.config()), "steps": run.record().get("steps")}
     return data, task

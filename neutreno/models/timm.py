@@ -13,7 +13,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from neutreno.checkpoints import load_weights, pretrained_timm_model
-from neutreno.config.options import Depth, DropRate, Size, Weights, builds, checked
+from neutreno.config.options import START, Depth, DropRate, Size, Weights, builds, checked
 from neutreno.errors import InputError, check_number
 
 
@@ -109,7 +109,7 @@ def timm_model(
     depths: Sequence[Depth] | None = None,
     num_heads: Size | Sequence[Size] | None = None,
     window_size: Size | None = None,
-    pretrained: bool = False,
+    pretrained: Annotated[bool, START] = False,
     weights: Weights = None,
     new_head: bool = False,
 ) -> TimmModel:

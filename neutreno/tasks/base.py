@@ -74,6 +74,7 @@ class Task(LightningModule):
     evaluators: tuple[str, ...] = ("metrics", "per_layer")  # of evaluate.py, by name; your own by its class path
     percent: tuple[str, ...] = ()  # how the names of those metrics end that are given in percent
 
+    pipeline_tag: str | None = None  # what the Hugging Face hub calls such a task
     writer: str | None = None  # path of a function that writes what left() gives: (left, folder, prefix) -> files
     accepts: str | None = None  # what a model's ``output`` has to be, where it says one; None: anything
     keeps_best = False  # whether it keeps the best weights itself, among its ``networks``

@@ -32,6 +32,7 @@ class Classification(Task):
     main_metric = "val/top1"
     evaluators = ("metrics", "crops", "robustness", "cost", "per_layer")
     percent = ("top1", "top5")
+    pipeline_tag = "image-classification"
 
     accepts = "classes"
 

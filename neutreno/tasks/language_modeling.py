@@ -28,6 +28,7 @@ class LanguageModeling(Task):
     main_metric, main_metric_mode = "val/ppl", "min"
     evaluators = ("metrics", "perplexity", "per_layer")
     throughput = "train/tokens_per_s"
+    pipeline_tag = "text-generation"
     accepts = "tokens"
 
     def __init__(self, model: Annotated[nn.Module, SUPPLIED], **kwargs) -> None:

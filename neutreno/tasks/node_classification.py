@@ -35,6 +35,7 @@ class NodeClassification(Task):
     main_metric = "val/accuracy"
     throughput = "train/nodes_per_s"
     percent = ("accuracy",)
+    pipeline_tag = "graph-ml"
     keeps_best = True
 
     accepts = "nodes"

@@ -55,6 +55,7 @@ class Segmentation(Task):
     main_metric = "val/miou"
     evaluators = ("metrics", "windows", "cost", "per_layer")
     percent = ("miou", "pixel_acc", "mean_acc")
+    pipeline_tag = "image-segmentation"
 
     accepts = "masks"
     writer = "neutreno.reports.segmentation.write"

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -18,7 +19,7 @@ import timm
 import torch
 import yaml
 from safetensors import safe_open
-from support import TINY, result, train
+from support import TINY, assert_one_line_error, result, run_forked, train
 from support.graphs import GRAPH
 from support.same_run import assert_same_run, load
 
@@ -168,6 +169,17 @@ def test_a_damaged_checkpoint_is_refused_in_a_line(copied):
         _ = neutreno.load_run(copied).model
 
 
+def test_the_best_checkpoint_does_not_pass_for_the_last(copied):
+    best, last = (load(copied, name)["global_step"] for name in ("best", "last"))
+    assert best < last == result(copied)["steps"]
+    shutil.copy(copied / "checkpoints/best.ckpt", copied / "checkpoints/last.ckpt")
+    said = rf"last\.ckpt is of step {best}, and the run ended at step {last}; restore the run's own"
+    with pytest.raises(InputError, match=said):
+        _ = neutreno.load_run(copied).model
+    done = run_forked("evaluate.py", str(copied), "evaluators=[metrics]", cwd=copied.parent)
+    assert_one_line_error(done, "is of step")
+
+
 def test_what_a_run_folder_names_is_built_only_if_its_package_is_trusted(copied):
     text = (copied / "config.yaml").read_text()
     (copied / "config.yaml").write_text(text.replace("neutreno.models.vit.VisionTransformer", "subprocess.run"))
@@ -184,6 +196,15 @@ def test_what_a_run_folder_names_is_built_only_if_its_package_is_trusted(copied)
 def test_a_word_that_a_run_does_not_take_is_refused(finished, word):
     with pytest.raises(InputError, match=word.partition("=")[0]):
         _ = neutreno.load_run(finished, word).model
+
+
+@contextmanager
+def float64():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +270,18 @@ def test_it_trains_beside_the_main_thread_without_arguments_of_the_process(cwd, 
     assert found[0].status == "finished"
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, float64])
+def test_a_callers_mode_and_default_type_change_no_run(mode, trained, cwd):
+    words = [*TINY, "task.ema_decay=0.9", "task.warmup_epochs=0"]
+    with mode():
+        run = neutreno.train(*words, name=mode.__name__)
+        assert all(p.dtype == torch.float32 and not p.is_inference() for p in run.model.parameters())
+        now = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.get_default_dtype()
+    assert_same_run(run.path, trained.path)
+    expected = {"no_grad": (False, False, torch.float32), "float64": (False, True, torch.float64)}
+    assert now == expected.get(mode.__name__, (True, False, torch.float32))
+
+
 def test_an_interrupted_call_is_recorded_and_resumed_to_the_same_run(trained, cwd):
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -306,11 +339,14 @@ def test_a_run_of_neutreno_is_exported_only_where_that_is_given_up(finished, tmp
     with pytest.raises(InputError, match=r"trained with neutreno λ̃=0\.6.*without_variants=True"):
         run.export(file)
     assert not file.exists()
-    name, arguments = run.export(file, without_variants=True)
+    with pytest.warns(UserWarning, match="gives up neutreno λ̃=0.6: logits of random images are off by up to"):
+        name, arguments = run.export(file, without_variants=True)
     net = timm.create_model(name, checkpoint_path=str(file), **arguments)
     assert torch.equal(net.head.weight, run.model.head.weight)
     with safe_open(file, "pt") as content:
-        assert content.metadata()["given_up"] == "neutreno λ̃=0.6"
+        said = content.metadata()
+    assert said["given_up"] == "neutreno λ̃=0.6"
+    assert json.loads(said["input"]) == {"img_size": 8, "in_chans": 1, "mean": [0.305], "std": [0.376]}
 
 
 def test_a_record_that_was_edited_does_not_pass_neutreno_off_as_softmax(copied, tmp_path):

@@ -139,6 +139,7 @@ def test_weights_that_a_run_started_from_are_not_read(run):
     change(run / "config.yaml", model__weights="/nowhere/x.pth")
     assert "weights" not in settings_of(run)["model"]
     node = {"_target_": "neutreno.models.timm.timm_model", "name": "test_vit", "weights": "/nowhere/x.pth"}
+    node["pretrained"] = True  # timm's, of which there are none here either
     build_trusted({**node, "num_classes": 2}, key="model")
 
 

@@ -25,7 +25,7 @@ LAYERS = [  # what stands further down may import what stands above, never the o
     {"evaluation", "callbacks"},
     {"launchers", "preflight"},
     {"sweep", "training", "evaluating"},
-    {"cli"},
+    {"cli", "hub"},
     {"api"},
     {"neutreno"},
     {"__main__"},

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from neutreno.data.graph_files import SPLITS, UNLABELLED, Graph, undirected
-from neutreno.errors import InputError, one_line
+from neutreno.errors import InputError, needing, one_line
 
 
 def read_pyg(reader: str, root: str | Path | None, reader_args: Mapping[str, Any], split: int | None) -> Graph:
@@ -56,12 +56,8 @@ def _pyg_class(reader: str) -> Callable:
     kind, _, name = reader.partition("/")
     if kind != "pyg" or not name:
         raise InputError(f"data.reader={reader} is no reader of graphs; give pyg/NAME, such as pyg/WikiCS")
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            from torch_geometric import datasets
-    except ImportError as error:
-        said = f"data.reader={reader} needs PyTorch Geometric ({one_line(error)})"
-        raise InputError(f"{said}: pip install 'neutreno[graphs]'") from error
+    with needing(f"data.reader={reader}", "PyTorch Geometric", "graphs"), warnings.catch_warnings(action="ignore"):
+        from torch_geometric import datasets
     if name not in datasets.__all__:
         near = difflib.get_close_matches(name, datasets.__all__, 1)
         meant = f"; did you mean pyg/{near[0]}?" if near else ""

@@ -66,10 +66,17 @@ def test_another_function_is_never_written_unsaid(tmp_path):
     with pytest.raises(InputError, match=r"w\.safetensors was not written: .* gives other logits"):
         export_timm(network, file)
     assert not file.exists()
-    name, arguments = export_timm(network, file, "the fidelity term")
-    timm.create_model(name, checkpoint_path=str(file), **arguments)
+    with pytest.warns(
+        UserWarning, match="gives up the fidelity term: logits of random images are off by up to"
+    ) as told:
+        name, arguments = export_timm(network, file, "the fidelity term")
+    net = timm.create_model(name, checkpoint_path=str(file), **arguments).eval()
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    apart, largest = (net(x) - network(x)).abs().max().item(), network(x).abs().max().item()
     with safe_open(file, "pt") as content:
-        assert content.metadata()["given_up"] == "the fidelity term"
+        said = content.metadata()
+    assert said["given_up"] == "the fidelity term" and apart > 0.01
+    assert said["logits_apart"] == f"{apart:.3g}, where the largest is {largest:.3g}" in str(told[0].message)
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path):

@@ -20,6 +20,7 @@ PARTS = {
     "step": attention.bench_step,
     "term": term.bench_term,
     "attention": attention.bench_attention,
+    "memory": attention.bench_memory,
     "probe": runs.bench_probe,
     "loop": runs.bench_loop,
     "loading": loading.bench_loading,
@@ -30,6 +31,7 @@ PARTS = {
     "graph_epoch": graph.bench_epoch,
 }
 PASSES = {kind: partial(attention.attention_pass, built) for kind, built in attention.ATTENTIONS.items()}
+PASSES |= {name: partial(attention.model_pass, name) for name in attention.MODELS}
 PASSES |= {kind: partial(graph.norm_pass, built) for kind, built in graph.NORMS.items()} | {"gain": graph.gain_pass}
 
 

@@ -86,3 +86,37 @@ def bench_attention(repeats: int) -> list[tuple[str, str]]:
         fused, explicit = (statistics.median(peak_mib(k, tokens) for _ in range(3)) for k in ("fused", "explicit"))
         rows.append((f"its peak memory, N = {tokens}", f"{fused:.1f} MiB against {explicit:.1f} MiB"))
     return rows
+
+
+SIZES = {  # and a part of the blocks of a ViT-L, which as a whole does not fit in a small machine
+    "ViT-Ti": ({"size": "tiny"}, (8, 24)),
+    "8 blocks of ViT-L": ({"embed_dim": 1024, "depth": 8, "num_heads": 16}, (2, 6)),
+}
+MODELS = {
+    f"{name}, {'the term' if lam else 'softmax'}{', checkpointed' if again else ''}": (network, lam, again)
+    for name, (network, _) in SIZES.items()
+    for lam in (0.0, 0.6)
+    for again in (False, True)
+}
+
+
+def model_pass(name: str, images: int) -> Callable[[], None]:
+    """Forward and backward of a ViT at 224 pixels, whose gradients are there already."""
+    network, lam, again = MODELS[name]
+    rule = partial(NeutrenoAttention, lam=lam) if lam else SoftmaxAttention
+    model = VisionTransformer(attention=rule, **network).to(benchmarks.DEVICE).train()
+    model.set_grad_checkpointing(again)
+    batch = torch.randn(images, 3, 224, 224, device=benchmarks.DEVICE)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return lambda: model(batch).sum().backward()
+
+
+def bench_memory(repeats: int) -> list[tuple[str, str]]:
+    """What a further image costs, from two batches, so that neither weights nor the program count."""
+    rows = []
+    for name in MODELS:
+        few, many = SIZES[name.partition(",")[0]][1]
+        small, large = (statistics.median(peak_mib(name, count) for _ in range(repeats)) for count in (few, many))
+        rows.append((f"activations of an image of 224 pixels, {name}", f"{(large - small) / (many - few):.1f} MiB"))
+    return rows

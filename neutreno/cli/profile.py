@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neutreno.cli import add_trust, add_trust_readers, command, parser_of
+from neutreno.cli import add_output, add_trust, add_trust_readers, command, output_of, parser_of
 from neutreno.errors import InputError, check_number
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--random-weights", action="store_true", help="do not load pretrained weights")
     parser.add_argument("--seed", default="0", help="of random weights and inputs; default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--output", default="profile", metavar="PREFIX", help="default: %(default)s")
+    add_output(parser, "profile", "PREFIX")
     add_trust(parser)
     add_trust_readers(parser)
     arguments = parser.parse_args(arguments)
@@ -207,10 +207,11 @@ def main(arguments: Sequence[str]) -> None:
         table = pd.concat([table.assign(lam=0.0), converted.assign(lam=lam)])
     weights = ", random weights" if arguments.random_weights else ""
     title = f"{arguments.model}{weights}; {what}"
-    with replacing(Path(f"{arguments.output}.csv")) as file:
+    output = output_of(arguments)
+    with replacing(Path(f"{output}.csv")) as file:
         table.to_csv(file, index=False)
-    plot_profile(table, f"{arguments.output}.png", title)
-    print(f"{title}\n\n{markdown(table)}\n\n{arguments.output}.csv, {arguments.output}.png")
+    plot_profile(table, f"{output}.png", title)
+    print(f"{title}\n\n{markdown(table)}\n\n{output}.csv, {output}.png")
 
 
 def markdown(table) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neutreno.cli import add_config_dir, command, parser_of
+from neutreno.cli import add_config_dir, announce, command, parser_of
 from neutreno.cli.hydra_main import split_config_dirs
 from neutreno.config.words import key_of
 from neutreno.errors import InputError
@@ -105,6 +105,8 @@ def main(arguments: Sequence[str]) -> int | None:
     seeds = seeds_of(a.seeds)
     if fixed := [o for o in a.overrides if key_of(o) in (*OF_RUNS, "experiment")]:
         raise InputError(f"{' '.join(fixed)}: the table sets it for every run; leave it out")
+    if not a.dry_run:
+        announce(f"table {a.table}: checking {len(table.rows) * len(seeds)} runs")
     jobs, config = plan_runs(table, seeds, a.overrides)
     first = unfinished_elsewhere(table, seeds, a.overrides)
     commands = {name: f"neutreno reproduce {name} --seeds {a.seeds}" for name in first}

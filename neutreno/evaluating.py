@@ -29,7 +29,7 @@ from neutreno.evaluation.opening import (
 from neutreno.files import make_folder
 from neutreno.parallel import build_trainer, check_trainer, kill_others
 from neutreno.records import read_json
-from neutreno.reports.evaluation import first_table, render
+from neutreno.reports.evaluation import metric_tables, render
 from neutreno.reports.reading import read_run
 from neutreno.runs import RunFolder
 from neutreno.stopping import stopping
@@ -44,6 +44,12 @@ def evaluate(composed: Composed) -> None:
         InputError: what the user gave cannot be used; then no folder was made.
     """
     console.quiet(rank_zero_only.rank, wait=True)
+    with console.heartbeat(composed.config.progress.line_every_s):
+        _evaluate(composed)
+
+
+def _evaluate(composed: Composed) -> None:
+    console.doing("reading the weights and the data")
     opened = run_opened if composed.config.run is not None else weights_opened
     run, subject, evaluators = opened(composed)
     console.begin()
@@ -148,7 +154,10 @@ def record(subject: Subject, composed: Composed, found: dict[str, Findings]) -> 
     corrupt = len(data.corrupt.read())
     further = [("corrupt images left out, see evaluation_corrupt_images.txt", str(corrupt))] if corrupt else []
     further += [row for one in found.values() for row in one.figures]
-    tables = [first_table(metrics, further, subject.task.percent), *(t for one in found.values() for t in one.tables)]
+    tables = [
+        *metric_tables(metrics, further, subject.task.percent),
+        *(t for one in found.values() for t in one.tables),
+    ]
     return {
         "name": subject.folder.resolve().name,
         "weights": subject.source,

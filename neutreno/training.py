@@ -59,12 +59,19 @@ def train(composed: Composed) -> Path:
         InputError: what the user gave cannot be used; then no folder was made, or the one there is as it was.
     """
     console.quiet(rank_zero_only.rank, wait=True)
+    with console.heartbeat(composed.config.progress.line_every_s):
+        return _train(composed)
+
+
+def _train(composed: Composed) -> Path:
+    console.doing("checking the settings")
     composed, plugins = checked(composed)
     config, settings = composed.config, composed.settings
     run = RunFolder(config.output_dir, config.name)
     if not config.preflight and rank_zero_only.rank == 0:  # the other processes find the folder that this one made
         run.check(composed, config.resume)
     seed_everything(derive_seed(config.seed))
+    console.doing("reading the data")
     data, together = build(settings["data"]), Together()
     with together:
         data.setup()
@@ -78,6 +85,7 @@ def train(composed: Composed) -> Path:
 
     resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
     network = settings["model"] if resume_from is None else without_start(settings["model"])  # a checkpoint follows
+    console.doing("building the model")
     with together:
         task = build_task(composed, data, network)
     together.refuse()
@@ -85,6 +93,7 @@ def train(composed: Composed) -> Path:
     task.run = {"settings": identity_of(settings), "digests": data.digests}
     if config.preflight:
         console.begin()
+        console.doing("measuring some steps")
         preflight(config, task, data, plugins)
     else:
         fit(composed, run, resume_from, data, task, plugins)
@@ -188,7 +197,7 @@ def fit(
     record(status="finished", metrics=metrics, **outcome(trainer, data, probe, timer))
     if is_rank_zero:
         log_report(loggers[1:], metrics, probe.first_and_last(), run.path / "oversmoothing.png")
-        print(results.summary(run.path))
+        print(results.summary(run.path, task.shown))
 
 
 def check_schedule(composed: Composed, trainer: Trainer, task: Task, data: SplitData) -> list[str]:

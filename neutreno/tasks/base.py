@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -27,6 +27,7 @@ from neutreno.config.building import locate
 from neutreno.config.options import SUPPLIED, Count, Decay, NonNegative, checked
 from neutreno.errors import InputError
 from neutreno.parallel import ShardedStrategy, shard
+from neutreno.reports.evaluation import metric_title, metric_value
 
 
 def _constant(optimizer: Optimizer, t_initial: int, lr_min: float, **warmup: Any) -> StepLRScheduler:
@@ -73,6 +74,7 @@ class Task(LightningModule):
 
     evaluators: tuple[str, ...] = ("metrics", "per_layer")  # of evaluate.py, by name; your own by its class path
     percent: tuple[str, ...] = ()  # how the names of those metrics end that are given in percent
+    titles: ClassVar[dict[str, str]] = {}  # what people call its metrics, by how their names end; others by their names
 
     writer: str | None = None  # path of a function that writes what left() gives: (left, folder, prefix) -> files
     accepts: str | None = None  # what a model's ``output`` has to be, where it says one; None: anything
@@ -133,6 +135,11 @@ class Task(LightningModule):
         self.warmup_epochs, self.warmup_steps, self.warmup_lr = warmup_epochs, warmup_steps, warmup_lr
         self.ema = None if ema_decay is None else ModelEmaV3(model, decay=ema_decay).requires_grad_(False)
         self.train_loss = MeanMetric(nan_strategy="disable")
+
+    @classmethod
+    def shown(cls, name: str, value: float) -> tuple[str, str]:
+        """A metric as a person reads it: its title, and its value with the unit."""
+        return metric_title(name, cls.titles), metric_value(value, name.endswith(cls.percent))
 
     def loss(self, batch) -> Tensor:
         raise NotImplementedError

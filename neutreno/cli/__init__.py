@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from neutreno.files import make_folder
 from neutreno.stopping import interruptible
 
 OUTPUTS = Path("outputs")  # that of runs
+WIDTH = 80  # columns of a terminal
 
 
 def command(function: Callable[[Sequence[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
@@ -38,9 +40,10 @@ def announce(what: str) -> None:
 
 
 def parser_of(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser whose help shows ``description`` as it is written."""
+    """A parser whose help fills the paragraphs of ``description``, and shows indented lines as they are written."""
+    parts = [part if part.startswith(" ") else textwrap.fill(part, WIDTH) for part in description.split("\n\n")]
     as_written = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f"neutreno {name}", description=description, formatter_class=as_written)
+    return argparse.ArgumentParser(f"neutreno {name}", description="\n\n".join(parts), formatter_class=as_written)
 
 
 def add_output(parser: argparse.ArgumentParser, name: str, metavar: str) -> None:

@@ -2,7 +2,7 @@
 
     neutreno dashboard outputs --open
     neutreno dashboard outputs/digits-* --output digits.html
-    neutreno dashboard outputs --watch          follow runs in progress until they end
+    neutreno dashboard outputs --watch  follow runs in progress until they end
 
 The page is a single file and needs neither network nor server.
 """

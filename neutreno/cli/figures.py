@@ -1,7 +1,7 @@
 """The paper's figure: similarity of tokens by layer, baseline against NeuTRENO, one panel per task.
 
-    neutreno figures outputs/digits-* outputs/digit_scenes-* outputs/python_docs-*
-    neutreno figures outputs/digits-* --output docs/figures/digits_similarity --initial
+    neutreno figures outputs/digits-* outputs/python_docs-*
+    neutreno figures outputs/digits-* --output figures/similarity --initial
     neutreno figures outputs/digits-* --metric effective_rank
     neutreno figures outputs/cora-* --by model.depth --score best/test/accuracy
     neutreno figures outputs/python_docs-* --over-steps

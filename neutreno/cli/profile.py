@@ -1,10 +1,10 @@
 """Over-smoothing by layer of any model: from timm, Hugging Face or a run folder.
 
     neutreno profile timm:vit_tiny_patch16_224 FOLDER_OF_IMAGES
-    neutreno profile hf:bert-base-uncased TEXT.txt --metrics cosine,effective_rank
-    neutreno profile hf:./local_folder TEXT.txt --lam 0.6         as it is, and with NeuTRENO's term
-    neutreno profile timm:vit_tiny_patch16_224 --random-weights   no weights, no data, no network
-    neutreno profile outputs/RUN                                  on the validation data of the run
+    neutreno profile hf:bert-base-uncased TEXT.txt --metrics cosine
+    neutreno profile hf:./local_folder TEXT.txt --lam 0.6  with NeuTRENO's term
+    neutreno profile timm:vit_tiny_patch16_224 --random-weights       no network
+    neutreno profile outputs/RUN               on the run's validation data
 
 Prints a Markdown table and writes PREFIX.csv and PREFIX.png: means over samples, bands of ± one standard deviation.
 Without data, random pixels or token ids are used. Each line of a text is a sample, truncated to --tokens tokens.

@@ -1,12 +1,14 @@
 """Reproduce a table: run every row × seed that is not finished yet, then print the table.
 
-    neutreno reproduce small                                        three tasks on embedded data, no download
-    neutreno reproduce small --dry-run                              list what is left to do
-    neutreno reproduce lab launcher.max_parallel=2                  every variant of attention and block, on digits
+    neutreno reproduce small            three tasks on embedded data, no download
+    neutreno reproduce small --dry-run  list what is left to do
+    neutreno reproduce lab              every variant, on digits
     neutreno reproduce lab data=cifar10 data.root=CIFAR10 trainer=gpu
     neutreno reproduce table1 --seeds 3 data.root=IMAGENET trainer=ddp
-    neutreno reproduce table3 data.root=WIKITEXT103 trainer=gpu launcher.max_parallel=8   one run per GPU
-    neutreno reproduce table2 data.root=ADE20K trainer=gpu launcher=slurm launcher.parameters.slurm_partition=P
+    neutreno reproduce table3 data.root=WIKITEXT103 trainer=gpu
+            launcher.max_parallel=8     one run per GPU
+    neutreno reproduce table2 data.root=ADE20K trainer=gpu launcher=slurm
+            launcher.parameters.slurm_partition=P
 
 A table is a file, table/NAME.yaml in the project's configs and in every --config-dir; each of its rows is a line.
 Interrupted runs are resumed: after a kill, repeat the command. `neutreno tables NAME` prints the table again.

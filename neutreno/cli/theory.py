@@ -1,9 +1,9 @@
 """The theory in numbers: what descent on J and E does to tokens, and both energies in the layers of trained runs.
 
-    neutreno theory                                        random tokens, λ̃ = 0, 0.2, …, 1, in seconds
-    neutreno theory --lams 0,0.6,1.2 --steps 48            beyond λ̃ = 1 it can diverge
-    neutreno theory outputs/RUN outputs/OTHER              by layer, on the samples of the runs' probe
-    neutreno theory outputs/RUN data.root=FOLDER probe.num_samples=16      the data has moved; fewer samples
+    neutreno theory                            random tokens, λ̃ = 0, 0.2, …, 1
+    neutreno theory --lams 0,0.6,1.2           beyond λ̃ = 1 it can diverge
+    neutreno theory outputs/RUN outputs/OTHER  by layer, on their probe's samples
+    neutreno theory outputs/RUN data.root=FOLDER         the data has moved
 
 Prints a table (Markdown) and writes PREFIX.pdf and PREFIX.png. Without a run: one head of attention with Q = K, applied
 repeatedly from u = f with a fixed kernel; energies relative to the start. With runs: J and G of the values V_l under

@@ -309,7 +309,7 @@ def test_help_shows_the_spellings_and_the_keys():
         "evaluate.py outputs/RUN",
         "model=timm model.name=",
         "imagenet_c=FOLDER",
-        "crop_pcts:",
+        "evaluator.crops.crop_pcts=null",
         "other_variants",
         "deit_neutreno",
     ):

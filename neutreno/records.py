@@ -158,7 +158,7 @@ _WHERE_THERE: dict[str, Any] = {
     "parameters": int,
     **dict.fromkeys(("planned_steps", "steps"), Annotated[int, Ge(0)]),
     "wall_clock_s": NonNegative,
-    **dict.fromkeys(("row", "reason", "first_checkpoint"), str | None),
+    **dict.fromkeys(("row", "group", "reason", "first_checkpoint"), str | None),
 }
 
 

@@ -20,10 +20,11 @@ from tabulate import tabulate
 from neutreno.config.composing import Composed
 from neutreno.config.gate import mark_of
 from neutreno.config.options import START
+from neutreno.config.words import key_of
 from neutreno.files import replacing
 from neutreno.reports.layers import curve
-from neutreno.runs import FORMAT, execution_keys, flat, read_result
-from neutreno.variants import describe
+from neutreno.runs import FORMAT, execution_keys, flat, group_name, read_result
+from neutreno.variants import describe, model_words, words
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
 
@@ -49,6 +50,7 @@ def describe_run(composed: Composed, task: type) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **describe(composed),
+        "group": group_name(composed),
         "task": f"{task.__module__}.{task.__qualname__}",
         "main_metric": task.main_metric,
         "main_metric_mode": task.main_metric_mode,
@@ -59,6 +61,13 @@ def describe_run(composed: Composed, task: type) -> dict[str, Any]:
         "started": now(),
         "command": composed.called or shlex.join(sys.orig_argv),
     }
+
+
+def tags(record: dict[str, Any]) -> list[str]:
+    """What a service files a run under: data set, model, what it is at each axis, the row or experiment it is of."""
+    experiments = [word.partition("=")[2] for word in record["overrides"] if key_of(word) == "experiment"]
+    row = record.get("row") or next(iter(experiments), None)
+    return [str(record["settings"]["data"]), model_words(record), *words(record), *([row] if row else [])]
 
 
 def initial_weights(composed: Composed) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
     neutreno profile timm:vit_tiny_patch16_224 FOLDER_OF_IMAGES
     neutreno profile hf:bert-base-uncased TEXT.txt --metrics cosine
-    neutreno profile hf:./local_folder TEXT.txt --lam 0.6  with NeuTRENO's term
+    neutreno profile hf:./local_folder TEXT.txt --lam 0.6   with the term
     neutreno profile timm:vit_tiny_patch16_224 --random-weights       no network
     neutreno profile outputs/RUN               on the run's validation data
 

@@ -28,6 +28,7 @@ from neutreno.config.options import SUPPLIED, Count, Decay, NonNegative, checked
 from neutreno.errors import InputError
 from neutreno.parallel import ShardedStrategy, shard
 from neutreno.reports.evaluation import metric_title, metric_value
+from neutreno.reports.layers import logged_name
 
 
 def _constant(optimizer: Optimizer, t_initial: int, lr_min: float, **warmup: Any) -> StepLRScheduler:
@@ -141,6 +142,12 @@ class Task(LightningModule):
         """A metric as a person reads it: its title, and its value with the unit."""
         return metric_title(name, cls.titles), metric_value(value, name.endswith(cls.percent))
 
+    @classmethod
+    def judged_by(cls, has_test: bool) -> dict[str, str]:
+        """The metrics that runs are compared by, the test split's first where there is one, and their titles."""
+        names = [cls.main_metric.replace("val/", "test/", 1)] * has_test + [cls.main_metric]
+        return {name: metric_title(name, cls.titles) for name in names}
+
     def loss(self, batch) -> Tensor:
         raise NotImplementedError
 
@@ -237,6 +244,15 @@ class Task(LightningModule):
         """
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **metrics}, step=self.global_step)
+
+    def log_layers(self, rows: list[dict[str, Any]]) -> None:
+        """Hand rows of layer-wise metrics to all loggers, to those without ``log_layers`` value by value."""
+        values = {logged_name(row, rows[0]["stack"]): row["mean"] for row in rows if row["mean"] is not None}
+        for logger in self.loggers:
+            if hasattr(logger, "log_layers"):
+                logger.log_layers(rows, self.global_step)
+            else:
+                logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)
 
     def report(self, metrics: dict[str, float]) -> None:
         """Hand the metrics of an evaluation to the trainer, and while training to all loggers."""

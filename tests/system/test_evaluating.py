@@ -125,13 +125,14 @@ def test_an_evaluation_of_a_part_of_the_data_leaves_the_runs_own_as_it_is(finish
 
 
 def test_the_group_of_a_run_whose_result_cannot_be_read_is_its_name(finished, tmp_path):
-    from neutreno.evaluating import group_of
+    from neutreno.evaluating import filed_as
     from neutreno.runs import RunFolder
 
     shutil.copytree(finished, tmp_path / "lost")
-    assert group_of(RunFolder(tmp_path / "lost"), {}) == "digits"
+    group, tags = filed_as(RunFolder(tmp_path / "lost"), {})
+    assert group.startswith("digits-deit_mini") and "seed" not in group and tags[:2] == ["digits", "deit-mini"]
     (tmp_path / "lost/result.json").unlink()
-    assert group_of(RunFolder(tmp_path / "lost"), {}) == "lost"
+    assert filed_as(RunFolder(tmp_path / "lost"), {}) == ("lost", [])
 
 
 def test_a_run_keeps_its_data_keys_where_another_data_set_is_the_default(finished, image_folders, tmp_path):

@@ -1,6 +1,6 @@
 """Reproduce a table: run every row × seed that is not finished yet, then print the table.
 
-    neutreno reproduce small            three tasks on embedded data, no download
+    neutreno reproduce small            three tasks on embedded data
     neutreno reproduce small --dry-run  list what is left to do
     neutreno reproduce lab              every variant, on digits
     neutreno reproduce lab data=cifar10 data.root=CIFAR10 trainer=gpu
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from neutreno import console
 from neutreno.cli import add_config_dir, announce, command, parser_of
 from neutreno.cli.hydra_main import split_config_dirs
 from neutreno.config.words import key_of
@@ -29,6 +30,8 @@ from neutreno.errors import InputError
 from neutreno.sweep import Job, launch, plan
 from neutreno.tablefiles import OF_RUNS, Table, read_table, tables_in
 from neutreno.variants import at_baseline
+
+LINE_EVERY_S = 10.0
 
 
 def plan_runs(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> tuple[list[Job], DictConfig]:
@@ -109,7 +112,9 @@ def main(arguments: Sequence[str]) -> int | None:
         raise InputError(f"{' '.join(fixed)}: the table sets it for every run; leave it out")
     if not a.dry_run:
         announce(f"table {a.table}: checking {len(table.rows) * len(seeds)} runs")
-    jobs, config = plan_runs(table, seeds, a.overrides)
+    with console.heartbeat(LINE_EVERY_S):
+        console.doing("checking the runs")
+        jobs, config = plan_runs(table, seeds, a.overrides)
     first = unfinished_elsewhere(table, seeds, a.overrides)
     commands = {name: f"neutreno reproduce {name} --seeds {a.seeds}" for name in first}
     if a.dry_run:

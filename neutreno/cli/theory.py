@@ -2,7 +2,7 @@
 
     neutreno theory                            random tokens, λ̃ = 0, 0.2, …, 1
     neutreno theory --lams 0,0.6,1.2           beyond λ̃ = 1 it can diverge
-    neutreno theory outputs/RUN outputs/OTHER  by layer, on their probe's samples
+    neutreno theory outputs/RUN outputs/OTHER  by layer, on probe samples
     neutreno theory outputs/RUN data.root=FOLDER         the data has moved
 
 Prints a table (Markdown) and writes PREFIX.pdf and PREFIX.png. Without a run: one head of attention with Q = K, applied

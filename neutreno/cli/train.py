@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from neutreno import console
 from neutreno.cli import announce, command
 from neutreno.cli.hydra_main import run
 from neutreno.config.composing import Composed
@@ -25,7 +26,10 @@ def main(words: Sequence[str]) -> int:
     announce(f"sweep of {len(sweep)} runs: checking each")
     from neutreno.sweep import launch, plan  # each as a separate process, now that all are known
 
-    return 2 if launch([plan(composed) for composed in sweep], sweep[0].config) else 0
+    with console.heartbeat(sweep[0].config.progress.line_every_s):
+        console.doing("checking the runs")
+        jobs = [plan(composed) for composed in sweep]
+    return 2 if launch(jobs, sweep[0].config) else 0
 
 
 def _train(composed: Composed) -> None:

@@ -6,10 +6,16 @@ import logging
 import logging.handlers
 import re
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tqdm import tqdm
+
+from neutreno.errors import is_first_process
 
 # Said by libraries, most of it by Lightning of every run of ours, with nothing to be done about it.
 _KNOWN = (
@@ -76,6 +82,56 @@ def log_to(file: Path) -> None:
     handler.addFilter(lambda record: "Tip:" not in record.getMessage())  # Lightning advertises
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
+
+
+class _Doing:
+    """What this process does, since when, how far it is, and when something was last said of it."""
+
+    what, since, of, said = "", 0.0, "", 0.0
+
+
+_doing = _Doing()
+
+
+def doing(what: str, of: str = "") -> None:
+    """Note what goes on from now on, for :func:`heartbeat`; ``of``: how far it is."""
+    now = time.monotonic()
+    if what != _doing.what:
+        _doing.what, _doing.since, _doing.said = what, now, now
+    _doing.of = of
+
+
+def said() -> None:
+    """Note that something has just been said of it."""
+    _doing.said = time.monotonic()
+
+
+@contextmanager
+def heartbeat(every_s: float) -> Iterator[None]:
+    """Within it a line says what goes on, and for how long, wherever nothing else has said so for ``every_s`` seconds;
+    in the first process alone."""
+    if not is_first_process():
+        yield
+        return
+    ended, every_s = threading.Event(), max(every_s, 1.0)
+
+    def beat() -> None:
+        while not ended.wait(every_s / 4):
+            now = time.monotonic()
+            if _doing.what and now - _doing.said >= every_s:
+                how_long = f"{_doing.what} for {tqdm.format_interval(now - _doing.since)}"
+                with tqdm.external_write_mode():  # a bar makes room
+                    print(", ".join(filter(None, [how_long, _doing.of])), flush=True)
+                said()
+
+    _doing.what = ""
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

@@ -99,6 +99,12 @@ def _torch(name: str, default: Any) -> Any:
     return getattr(sys.modules.get("torch.distributed"), name, default)
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first of its run, or the only one, by what started it."""
+    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
+    return ranks[:1] in ([], ["0"])
+
+
 def report(error: BaseException) -> int:
     """Say ``error`` on stderr, in a line each where it is a user's mistake, and return the exit code."""
     if isinstance(error, KeyboardInterrupt):
@@ -111,9 +117,8 @@ def report(error: BaseException) -> int:
     if said is None:
         traceback.print_exception(error)
         return 1
-    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
     alike = isinstance(error, InputError) and not _talking()  # before they share out work, all say the same
-    if ranks[:1] in ([], ["0"]) or not alike:
+    if is_first_process() or not alike:
         for line in said.splitlines():
             print(f"error: {line}", file=sys.stderr)
     return 2

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from neutreno import console, results
-from neutreno.callbacks.loggers import log_report, make_loggers
+from neutreno.callbacks.loggers import log_report, log_settings, make_loggers
 from neutreno.config.building import build, locate
 from neutreno.config.composing import Composed
 from neutreno.config.gate import check
@@ -29,9 +29,9 @@ from neutreno.evaluation.opening import (
 from neutreno.files import make_folder
 from neutreno.parallel import build_trainer, check_trainer, kill_others
 from neutreno.records import read_json
-from neutreno.reports.evaluation import first_table, render
+from neutreno.reports.evaluation import metric_tables, render
 from neutreno.reports.reading import read_run
-from neutreno.runs import RunFolder
+from neutreno.runs import RunFolder, flat
 from neutreno.stopping import stopping
 from neutreno.tasks.base import Task
 from neutreno.variants import describe
@@ -44,6 +44,12 @@ def evaluate(composed: Composed) -> None:
         InputError: what the user gave cannot be used; then no folder was made.
     """
     console.quiet(rank_zero_only.rank, wait=True)
+    with console.heartbeat(composed.config.progress.line_every_s):
+        _evaluate(composed)
+
+
+def _evaluate(composed: Composed) -> None:
+    console.doing("reading the weights and the data")
     opened = run_opened if composed.config.run is not None else weights_opened
     run, subject, evaluators = opened(composed)
     console.begin()
@@ -148,7 +154,10 @@ def record(subject: Subject, composed: Composed, found: dict[str, Findings]) -> 
     corrupt = len(data.corrupt.read())
     further = [("corrupt images left out, see evaluation_corrupt_images.txt", str(corrupt))] if corrupt else []
     further += [row for one in found.values() for row in one.figures]
-    tables = [first_table(metrics, further, subject.task.percent), *(t for one in found.values() for t in one.tables)]
+    tables = [
+        *metric_tables(metrics, further, subject.task.percent),
+        *(t for one in found.values() for t in one.tables),
+    ]
     return {
         "name": subject.folder.resolve().name,
         "weights": subject.source,
@@ -210,9 +219,10 @@ def write(
     results.write_text(folder / "evaluation.md", page)
     files = [file for one in found.values() for file in one.files]
     asked = composed.settings["logger"] or {}
-    loggers = make_loggers(asked, folder, group_of(run, composed.choices), "eval") if asked else []
-    for logger in loggers:
-        logger.log_hyperparams(evaluation["settings"])
+    loggers = make_loggers(asked, folder, *filed_as(run, composed.choices), "eval") if asked else []
+    settings = evaluation["settings"]
+    told = {key: value for key, value in flat(settings).items() if not isinstance(value, list)}
+    log_settings(loggers, settings, told, subject.task.judged_by(subject.data.has_test))
     rows = [row for one in found.values() for row in one.layers]
     log_report(loggers, evaluation["metrics"], rows, next(iter(files), None))
     files += subject.task.write_left(folder, "evaluation_")
@@ -221,12 +231,12 @@ def write(
         print(f"files   {', '.join(map(str, files))}")
 
 
-def group_of(run: RunFolder | None, choices: dict[str, str]) -> str:
-    """Under which a web service files the evaluation: as its run, by a table's row, experiment or data set."""
+def filed_as(run: RunFolder | None, choices: dict[str, str]) -> tuple[str, list[str]]:
+    """Group and tags under which a service files the evaluation: its run's, or by the data set."""
     if run is None:
-        return choices.get("experiment") or choices["data"]
+        return choices.get("experiment") or choices["data"], [choices["data"]]
     try:
-        read = read_run(run.path)
+        record = read_run(run.path).result
     except InputError:  # a run without a result that can be read has its checkpoints
-        return run.path.name
-    return read.origin[1] if read.origin else str(read.settings["data"])
+        return run.path.name, []
+    return record.get("group") or run.path.name, results.tags(record)

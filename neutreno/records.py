@@ -159,7 +159,7 @@ _WHERE_THERE: dict[str, Any] = {
     "parameters": int,
     **dict.fromkeys(("planned_steps", "steps"), Annotated[int, Ge(0)]),
     "wall_clock_s": NonNegative,
-    **dict.fromkeys(("row", "reason", "first_checkpoint", "git_commit"), str | None),
+    **dict.fromkeys(("row", "group", "reason", "first_checkpoint", "git_commit"), str | None),
     "versions": dict[str, str | None],
     "initial_weights": dict[str, dict[str, Any]],
     "config_dirs": list[str],

@@ -9,18 +9,22 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from neutreno.config.composing import Composed
 from neutreno.config.gate import mark_of
 from neutreno.config.options import START
+from neutreno.config.words import key_of
 from neutreno.files import replacing
 from neutreno.reports.layers import curve
-from neutreno.runs import FORMAT, execution_keys, flat, read_result
-from neutreno.variants import describe
+from neutreno.runs import FORMAT, execution_keys, flat, group_name, read_result
+from neutreno.variants import describe, model_words, words
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
 
@@ -46,6 +50,7 @@ def describe_run(composed: Composed, task: type) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **describe(composed),
+        "group": group_name(composed),
         "task": f"{task.__module__}.{task.__qualname__}",
         "main_metric": task.main_metric,
         "main_metric_mode": task.main_metric_mode,
@@ -56,6 +61,13 @@ def describe_run(composed: Composed, task: type) -> dict[str, Any]:
         "started": now(),
         "command": composed.called or shlex.join(sys.orig_argv),
     }
+
+
+def tags(record: dict[str, Any]) -> list[str]:
+    """What a service files a run under: data set, model, what it is at each axis, the row or experiment it is of."""
+    experiments = [word.partition("=")[2] for word in record["overrides"] if key_of(word) == "experiment"]
+    row = record.get("row") or next(iter(experiments), None)
+    return [str(record["settings"]["data"]), model_words(record), *words(record), *([row] if row else [])]
 
 
 def initial_weights(composed: Composed) -> dict[str, dict[str, Any]]:
@@ -74,24 +86,49 @@ def initial_weights(composed: Composed) -> dict[str, dict[str, Any]]:
     return found
 
 
-def summary(run: Path) -> str:
-    """What a person wants to know at the end of a run."""
+WEIGHTS = {"": "last epoch", "best/": "best epoch", "ema/": "EMA"}  # whose metrics a prefix marks
+
+
+def summary(run: Path, shown: Callable[[str, float], tuple[str, str]]) -> str:
+    """What a person wants to know at the end of a run.
+
+    Args:
+        shown: the title and the value of a metric, as :meth:`neutreno.tasks.base.Task.shown` gives them.
+    """
     result = read_result(run)
     minutes, seconds = divmod(round(result["wall_clock_s"]), 60)
-    shown = [f"{name} {value:.2f}" for name, value in result["metrics"].items() if not name.endswith("/loss")]
-    shown += [
-        f"{name} not within {n:,.0f}" for name, n in result.get("within", {}).items() if name not in result["metrics"]
-    ]
-    lines = [f"\n{result['name']}: {result['steps']:,} steps in {minutes}:{seconds:02d}", "  " + "   ".join(shown)]
-    for when, label in (("initial", "at initialisation"), ("last", "trained")):
-        if similarity := curve(result["oversmoothing"], when):
-            first, last = similarity[min(1, len(similarity) - 1)], similarity[-1]
-            found = f"{first:.3f} after the first block, {last:.3f} after the last"
-            lines.append(f"  similarity of tokens {label}: {found}")
+    rows: dict[str, dict[str, str]] = {}
+    for name, value in result["metrics"].items():
+        prefix = next(prefix for prefix in ("best/", "ema/", "") if name.startswith(prefix))
+        if not name.endswith("loss"):
+            title, text = shown(name.removeprefix(prefix), value)
+            rows.setdefault(title, {})[prefix] = text
+    for name, step in result.get("within", {}).items():
+        if name not in result["metrics"]:
+            rows[shown(name, step)[0]] = {"": f"not within {step:,.0f}"}
+    kinds = [prefix for prefix in WEIGHTS if any(prefix in row for row in rows.values())]
+    lines = [f"\n{result['name']}: {result['steps']:,} steps in {minutes}:{seconds:02d}\n"]
+    cells = [[title, *(row.get(prefix, "") for prefix in kinds)] for title, row in rows.items()]
+    lines += [_aligned(cells, ["", *(WEIGHTS[prefix] for prefix in kinds)])]
+    similar = {
+        label: [similarity[min(1, len(similarity) - 1)], similarity[-1]]
+        for when, label in (("initial", "at initialisation"), ("last", "trained"))
+        if (similarity := curve(result["oversmoothing"], when))
+    }
+    if similar:
+        cells = [[label, *(f"{value:.3f}" for value in values)] for label, values in similar.items()]
+        lines += ["", _aligned(cells, ["similarity of tokens", "after the first block", "after the last"])]
+    lines += [""]
     if corrupt := result.get("corrupt_images"):
-        lines.append(f"  {corrupt} corrupt images were skipped, see {run / 'corrupt_images.txt'}")
-    lines.append(f"  figure  {run / 'oversmoothing.png'}\n  record  {run / 'result.json'}")
+        lines.append(f"{corrupt} corrupt images were skipped, see {run / 'corrupt_images.txt'}")
+    lines.append(f"figure  {run / 'oversmoothing.png'}\nrecord  {run / 'result.json'}")
     return "\n".join(lines)
+
+
+def _aligned(rows: list[list[str]], columns: list[str]) -> str:
+    """Rows under their columns, titles to the left and values to the right."""
+    sides = ["left"] + ["right"] * (len(columns) - 1)
+    return tabulate(rows, columns, "plain", colalign=sides, disable_numparse=True)
 
 
 def environment() -> dict[str, Any]:

@@ -30,10 +30,26 @@ FORMAT = 5  # of result.json; a folder of another one is named and left out
 def default_name(composed: Composed) -> str:
     """A readable folder name without ``=`` or ``,``: data, model and axes as built with their labelled settings, the
     seed, and what was typed beyond that."""
+    number = composed.settings["seed"]
+    name = _words_of(composed, [f"seed{number}"])
+    if len(name) > 150:  # file systems end at 255 bytes; a digest keeps two long names apart
+        start, seed = name[:140], rf"-seed{number}(?!\d)"
+        rest = re.sub(seed, "-seed", name) if re.search(seed, start) else name  # seeds of one row end alike
+        name = f"{start}-{_digest(rest)}"
+    return name
+
+
+def group_name(composed: Composed) -> str:
+    """What runs of one configuration share, whatever their seeds: :func:`default_name` without it, in at most 128
+    characters, as W&B takes."""
+    name = _words_of(composed, [])
+    return name if len(name) <= 128 else f"{name[:119]}-{_digest(name)}"
+
+
+def _words_of(composed: Composed, seed: list[str]) -> str:
     described = describe(composed)
     settings = described["settings"]
-    parts = [str(settings["data"]), model_words(described, "_", joined), *words(described, "-", joined)]
-    parts.append(f"seed{settings['seed']}")
+    parts = [str(settings["data"]), model_words(described, "_", joined), *words(described, "-", joined), *seed]
     told = {"model", "data", "seed", *described["labels"]}
     told |= {key for axis in described["axes"] for key in (axis, f"{axis}._target_")}  # it is called by what is built
     for word in sorted(composed.overrides):
@@ -43,12 +59,11 @@ def default_name(composed: Composed) -> str:
         if key not in composed.choices and re.fullmatch(r"'?[^\[\]{},]*/[^\[\]{},]*", value):
             value = Path(value.strip("'")).name  # of a run folder or file
         parts.append(f"{key}-{value}")
-    name = re.sub(r"[^\w.+-]+", "_", "-".join(parts)).strip("_")
-    if len(name) > 150:  # file systems end at 255 bytes; a digest keeps two long names apart
-        start, seed = name[:140], rf"-seed{settings['seed']}(?!\d)"
-        rest = re.sub(seed, "-seed", name) if re.search(seed, start) else name  # seeds of one row end alike
-        name = f"{start}-{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
-    return name
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts)).strip("_")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class RunFolder:

@@ -130,11 +130,11 @@ def launch(
     for job in jobs:
         if not job.to_do:
             print(f"skipped {job.name}: {job.reason or job.state}")
-    progress = Progress(jobs)
-    progress.say()
     manifest = Manifest(jobs, Path(config.output_dir)) if any(job.to_do for job in jobs) else None
     if manifest is not None:
         print(f"logs: {manifest.folder}")
+    progress = Progress(jobs, config.progress.line_every_s)
+    progress.say()
 
     def change(job: Job, event: str, **what: str | None) -> None:
         vars(job).update(what)
@@ -148,7 +148,7 @@ def launch(
         state, reason = ("failed", _reason(job, code)) if code else ("finished", None)
         change(job, f"failed: {reason}" if code else state, state=state, reason=reason, ended=now())
         if config.preflight and not code:  # what it says is all it leaves
-            print(job.log.read_text())
+            tqdm.write(job.log.read_text())
 
     try:
         while any(job.to_do for job in jobs):  # once where no run needs another
@@ -233,7 +233,7 @@ class Manifest:
         try:
             self._write()
         except InputError as error:
-            print(f"warning: {error}", file=sys.stderr)
+            tqdm.write(f"warning: {error}", file=sys.stderr)
 
     def _write(self) -> None:
         with replacing(self.folder / "manifest.json") as file:
@@ -241,28 +241,34 @@ class Manifest:
 
 
 class Progress:
-    """How many runs are done, running and left: a bar on a terminal, lines elsewhere."""
+    """How many runs are done, running and left: a bar on a terminal, lines elsewhere, and of what runs the latest
+    lines: in the bar, or every so many seconds where nothing else is said."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs = jobs
-        self._bar = tqdm(total=len(jobs), unit="run", dynamic_ncols=True, disable=None)  # None: without a terminal
+    def __init__(self, jobs: Sequence[Job], line_every_s: float) -> None:
+        self._jobs, self._every_s, self._said = jobs, max(line_every_s, 1.0), time.monotonic()
+        form = "{n_fmt}/{total_fmt} runs [{elapsed}], {desc}{postfix}"
+        self._bar = tqdm(total=len(jobs), bar_format=form, dynamic_ncols=True, disable=None)  # None: without a terminal
 
     def say(self, event: str = "") -> None:
         count = Counter("left" if job.to_do else "failed" if job.failed else job.state for job in self._jobs)
         failed = f", {count['failed']} failed" if count["failed"] else ""
         running = f"{count['running']} running, {count['left']} left{failed}"
-        line = f"[{count['finished']} of {len(self._jobs)} runs done, {running}]"
+        self._said = time.monotonic()
         if self._bar.disable:
+            line = f"[{count['finished']} of {len(self._jobs)} runs done, {running}]"
             print(f"{line} {event}".rstrip(), flush=True)
         else:
-            tqdm.write(event or line)
+            if event:
+                tqdm.write(event)
             self._bar.n = count["finished"]
-            self._bar.set_description_str(line)
+            self._bar.set_description_str(running)
 
     def running(self, jobs: Sequence[Job]) -> None:
-        """Show the latest line of what runs, where a terminal shows one."""
         if not self._bar.disable:
             self._bar.set_postfix_str("; ".join(filter(None, map(_last_line, jobs))), refresh=True)
+        elif time.monotonic() - self._said > self._every_s and jobs:
+            self._said = time.monotonic()
+            print("\n".join(f"{job.name}: {_last_line(job) or 'starting'}" for job in jobs), flush=True)
 
     def close(self) -> None:
         self._bar.close()

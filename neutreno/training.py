@@ -18,8 +18,7 @@ from neutreno import console, results
 from neutreno.callbacks.checkpointing import AtomicCheckpointIO, Checkpoint
 from neutreno.callbacks.exact_resume import ExactResume
 from neutreno.callbacks.finite_loss import FiniteLoss
-from neutreno.callbacks.loggers import log_report
-from neutreno.callbacks.loggers import make_loggers as loggers_asked_for
+from neutreno.callbacks.loggers import log_report, log_settings, make_loggers
 from neutreno.callbacks.metrics_csv import MetricsCSV
 from neutreno.callbacks.progress import RunProgress
 from neutreno.checkpoints import check_fit, read_checkpoint
@@ -59,12 +58,19 @@ def train(composed: Composed) -> Path:
         InputError: what the user gave cannot be used; then no folder was made, or the one there is as it was.
     """
     console.quiet(rank_zero_only.rank, wait=True)
+    with console.heartbeat(composed.config.progress.line_every_s):
+        return _train(composed)
+
+
+def _train(composed: Composed) -> Path:
+    console.doing("checking the settings")
     composed, plugins = checked(composed)
     config, settings = composed.config, composed.settings
     run = RunFolder(config.output_dir, config.name)
     if not config.preflight and rank_zero_only.rank == 0:  # the other processes find the folder that this one made
         run.check(composed, config.resume)
     seed_everything(derive_seed(config.seed))
+    console.doing("reading the data")
     data, together = build(settings["data"]), Together()
     with together:
         data.setup()
@@ -78,6 +84,7 @@ def train(composed: Composed) -> Path:
 
     resume_from = run.last_checkpoint if config.resume and run.last_checkpoint.exists() else None
     network = settings["model"] if resume_from is None else without_start(settings["model"])  # a checkpoint follows
+    console.doing("building the model")
     with together:
         task = build_task(composed, data, network)
     together.refuse()
@@ -85,6 +92,7 @@ def train(composed: Composed) -> Path:
     task.run = {"settings": identity_of(settings), "digests": data.digests}
     if config.preflight:
         console.begin()
+        console.doing("measuring some steps")
         preflight(config, task, data, plugins)
     else:
         fit(composed, run, resume_from, data, task, plugins)
@@ -135,7 +143,8 @@ def fit(
     """Train, evaluate and record; an error is recorded, too, before it goes on its way."""
     config, settings = composed.config, composed.settings
     probe, timer = OversmoothingProbe(run.path, **settings["probe"]), Timer(verbose=False)
-    loggers, checkpoints = make_loggers(composed, run), AtomicCheckpointIO()
+    described = results.describe_run(composed, type(task))
+    loggers, checkpoints = loggers_of(run, settings, described), AtomicCheckpointIO()
     trainer = make_trainer(composed, run, [probe, timer], loggers, task, data, [checkpoints, *plugins])
     is_rank_zero = trainer.is_global_zero
     data.check_limits(trainer)
@@ -150,7 +159,7 @@ def fit(
     result = {
         "name": config.name,
         "status": "running",
-        **results.describe_run(composed, type(task)),
+        **described,
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "devices": describe_devices(trainer, data),
         "planned_steps": data.planned_steps,
@@ -172,8 +181,7 @@ def fit(
         samples = f"{data.count('train'):,} training {data.samples_are}"
         print(f"{config.name}: {result['parameters']:,} parameters, {samples}")
         print("".join(f"note: {note}\n" for note in notes), end="")
-    for logger in loggers[1:]:
-        logger.log_hyperparams(settings)
+    log_settings(loggers[1:], settings, described["settings"], task.judged_by(data.has_test))
     with stopping(kill_others(trainer)) as stop:
         try:
             trainer.fit(task, data, ckpt_path=resume_from, weights_only=True)
@@ -188,7 +196,7 @@ def fit(
     record(status="finished", metrics=metrics, **outcome(trainer, data, probe, timer))
     if is_rank_zero:
         log_report(loggers[1:], metrics, probe.first_and_last(), run.path / "oversmoothing.png")
-        print(results.summary(run.path))
+        print(results.summary(run.path, task.shown))
 
 
 def check_schedule(composed: Composed, trainer: Trainer, task: Task, data: SplitData) -> list[str]:
@@ -231,11 +239,9 @@ def check_resumed(checkpoint: Path, task: Task, data: SplitData) -> None:
     check_fit(task, content["state_dict"], checkpoint)
 
 
-def make_loggers(composed: Composed, run: RunFolder) -> list[Logger]:
+def loggers_of(run: RunFolder, settings: dict[str, Any], described: dict[str, Any]) -> list[Logger]:
     """The CSV file of every run, and the loggers that ``logger=`` asks for."""
-    choices = composed.choices
-    group = composed.config.row or choices.get("experiment") or choices["data"]
-    more = loggers_asked_for(composed.settings["logger"] or {}, run.path, group, "train")
+    more = make_loggers(settings["logger"] or {}, run.path, described["group"], results.tags(described), "train")
     return [MetricsCSV(run.path / "metrics.csv"), *more]
 
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from neutreno.errors import explain, report
+from neutreno.errors import explain, is_first_process, report
+from neutreno.files import make_folder
 from neutreno.stopping import interruptible
+
+OUTPUTS = Path("outputs")  # that of runs
+WIDTH = 80  # columns of a terminal
 
 
 def command(function: Callable[[Sequence[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
@@ -27,10 +33,30 @@ def command(function: Callable[[Sequence[str]], int | None]) -> Callable[[Sequen
     return main
 
 
+def announce(what: str) -> None:
+    """Say at once what was begun; libraries take seconds to import."""
+    if is_first_process():
+        print(what, flush=True)
+
+
 def parser_of(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser whose help shows ``description`` as it is written."""
+    """A parser whose help fills the paragraphs of ``description``, and shows indented lines as they are written."""
+    parts = [part if part.startswith(" ") else textwrap.fill(part, WIDTH) for part in description.split("\n\n")]
     as_written = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f"neutreno {name}", description=description, formatter_class=as_written)
+    return argparse.ArgumentParser(f"neutreno {name}", description="\n\n".join(parts), formatter_class=as_written)
+
+
+def add_output(parser: argparse.ArgumentParser, name: str, metavar: str) -> None:
+    """``--output``; :func:`output_of` says where that is."""
+    parser.add_argument("--output", metavar=metavar, help=f"default: {OUTPUTS / name}")
+    parser.set_defaults(default_output=OUTPUTS / name)
+
+
+def output_of(arguments: argparse.Namespace) -> str:
+    """Where to write; makes the folder of the default, so that nothing lands where the command was typed."""
+    if arguments.output is None:
+        make_folder(OUTPUTS)
+    return arguments.output or str(arguments.default_output)
 
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:

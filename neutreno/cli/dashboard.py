@@ -2,7 +2,7 @@
 
     neutreno dashboard outputs --open
     neutreno dashboard outputs/digits-* --output digits.html
-    neutreno dashboard outputs --watch          follow runs in progress until they end
+    neutreno dashboard outputs --watch  follow runs in progress until they end
 
 The page is a single file and needs neither network nor server.
 """
@@ -14,7 +14,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from neutreno.cli import command, parser_of
+from neutreno.cli import add_output, command, output_of, parser_of
 from neutreno.errors import check_number
 
 
@@ -22,7 +22,7 @@ from neutreno.errors import check_number
 def main(arguments: Sequence[str]) -> None:
     parser = parser_of("dashboard", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of them")
-    parser.add_argument("--output", default="dashboard.html", metavar="FILE", help="default: %(default)s")
+    add_output(parser, "dashboard.html", "FILE")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument("--watch", action="store_true", help="rewrite the page while a run is in progress")
     parser.add_argument("--every", type=float, default=10, metavar="SECONDS", help="with --watch; default %(default)g")
@@ -40,9 +40,10 @@ def main(arguments: Sequence[str]) -> None:
                 print(f"warning: {problem}; left out", file=sys.stderr)
             said |= set(problems)
             follow = a.watch and any(run.status == "running" for run in runs)
-            write_dashboard(runs, a.output, a.every if follow else None)
-            opened = opened or (a.open and webbrowser.open(Path(a.output).resolve().as_uri()))
+            output = output_of(a)
+            write_dashboard(runs, output, a.every if follow else None)
+            opened = opened or (a.open and webbrowser.open(Path(output).resolve().as_uri()))
             if not follow:
-                print(f"{a.output}: {len(runs)} runs, {Path(a.output).stat().st_size / 1e6:.1f} MB")
+                print(f"{output}: {len(runs)} runs, {Path(output).stat().st_size / 1e6:.1f} MB")
                 return
             time.sleep(a.every)

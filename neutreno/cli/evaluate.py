@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from neutreno.cli import command
+from neutreno.cli import announce, command
 from neutreno.cli.hydra_main import run
 from neutreno.config.composing import Composed
 
@@ -45,6 +45,8 @@ def prepare(arguments: list[str]) -> list[str]:
 
 
 def _evaluate(composed: Composed) -> None:
+    chosen = " ".join(f"{group}={composed.choices[group]}" for group in ("model", "data"))
+    announce(f"evaluation of {composed.config.run or chosen}: loading PyTorch")
     from neutreno.evaluating import evaluate  # torch and Lightning take seconds to import
 
     evaluate(composed)

@@ -1,7 +1,7 @@
 """The paper's figure: similarity of tokens by layer, baseline against NeuTRENO, one panel per task.
 
-    neutreno figures outputs/digits-* outputs/digit_scenes-* outputs/python_docs-*
-    neutreno figures outputs/digits-* --output docs/figures/digits_similarity --initial
+    neutreno figures outputs/digits-* outputs/python_docs-*
+    neutreno figures outputs/digits-* --output figures/similarity --initial
     neutreno figures outputs/digits-* --metric effective_rank
     neutreno figures outputs/cora-* --by model.depth --score best/test/accuracy
     neutreno figures outputs/python_docs-* --over-steps
@@ -14,7 +14,7 @@ Writes PREFIX.pdf and PREFIX.png, sized for a column or a page: means over seeds
 import sys
 from collections.abc import Sequence
 
-from neutreno.cli import command, parser_of
+from neutreno.cli import add_output, command, output_of, parser_of
 from neutreno.errors import InputError, one_line
 
 
@@ -22,7 +22,7 @@ from neutreno.errors import InputError, one_line
 def main(arguments: Sequence[str]) -> None:
     parser = parser_of("figures", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of them")
-    parser.add_argument("--output", default="similarity", metavar="PREFIX", help="default: %(default)s")
+    add_output(parser, "similarity", "PREFIX")
     parser.add_argument("--initial", action="store_true", help="before training instead of after it")
     parser.add_argument("--metric", default="cosine", help="of probe.metrics, e.g. effective_rank; default: cosine")
     parser.add_argument("--by", metavar="SETTING", help="a setting that is a number, e.g. model.depth, attention.lam")
@@ -44,19 +44,21 @@ def main(arguments: Sequence[str]) -> None:
     groups, left_out = group_runs(runs)
     for problem in [*problems, *left_out]:
         print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
-    output, title, metric = arguments.output, arguments.title, arguments.metric
+    title, metric = arguments.title, arguments.metric
     if arguments.by is not None:
         lines, without = lines_of(groups, arguments.by, arguments.score, metric)
         for problem in without:
             print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
-        paths = plot_lines(lines, output, arguments.by, title)
+        paths = plot_lines(lines, output_of(arguments), arguments.by, title)
     elif arguments.over_steps:
         if not groups:
             raise InputError("none of the runs is finished")
-        paths = plot_courses({group.label: course_of(group, metric) for group in groups}, output, title, metric)
+        paths = plot_courses(
+            {group.label: course_of(group, metric) for group in groups}, output_of(arguments), title, metric
+        )
     else:
         panels = panels_of(groups, "initial" if arguments.initial else "last", metric)
         if not panels:
             raise InputError(f"none of the runs is finished and has measured {metric} of its tokens")
-        paths = plot_curves(panels, output, title, metric, scale_of(groups))
+        paths = plot_curves(panels, output_of(arguments), title, metric, scale_of(groups))
     print("figure: " + ", ".join(map(str, paths)))

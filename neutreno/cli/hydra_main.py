@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neutreno.cli import WIDTH
 from neutreno.config.composing import CONFIGS, Composed, searchpath
 from neutreno.config.gate import check_settings
+from neutreno.config.keys import explanations, listed
 from neutreno.config.words import NO_GROUPS, check_choices, compose_typed, explained, options_in
 from neutreno.errors import InputError
 from neutreno.stopping import die_with_rank_zero
@@ -80,9 +83,29 @@ def help_text(name: str, words: Sequence[str], config_dirs: Sequence[str]) -> st
     composed = compose_typed(words, name, config_dirs)
     text = OmegaConf.load(CONFIGS / "hydra" / "help" / f"{name}.yaml")
     folders = {p.name for folder in (*config_dirs, CONFIGS) for p in Path(folder).iterdir() if p.is_dir()}
-    groups = [f"{group}: {', '.join(options_in(group, config_dirs))}" for group in sorted(folders - {*NO_GROUPS})]
-    parts = [text.header, "== Groups (group=option) ==", "\n\n".join(groups), "== Config (key=value) =="]
-    return "\n\n".join([*parts, OmegaConf.to_yaml(composed.config), text.footer]).rstrip()
+    groups = [_hanging(f"{g}: ", ", ".join(options_in(g, config_dirs))) for g in sorted(folders - {*NO_GROUPS})]
+    keys = [_line(*found) for found in listed(composed.config, explanations(words, name, config_dirs))]
+    parts = [text.header, "== Groups (group=option) ==", "\n".join(groups), "== Config (key=value) ==", "\n".join(keys)]
+    return "\n\n".join([*parts, text.footer]).rstrip()
+
+
+EXPLAINED_AT = 32  # column
+
+
+def _hanging(start: str, text: str) -> str:
+    return textwrap.fill(start + text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _line(key: str, value: str, said: str) -> str:
+    """A key with its value and what it is; a section with its class, after an empty line where it is one at the top."""
+    if not key.endswith("="):
+        head = _hanging(f"{key}: ", "; ".join(filter(None, [value, said])))
+        return head if "." in key else f"\n{head}"
+    left, indent = f"  {key}{value}", " " * EXPLAINED_AT
+    lines = textwrap.wrap(said, WIDTH - EXPLAINED_AT) or [""]
+    beside = len(left) < EXPLAINED_AT - 1
+    first = [f"{left:{EXPLAINED_AT}}{lines[0]}".rstrip()] if beside else [left]
+    return "\n".join([*first, *(indent + line for line in lines[beside:] if line)])
 
 
 def split_config_dirs(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,10 +1,10 @@
 """Over-smoothing by layer of any model: from timm, Hugging Face or a run folder.
 
     neutreno profile timm:vit_tiny_patch16_224 FOLDER_OF_IMAGES
-    neutreno profile hf:bert-base-uncased TEXT.txt --metrics cosine,effective_rank
-    neutreno profile hf:./local_folder TEXT.txt --lam 0.6         as it is, and with NeuTRENO's term
-    neutreno profile timm:vit_tiny_patch16_224 --random-weights   no weights, no data, no network
-    neutreno profile outputs/RUN                                  on the validation data of the run
+    neutreno profile hf:bert-base-uncased TEXT.txt --metrics cosine
+    neutreno profile hf:./local_folder TEXT.txt --lam 0.6   with the term
+    neutreno profile timm:vit_tiny_patch16_224 --random-weights       no network
+    neutreno profile outputs/RUN               on the run's validation data
 
 Prints a Markdown table and writes PREFIX.csv and PREFIX.png: means over samples, bands of ± one standard deviation.
 Without data, random pixels or token ids are used. Each line of a text is a sample, truncated to --tokens tokens.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neutreno.cli import add_trust, add_trust_readers, command, parser_of
+from neutreno.cli import add_output, add_trust, add_trust_readers, command, output_of, parser_of
 from neutreno.errors import InputError, check_number, needing
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--random-weights", action="store_true", help="do not load pretrained weights")
     parser.add_argument("--seed", default="0", help="of random weights and inputs; default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--output", default="profile", metavar="PREFIX", help="default: %(default)s")
+    add_output(parser, "profile", "PREFIX")
     add_trust(parser)
     add_trust_readers(parser)
     arguments = parser.parse_args(arguments)
@@ -205,10 +205,11 @@ def main(arguments: Sequence[str]) -> None:
         table = pd.concat([table.assign(lam=0.0), converted.assign(lam=lam)])
     weights = ", random weights" if arguments.random_weights else ""
     title = f"{arguments.model}{weights}; {what}"
-    with replacing(Path(f"{arguments.output}.csv")) as file:
+    output = output_of(arguments)
+    with replacing(Path(f"{output}.csv")) as file:
         table.to_csv(file, index=False)
-    plot_profile(table, f"{arguments.output}.png", title)
-    print(f"{title}\n\n{markdown(table)}\n\n{arguments.output}.csv, {arguments.output}.png")
+    plot_profile(table, f"{output}.png", title)
+    print(f"{title}\n\n{markdown(table)}\n\n{output}.csv, {output}.png")
 
 
 def markdown(table) -> str:

@@ -1,12 +1,14 @@
 """Reproduce a table: run every row × seed that is not finished yet, then print the table.
 
-    neutreno reproduce small                                        three tasks on embedded data, no download
-    neutreno reproduce small --dry-run                              list what is left to do
-    neutreno reproduce lab launcher.max_parallel=2                  every variant of attention and block, on digits
+    neutreno reproduce small            three tasks on embedded data
+    neutreno reproduce small --dry-run  list what is left to do
+    neutreno reproduce lab              every variant, on digits
     neutreno reproduce lab data=cifar10 data.root=CIFAR10 trainer=gpu
     neutreno reproduce table1 --seeds 3 data.root=IMAGENET trainer=ddp
-    neutreno reproduce table3 data.root=WIKITEXT103 trainer=gpu launcher.max_parallel=8   one run per GPU
-    neutreno reproduce table2 data.root=ADE20K trainer=gpu launcher=slurm launcher.parameters.slurm_partition=P
+    neutreno reproduce table3 data.root=WIKITEXT103 trainer=gpu
+            launcher.max_parallel=8     one run per GPU
+    neutreno reproduce table2 data.root=ADE20K trainer=gpu launcher=slurm
+            launcher.parameters.slurm_partition=P
 
 A table is a file, table/NAME.yaml in the project's configs and in every --config-dir; each of its rows is a line.
 Interrupted runs are resumed: after a kill, repeat the command. `neutreno tables NAME` prints the table again.
@@ -20,13 +22,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neutreno.cli import add_config_dir, command, parser_of
+from neutreno import console
+from neutreno.cli import add_config_dir, announce, command, parser_of
 from neutreno.cli.hydra_main import split_config_dirs
 from neutreno.config.words import key_of
 from neutreno.errors import InputError
 from neutreno.sweep import Job, launch, plan
 from neutreno.tablefiles import OF_RUNS, Table, read_table, tables_in
 from neutreno.variants import at_baseline
+
+LINE_EVERY_S = 10.0
 
 
 def plan_runs(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> tuple[list[Job], DictConfig]:
@@ -105,7 +110,11 @@ def main(arguments: Sequence[str]) -> int | None:
     seeds = seeds_of(a.seeds)
     if fixed := [o for o in a.overrides if key_of(o) in (*OF_RUNS, "experiment")]:
         raise InputError(f"{' '.join(fixed)}: the table sets it for every run; leave it out")
-    jobs, config = plan_runs(table, seeds, a.overrides)
+    if not a.dry_run:
+        announce(f"table {a.table}: checking {len(table.rows) * len(seeds)} runs")
+    with console.heartbeat(LINE_EVERY_S):
+        console.doing("checking the runs")
+        jobs, config = plan_runs(table, seeds, a.overrides)
     first = unfinished_elsewhere(table, seeds, a.overrides)
     commands = {name: f"neutreno reproduce {name} --seeds {a.seeds}" for name in first}
     if a.dry_run:

@@ -1,8 +1,8 @@
 """Tables of results: mean ± standard deviation over seeds, difference to the baseline, the paper's figures.
 
-    neutreno tables lab                                        a table file: its rows, from all runs in outputs
+    neutreno tables lab      a table file: its rows, from all runs in outputs
     neutreno tables table1 outputs/imagenet-* --format latex > table1.tex
-    neutreno tables outputs                                    every run of a folder
+    neutreno tables outputs  every run of a folder
     neutreno tables outputs/digits-* --metric val/top1 --paired
     neutreno tables outputs/digits-* --column effective_rank --column parameters
 

@@ -1,25 +1,26 @@
 """The theory in numbers: what descent on J and E does to tokens, and both energies in the layers of trained runs.
 
-    neutreno theory                                        random tokens, λ̃ = 0, 0.2, …, 1, in seconds
-    neutreno theory --lams 0,0.6,1.2 --steps 48            beyond λ̃ = 1 it can diverge
-    neutreno theory outputs/RUN outputs/OTHER              by layer, on the samples of the runs' probe
-    neutreno theory outputs/RUN data.root=FOLDER probe.num_samples=16      the data has moved; fewer samples
+    neutreno theory                            random tokens, λ̃ = 0, 0.2, …, 1
+    neutreno theory --lams 0,0.6,1.2           beyond λ̃ = 1 it can diverge
+    neutreno theory outputs/RUN outputs/OTHER  by layer, on probe samples
+    neutreno theory outputs/RUN data.root=FOLDER         the data has moved
 
 Prints a table (Markdown) and writes PREFIX.pdf and PREFIX.png. Without a run: one head of attention with Q = K, applied
 repeatedly from u = f with a fixed kernel; energies relative to the start. With runs: J and G of the values V_l under
 the attention A_l, f = V_0, relative to ‖V_l‖². See docs/theory.md.
 """
 
+import argparse
 import re
 from collections.abc import Sequence
 
-from neutreno.cli import add_trust, add_trust_readers, command, parser_of
+from neutreno.cli import add_output, add_trust, add_trust_readers, command, output_of, parser_of
 from neutreno.errors import InputError, check_number, one_line
 
 DEFAULTS = {"lams": "0,0.2,0.4,0.6,0.8,1", "steps": 32, "tokens": 64, "dim": 16, "seed": 0}
 
 
-def random_tokens(lams: str, steps: int, tokens: int, dim: int, seed: int, output: str) -> None:
+def random_tokens(lams: str, steps: int, tokens: int, dim: int, seed: int, arguments: argparse.Namespace) -> None:
     from neutreno.oversmoothing.energies import descent
     from neutreno.reports.theory import descent_table, plot_descent
 
@@ -34,10 +35,10 @@ def random_tokens(lams: str, steps: int, tokens: int, dim: int, seed: int, outpu
     check_number("--seed", seed, most=2**63 - 1, integer=True)
     rows, ends = descent(values, steps, tokens, dim, seed)
     print(descent_table(ends))
-    print("\nfigure: " + ", ".join(map(str, plot_descent(rows, ends, output))))
+    print("\nfigure: " + ", ".join(map(str, plot_descent(rows, ends, output_of(arguments)))))
 
 
-def trained_runs(arguments: list[str], output: str, trust: Sequence[str], trust_readers: bool) -> None:
+def trained_runs(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     import pandas as pd
@@ -48,17 +49,17 @@ def trained_runs(arguments: list[str], output: str, trust: Sequence[str], trust_
     from neutreno.reports.theory import layers_table, plot_layers
 
     console.quiet(0)
-    overrides = [a for a in arguments if re.match(r"[a-z]+\.\w[\w.]*=", a)]
+    overrides = [a for a in arguments.runs if re.match(r"[a-z]+\.\w[\w.]*=", a)]
     rows = []
-    for folder in [a for a in arguments if a not in overrides]:
-        model, data, settings = open_run(folder, overrides, trust, trust_readers)
+    for folder in [a for a in arguments.runs if a not in overrides]:
+        model, data, settings = open_run(folder, overrides, arguments.trust, arguments.trust_readers)
         samples = data.probe_samples(settings["probe"]["num_samples"])
         rows += measure_energies(model, samples, run=one_line(Path(folder).resolve().name))
     if not rows:
         raise InputError(f"{' '.join(overrides)} goes with a run folder: neutreno theory RUN {overrides[0]}")
     table = pd.DataFrame(rows)
     print(layers_table(table))
-    print("\nfigure: " + ", ".join(map(str, plot_layers(table, output))))
+    print("\nfigure: " + ", ".join(map(str, plot_layers(table, output_of(arguments)))))
 
 
 @command
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--lams", metavar="λ̃,λ̃,…", help=f"default: {DEFAULTS['lams']}")
     for name in ("steps", "tokens", "dim", "seed"):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"default: {DEFAULTS[name]}")
-    parser.add_argument("--output", default="theory", metavar="PREFIX", help="default: %(default)s")
+    add_output(parser, "theory", "PREFIX")
     add_trust(parser)
     add_trust_readers(parser)
     arguments = parser.parse_args(arguments)
@@ -76,6 +77,6 @@ def main(arguments: Sequence[str]) -> None:
     if arguments.runs and given:
         raise InputError(f"--{min(given)} is of the descent of random tokens; leave it out beside a run folder")
     if arguments.runs:
-        trained_runs(arguments.runs, arguments.output, arguments.trust, arguments.trust_readers)
+        trained_runs(arguments)
     else:
-        random_tokens(**{**DEFAULTS, **given}, output=arguments.output)
+        random_tokens(**{**DEFAULTS, **given}, arguments=arguments)

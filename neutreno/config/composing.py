@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 _INSIDE = Path(__file__).parents[1] / "configs"  # a wheel's; beside the package, anyone's configs may be installed
@@ -74,6 +75,19 @@ def compose(overrides: Sequence[str] = (), name: str = "train", config_dirs: Seq
     with open_dict(config):
         del config["hydra"]
     return Composed(config, choices, list(overrides), folders)
+
+
+def composed_files(words: Sequence[str], name: str, config_dirs: Sequence[str | Path]) -> list[tuple[Path, str]]:
+    """The files that :func:`compose` merges, in that order, each with the key that it stands below ("": at the top)."""
+    folders = [str(Path(folder).resolve()) for folder in config_dirs]
+    with _alone(), hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        defaults = loader.compute_defaults_list(name, [*words, *searchpath(folders)], RunMode.RUN).defaults
+    places = [
+        (default, [Path(folder, f"{default.config_path}.yaml") for folder in (CONFIGS, *folders)])
+        for default in defaults
+    ]
+    return [(file, default.package or "") for default, files in places for file in files if file.is_file()]
 
 
 _HYDRA = threading.RLock()

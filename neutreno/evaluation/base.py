@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning import Trainer
 
+from neutreno import console
 from neutreno.config.building import build, locate
 from neutreno.config.composing import Composed
 from neutreno.config.words import close, key_of
@@ -153,9 +154,14 @@ def applying(evaluators: dict[str, Evaluator], asked: set[str], subject: Subject
 
 def run_all(evaluators: dict[str, Evaluator], subject: Subject) -> dict[str, Findings]:
     """What each of them found, by name and in their order; nothing in processes but the first."""
-    found = {name: evaluator.run(subject) for name, evaluator in evaluators.items() if not evaluator.alone}
+
+    def run(name: str) -> Findings:
+        console.doing(f"evaluating {name}")
+        return evaluators[name].run(subject)
+
+    found = {name: run(name) for name, evaluator in evaluators.items() if not evaluator.alone}
     trainer = subject.trainer
     if not trainer.is_global_zero:
         return {}
     subject.task = trainer.precision_plugin.convert_module(subject.task.to(trainer.strategy.root_device))
-    return {name: found[name] if name in found else one.run(subject) for name, one in evaluators.items()}
+    return {name: found[name] if name in found else run(name) for name in evaluators}

@@ -17,7 +17,6 @@ from neutreno.oversmoothing.measure import COLUMNS, measure
 from neutreno.oversmoothing.metrics import named_metrics, probed
 from neutreno.parallel import gathered
 from neutreno.reports.figures import plot_similarity
-from neutreno.reports.layers import logged_name
 
 WHEN = ("step", "epoch", "when")
 REDRAWN_S = 60  # while a run goes on: a figure takes longer than an epoch of a small one
@@ -29,9 +28,9 @@ class OversmoothingProbe(Callback):
 
     Logs ``oversmoothing/cosine/layer_07`` (all tokens; layer_00 is the embedding, layer_k the output of block k), a
     subset of the tokens as ``oversmoothing/cosine_patch/layer_07`` and a further stack as
-    ``oversmoothing/cosine_decoder/layer_01``, for every metric by its name, and writes ``oversmoothing.csv`` and, of
-    the cosine similarity, ``oversmoothing.png`` into ``folder``. What was measured travels in the checkpoint, so a
-    resumed run ends with the same files.
+    ``oversmoothing/cosine_decoder/layer_01``, for every metric by its name, or what a logger makes of its rows; and
+    writes ``oversmoothing.csv`` and, of the cosine similarity, ``oversmoothing.png`` into ``folder``. What was measured
+    travels in the checkpoint, so a resumed run ends with the same files.
 
     Args:
         at_steps: numbers of optimizer steps, after which it measures, too, and which make it tell when tokens collapse
@@ -101,7 +100,7 @@ class OversmoothingProbe(Callback):
             fixed = {"step": trainer.global_step, "epoch": done, "when": when}
             rows = measure(task.measured, self._samples, self.metrics, **fixed)
         self.rows = [row for row in self.rows if row["step"] != self._step] + rows
-        task.log_now({logged_name(r, rows[0]["stack"]): r["mean"] for r in rows if r["mean"] is not None})
+        task.log_layers(rows)
         self.write(redraw=time.monotonic() - self._drawn > REDRAWN_S)
 
     def write(self, redraw: bool = True) -> None:

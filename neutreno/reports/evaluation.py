@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,21 +18,34 @@ class Table:
     rows: list[list[str]]
 
 
-def first_table(metrics: dict[str, float], further: Sequence[tuple[str, str]], percent: tuple[str, ...]) -> Table:
-    """All metrics, losses last, and ``further`` rows below them.
+def metric_tables(
+    metrics: dict[str, float], further: Sequence[tuple[str, str]], percent: tuple[str, ...]
+) -> list[Table]:
+    """All metrics, a table each for those in percent, for others and for losses, so that a column has one unit and as
+    many decimals; and one of ``further`` rows.
 
     Args:
         percent: how the names of metrics end that are given in percent.
     """
-    named = sorted(metrics.items(), key=lambda item: item[0].endswith("loss"))
-    rows = [[name, _number(value, name.endswith(percent), name.endswith("loss"))] for name, value in named]
-    return Table(["figure", "value"], [*rows, *map(list, further)])
+    kinds: dict[str, list[list[str]]] = {"metric": [], "other metric": [], "loss": [], "figure": [*map(list, further)]}
+    for name, value in metrics.items():
+        kind = "metric" if name.endswith(percent) else "loss" if name.endswith("loss") else "other metric"
+        kinds[kind].append([name, f"{value:.4f}" if kind == "loss" else metric_value(value, kind == "metric")])
+    if not kinds["metric"]:
+        kinds["metric"] = kinds.pop("other metric")
+    return [Table([kind, "value"], rows) for kind, rows in kinds.items() if rows]
 
 
-def _number(value: float, is_percent: bool, is_loss: bool) -> str:
-    if is_percent:
-        return f"{value:.2f} %"
-    return f"{value:.4f}" if is_loss or abs(value) < 1 else f"{value:.2f}"
+def metric_value(value: float, is_percent: bool) -> str:
+    return f"{value:.2f} %" if is_percent else f"{value:.2f}" if abs(value) >= 1 else f"{value:.4f}"
+
+
+def metric_title(name: str, titles: dict[str, str]) -> str:
+    """``val top-1`` of ``val/top1``, where ``titles`` says what people call a metric whose name ends in that way."""
+    end = next((end for end in titles if re.search(rf"(^|[/_]){re.escape(end)}$", name)), None)
+    if end is None:
+        return re.sub("[/_]", " ", name)
+    return f"{re.sub('[/_]', ' ', name.removesuffix(end))}{titles[end]}"
 
 
 def render(evaluation: dict[str, Any]) -> str:

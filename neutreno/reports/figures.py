@@ -87,6 +87,14 @@ def plot_similarity(rows: list[dict], path: str | Path, title: str = "") -> None
         save(by_layer(curves, title), Path(path))
 
 
+def layers_figure(rows: list[dict], title: str = "") -> Figure:
+    """All layer-wise metrics of one measurement by layer, a curve per token subset; band ± sd of samples."""
+    parts = pd.DataFrame(rows).groupby("subset", sort=False)
+    with plt.rc_context(STYLE):
+        curves = [(part, said_of(subset), {"ls": LINES[i % len(LINES)]}) for i, (subset, part) in enumerate(parts)]
+        return by_layer(curves, title)
+
+
 def plot_profile(table: pd.DataFrame, path: str | Path, title: str = "") -> None:
     """What ``neutreno.profile`` gave of all tokens; band ± sd of samples.
 

@@ -93,10 +93,12 @@ def curve(
     return [math.nan if r["mean"] is None else r["mean"] for r in now]
 
 
-def wide(rows: pd.DataFrame, index: Sequence[str], mean: str = ".4g", sd: str = ".2g") -> pd.DataFrame:
-    """A row per ``index``, which ends with ``layer``, a column per metric and token subset: mean ± sd over samples."""
-    spreads = ["" if pd.isna(value) else f" ± {value:{sd}}" for value in rows["sd"]]
-    texts = ["–" if pd.isna(value) else f"{value:{mean}}" for value in rows["mean"]]
+def wide(rows: pd.DataFrame, index: Sequence[str]) -> pd.DataFrame:
+    """A row per ``index``, which ends with ``layer``, a column per metric and token subset: mean ± sd over samples, in
+    the same format from top to bottom."""
+    formats = rows.groupby(["metric", "subset"], sort=False)["mean"].transform(_format)
+    spreads = ["" if pd.isna(sd) else f" ± {sd:{form}}" for sd, form in zip(rows["sd"], formats, strict=True)]
+    texts = ["–" if pd.isna(mean) else f"{mean:{form}}" for mean, form in zip(rows["mean"], formats, strict=True)]
     subsets = ["" if subset == ALL else f", {said_of(subset)}" for subset in rows["subset"]]
     rows = rows.assign(
         text=[text + spread for text, spread in zip(texts, spreads, strict=True)],
@@ -105,3 +107,11 @@ def wide(rows: pd.DataFrame, index: Sequence[str], mean: str = ".4g", sd: str = 
     )
     table = rows.pivot(index=index, columns="column", values="text")[rows["column"].unique()]
     return table.fillna("").reset_index().rename(columns={"layer": LAYERS}).rename_axis(columns=None)
+
+
+def _format(values: pd.Series) -> str:
+    """How all of a column's numbers are written: four digits of the largest; in powers of ten where the smallest would
+    be left with none."""
+    sizes = values[values.notna() & (values != 0)].abs()
+    decimals = 3 - math.floor(math.log10(sizes.max())) if len(sizes) else 3
+    return ".3e" if len(sizes) and sizes.min() < 10.0**-decimals else f".{max(decimals, 0)}f"

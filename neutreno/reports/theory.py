@@ -54,7 +54,7 @@ def layers_table(rows: pd.DataFrame) -> str:
     """As Markdown, a row per run and block."""
     network = [_network(rows, run, stack) for run, stack in zip(rows.run, rows["stack"], strict=True)]
     index = ["run", "network", "layer"] if any(network) else ["run", "layer"]
-    table = wide(rows.assign(network=network), index, ".3f", ".3f").map(str)
+    table = wide(rows.assign(network=network), index).map(str)
     return markdown_table(table.values.tolist(), list(table))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -27,6 +27,8 @@ from neutreno.config.building import locate
 from neutreno.config.options import SUPPLIED, Count, Decay, NonNegative, checked
 from neutreno.errors import InputError
 from neutreno.parallel import ShardedStrategy, shard
+from neutreno.reports.evaluation import metric_title, metric_value
+from neutreno.reports.layers import logged_name
 
 
 def _constant(optimizer: Optimizer, t_initial: int, lr_min: float, **warmup: Any) -> StepLRScheduler:
@@ -73,6 +75,7 @@ class Task(LightningModule):
 
     evaluators: tuple[str, ...] = ("metrics", "per_layer")  # of evaluate.py, by name; your own by its class path
     percent: tuple[str, ...] = ()  # how the names of those metrics end that are given in percent
+    titles: ClassVar[dict[str, str]] = {}  # what people call its metrics, by how their names end; others by their names
 
     pipeline_tag: str | None = None  # what the Hugging Face hub calls such a task
     writer: str | None = None  # path of a function that writes what left() gives: (left, folder, prefix) -> files
@@ -134,6 +137,17 @@ class Task(LightningModule):
         self.warmup_epochs, self.warmup_steps, self.warmup_lr = warmup_epochs, warmup_steps, warmup_lr
         self.ema = None if ema_decay is None else ModelEmaV3(model, decay=ema_decay).requires_grad_(False)
         self.train_loss = MeanMetric(nan_strategy="disable")
+
+    @classmethod
+    def shown(cls, name: str, value: float) -> tuple[str, str]:
+        """A metric as a person reads it: its title, and its value with the unit."""
+        return metric_title(name, cls.titles), metric_value(value, name.endswith(cls.percent))
+
+    @classmethod
+    def judged_by(cls, has_test: bool) -> dict[str, str]:
+        """The metrics that runs are compared by, the test split's first where there is one, and their titles."""
+        names = [cls.main_metric.replace("val/", "test/", 1)] * has_test + [cls.main_metric]
+        return {name: metric_title(name, cls.titles) for name in names}
 
     def loss(self, batch) -> Tensor:
         raise NotImplementedError
@@ -231,6 +245,15 @@ class Task(LightningModule):
         """
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **metrics}, step=self.global_step)
+
+    def log_layers(self, rows: list[dict[str, Any]]) -> None:
+        """Hand rows of layer-wise metrics to all loggers, to those without ``log_layers`` value by value."""
+        values = {logged_name(row, rows[0]["stack"]): row["mean"] for row in rows if row["mean"] is not None}
+        for logger in self.loggers:
+            if hasattr(logger, "log_layers"):
+                logger.log_layers(rows, self.global_step)
+            else:
+                logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)
 
     def report(self, metrics: dict[str, float]) -> None:
         """Hand the metrics of an evaluation to the trainer, and while training to all loggers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from annotated_types import Ge, Le
@@ -33,6 +33,7 @@ class Classification(Task):
     evaluators = ("metrics", "crops", "robustness", "cost", "per_layer")
     percent = ("top1", "top5")
     pipeline_tag = "image-classification"
+    titles: ClassVar[dict[str, str]] = {"top1": "top-1", "top5": "top-5"}
 
     accepts = "classes"
 

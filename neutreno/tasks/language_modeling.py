@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
@@ -26,6 +26,7 @@ class LanguageModeling(Task):
     """
 
     main_metric, main_metric_mode = "val/ppl", "min"
+    titles: ClassVar[dict[str, str]] = {"ppl": "perplexity"}
     evaluators = ("metrics", "perplexity", "per_layer")
     throughput = "train/tokens_per_s"
     pipeline_tag = "text-generation"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch.nn.functional as F
 from annotated_types import Ge, Le
@@ -56,6 +56,11 @@ class Segmentation(Task):
     evaluators = ("metrics", "windows", "cost", "per_layer")
     percent = ("miou", "pixel_acc", "mean_acc")
     pipeline_tag = "image-segmentation"
+    titles: ClassVar[dict[str, str]] = {
+        "miou": "mean IoU",
+        "pixel_acc": "pixel accuracy",
+        "mean_acc": "mean accuracy",
+    }
 
     accepts = "masks"
     writer = "neutreno.reports.segmentation.write"

@@ -125,13 +125,14 @@ def test_an_evaluation_of_a_part_of_the_data_leaves_the_runs_own_as_it_is(finish
 
 
 def test_the_group_of_a_run_whose_result_cannot_be_read_is_its_name(finished, tmp_path):
-    from neutreno.evaluating import group_of
+    from neutreno.evaluating import filed_as
     from neutreno.runs import RunFolder
 
     shutil.copytree(finished, tmp_path / "lost")
-    assert group_of(RunFolder(tmp_path / "lost"), {}) == "digits"
+    group, tags = filed_as(RunFolder(tmp_path / "lost"), {})
+    assert group.startswith("digits-deit_mini") and "seed" not in group and tags[:2] == ["digits", "deit-mini"]
     (tmp_path / "lost/result.json").unlink()
-    assert group_of(RunFolder(tmp_path / "lost"), {}) == "lost"
+    assert filed_as(RunFolder(tmp_path / "lost"), {}) == ("lost", [])
 
 
 def test_a_run_keeps_its_data_keys_where_another_data_set_is_the_default(finished, image_folders, tmp_path):
@@ -309,7 +310,7 @@ def test_help_shows_the_spellings_and_the_keys():
         "evaluate.py outputs/RUN",
         "model=timm model.name=",
         "imagenet_c=FOLDER",
-        "crop_pcts:",
+        "evaluator.crops.crop_pcts=null",
         "other_variants",
         "deit_neutreno",
     ):

@@ -65,7 +65,8 @@ def test_a_killed_sweep_is_continued_by_the_same_command_and_runs_nothing_twice(
     assert len(runs_in(tmp_path)) == 2 and all(status(r) == "finished" for r in runs_in(tmp_path))
     assert all((r / "result.json").stat().st_mtime_ns == when for r, when in before.items())
     third = run_forked("train.py", *SWEEP, cwd=tmp_path)
-    lines = third.stdout.splitlines()
+    first, *lines = third.stdout.splitlines()
+    assert first == "sweep of 2 runs: checking each"
     assert third.returncode == 0 and [line.endswith(": finished") for line in lines[:2]] == [True] * 2
     assert lines[2] == "[2 of 2 runs done, 0 running, 0 left]" and "logs: " not in third.stdout
 

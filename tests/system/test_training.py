@@ -224,9 +224,20 @@ def test_probe_equals_a_plain_computation_on_the_checkpoint(finished):
     assert float(row["sd"]) == pytest.approx(plain.std().item(), abs=1e-6)
 
 
-def test_the_summary_names_metrics_similarity_and_figure(finished):
-    assert "test/top1" in finished[1].stdout and "after the last" in finished[1].stdout
-    assert "oversmoothing.png" in finished[1].stdout
+def test_the_summary_names_metrics_with_units_similarity_and_figure_in_80_columns(finished):
+    summary = finished[1].stdout.partition(" steps in ")[2]
+    metrics = json.loads((finished[0] / "result.json").read_text())["metrics"]
+    shown = [f"{metrics[name]:.2f} %" for name in ("test/top1", "best/test/top1", "ema/test/top1")]
+    assert re.search(rf"^test top-1 +{' +'.join(shown)}$", summary, re.MULTILINE)
+    assert "last epoch" in summary and "after the last" in summary and "oversmoothing.png" in summary
+    assert max(map(len, summary.splitlines())) <= 80
+
+
+def test_the_first_line_says_what_was_begun_and_a_log_the_loss_the_metric_and_the_time_left(finished):
+    first, _, *lines = finished[1].stdout.splitlines()
+    assert first == "model=deit_neutreno data=digits seed=0: loading PyTorch"
+    (last,) = [line for line in lines if line.startswith("epoch 3/3")]
+    assert re.fullmatch(r"epoch 3/3, step 12/12, loss \d+\.\d{3}, val top-1 \d+\.\d\d %, [\d:]+ left", last)
 
 
 def test_evaluate_gives_the_metrics_and_curve_of_the_end_of_training(finished):

@@ -71,5 +71,5 @@ def test_a_wheel_runs_the_default_job_from_another_folder(installed, tmp_path):
     assert json.loads((run / "result.json").read_text())["status"] == "finished"
     assert "test/top1" in neutreno("evaluate", str(run), "evaluators=[metrics]")
     assert "digits deit-mini neutreno λ̃=0.6" in neutreno("tables", "outputs")
-    assert neutreno("dashboard", "outputs").startswith("dashboard.html: 1 runs")
+    assert neutreno("dashboard", "outputs").startswith("outputs/dashboard.html: 1 runs")
     assert "0 of 6 runs finished" in neutreno("reproduce", "small", "--seeds", "1", "--dry-run")

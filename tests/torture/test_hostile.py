@@ -325,7 +325,7 @@ def check_result(command, cwd, done, truth):
         if command == "theory":
             assert_equal(done.stdout, (truth / "stdout").read_text())
         elif command == "profile":
-            assert_equal(*((folder / "profile.csv").read_text() for folder in (cwd, truth)))
+            assert_equal(*((folder / "outputs/profile.csv").read_text() for folder in (cwd, truth)))
         elif command == "evaluate":
             assert_equal(*(evaluated(folder) for folder in (cwd, truth)))
         elif command == "start from it":

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT, run_script
+from support import ROOT, make_run, run_forked, run_script
 
 
 def neutreno(*words, cwd=ROOT):
@@ -46,3 +46,14 @@ def test_importing_the_package_loads_no_torch():
 def test_the_scripts_are_doors(name):
     done = run_script(f"scripts/{name}.py", "--help", cwd=ROOT)
     assert done.returncode == 0 and f"usage: neutreno {name.removesuffix('_model')}" in done.stdout
+
+
+def test_what_a_command_writes_does_not_land_where_it_was_typed(tmp_path):
+    make_run(tmp_path / "outputs/a")
+    words = {"figures": ["outputs"], "dashboard": ["outputs"], "theory": ["--steps", "2"]}
+    for name, typed in words.items():
+        done = run_forked(f"scripts/{name}.py", *typed, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["outputs"]
+    written = {file.name for file in (tmp_path / "outputs").iterdir()} - {"a"}
+    assert written == {"dashboard.html", *(f"{n}.{kind}" for n in ("similarity", "theory") for kind in ("pdf", "png"))}

@@ -88,7 +88,7 @@ def test_a_run_folder_is_profiled_on_its_own_data(tmp_path):
     done = command("outputs/run", "--samples", "8", "--metrics", "cosine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     probed = pd.read_csv(run / "oversmoothing.csv").query("subset == 'all' and metric == 'cosine'")
-    found = pd.read_csv(tmp_path / "profile.csv").query("subset == 'all'")
+    found = pd.read_csv(tmp_path / "outputs/profile.csv").query("subset == 'all'")
     last = probed[probed.step == probed.step.max()]
     assert found["mean"].tolist() == pytest.approx(last["mean"].tolist(), abs=1e-6)
     assert_one_line_error(command("outputs/run", "x", cwd=tmp_path), "x: no such file or folder")

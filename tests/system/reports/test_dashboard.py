@@ -91,11 +91,16 @@ def wait(browser, script):
     return WebDriverWait(browser, 30).until(lambda b: b.execute_script(script))
 
 
+def settle(browser):
+    """Until all is drawn that follows from what was chosen."""
+    wait(browser, "return document.getElementById('plots')?.ariaBusy === 'false'")
+
+
 def visit(browser, address, **view):
     """Open a page as the address of a ``view`` of it does."""
     browser.get("about:blank")  # a change of what follows # alone would load nothing
     browser.get(f"{address}#{quote(json.dumps(view))}")
-    wait(browser, "return document.querySelectorAll('#runs th').length")
+    settle(browser)
 
 
 def open_page(browser, folder, **view):
@@ -128,12 +133,24 @@ def cells(browser, column):
 def choose(browser, menu, value):
     script = "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.onchange(); return s.value"
     assert browser.execute_script(script, menu, value) == value
+    settle(browser)
+
+
+def choose_curves(browser, *names):
+    """Training curves, which are boxes to tick."""
+    script = "return [...document.querySelectorAll('#curves input')].filter(b => b.checked !== arguments[0])"
+    for wanted in (True, False):
+        for box in browser.execute_script(f"{script}.map(b => b.id)", wanted):
+            if (box.removeprefix("curve ") in names) is wanted:
+                browser.execute_script("document.getElementById(arguments[0]).click()", box)
+    settle(browser)
 
 
 def click(browser, id):
     """As the keyboard does it: an element that has no focus is not reached."""
     script = "const e = document.getElementById(arguments[0]); e.focus(); document.activeElement.click()"
     browser.execute_script(script, id)
+    settle(browser)
 
 
 def slide(browser, share):
@@ -151,15 +168,23 @@ def traces(browser, plot, value):
 
 def drawn(browser, plot):
     """Names of the runs behind the traces of a plot."""
-    script = (
-        "return document.getElementById(arguments[0]).data.map(t => t.meta).filter(m => m && m !== 'colours').flat()"
-    )
+    script = "return document.getElementById(arguments[0]).data.map(t => t.meta).filter(m => Array.isArray(m)).flat()"
     return {Path(unquote(link)).name for link in browser.execute_script(script, plot)}
 
 
 def type_filter(browser, text):
     script = "const f = document.getElementById('filter'); f.value = arguments[0]; f.dispatchEvent(new Event('input'))"
     browser.execute_script(script, text)
+    settle(browser)
+
+
+def offered(browser):
+    """What the buttons below the table offer."""
+    return browser.execute_script("return [...document.querySelectorAll('#kinds button')].map(b => b.textContent)")
+
+
+def visible(browser, plot):
+    return browser.execute_script("return document.getElementById(arguments[0]).offsetParent !== null", plot)
 
 
 def names(browser):
@@ -181,10 +206,12 @@ def test_every_plot_follows_the_table_and_no_request_leaves_the_page(browser, pa
     for name in ("lam1-seed0", "softmax"):
         script = "[...document.querySelectorAll('#runs tbody tr')].find(r => r.innerText.includes(arguments[0]))"
         browser.execute_script(f"{script}.querySelector('input').click()", name)
+        settle(browser)
     chosen = {"digits-lam1-seed0", "digits-softmax"}
     assert all(drawn(browser, plot) == chosen for plot in PLOTS)
     assert "attention._target_" in browser.execute_script(diff)
     browser.refresh()  # the view survives
+    settle(browser)
     assert all(drawn(browser, plot) == chosen for plot in PLOTS)
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
@@ -242,8 +269,7 @@ def test_a_run_at_an_axis_baseline_joins_the_curves_that_are_alike_in_all_else(b
     open_page(browser, tmp_path / "runs")
     assert drawn(browser, "against") == {"s-plain", "n-plain", "s-featscale", "n-featscale"}
     assert traces(browser, "against", "t.x") == {"plain": [0, 0.5], "featscale": [0, 0.5]}
-    colours = "return document.getElementById('scatter').data[0].marker.color"
-    assert len(set(browser.execute_script(colours))) == 5  # no scale holds for all of them
+    assert len(set(traces(browser, "scatter", "t.marker.color").values())) == 5  # no scale holds for all of them
     type_filter(browser, "plain neutreno")
     assert drawn(browser, "layers") == {"n-plain"}
     assert browser.execute_script("return document.getElementById('layers').data.at(-1).meta") == "colours"
@@ -261,8 +287,9 @@ def test_axes_metrics_and_tasks_of_another_package(browser, tmp_path):
     bar = "return document.getElementById('layers').data.at(-1).marker"
     marker = browser.execute_script(bar)
     assert (marker["cmin"], marker["cmax"], marker["colorbar"]["title"]["text"]) == (0.5, 2, "s")
-    shown = "return ['number', 'curve', 'task'].map(id => document.getElementById(id).selectedOptions[0].textContent)"
-    assert browser.execute_script(shown) == ["s", "val/mae", "tide regression"]
+    shown = "return ['number', 'task'].map(id => document.getElementById(id).selectedOptions[0].textContent)"
+    assert browser.execute_script(shown) == ["s", "tide regression"]
+    assert browser.execute_script("return document.getElementById('curve').textContent") == "val/mae"
     assert "none" not in drawn(browser, "against")  # it equals no value of s, and is not drawn at 0
     choose(browser, "metric", "val/r2")
     assert "val/r2" in heads(browser)  # nobody said whether more of it is better
@@ -283,7 +310,7 @@ def test_the_number_compared_is_a_choice_and_absent_where_none_varies(browser, t
     assert traces(browser, "against", "t.x") == {f"centered s={s}": [x] for s, x in ((1, 4), (2, 4), (3, 8))}
     choose(browser, "task", "classification")
     click(browser, "grouped")
-    assert browser.execute_script("return document.getElementById('compared').hidden")
+    assert "metric against a setting" not in offered(browser) and not visible(browser, "against")
     assert "model.name" in heads(browser) and sorted(names(browser)) == ["softmax", "timm"]
 
 
@@ -304,9 +331,10 @@ def test_names_that_mean_something_to_a_page_are_text_on_it(browser, tmp_path):
     browser.get_log("browser")  # of other pages
     open_page(browser, tmp_path / "runs")
     for name in names:
-        for menu in ("metric", "curve", "layerMetric"):
+        for menu in ("metric", "layerMetric"):
             choose(browser, menu, name)
-            assert len(drawn(browser, "training")) == 6
+        choose_curves(browser, name)
+        assert len(drawn(browser, "training")) == 6
     links = "return document.querySelectorAll('.plot a[href], table a[href^=http]').length"
     assert browser.execute_script(links) == 0
     type_filter(browser, "constructor")
@@ -375,7 +403,7 @@ def test_the_slider_counts_planned_steps_and_a_run_that_is_not_there_yet_says_ho
 def test_curves_are_averaged_at_each_step_over_the_runs_that_have_it(browser, tmp_path):
     for seed, values in enumerate(({10: 1, 20: 2, 30: 3}, {20: 4, 30: 5}, {10: 3, 20: 6, 30: 7, 35: 9})):
         write_curve(make_run(tmp_path / f"runs/{seed}", f"seed={seed}"), values)
-    open_page(browser, tmp_path / "runs", curve="val/loss")
+    open_page(browser, tmp_path / "runs", curves=["val/loss"])
     found = "return document.getElementById('training').data.filter(t => !t.fill).map(t => [t.x, t.y, t.customdata])"
     assert browser.execute_script(found) == [[[10, 20, 30, 35], [2, 4, 5, 9], [2, 3, 3, 1]]]
     hover = "return document.getElementById('training').data[0].hovertemplate"
@@ -387,7 +415,7 @@ def test_curves_are_averaged_at_each_step_over_the_runs_that_have_it(browser, tm
 def test_long_runs_of_unequal_length_are_thinned_to_the_same_steps(browser, tmp_path):
     for seed, length in enumerate((3000, 2001)):
         write_curve(make_run(tmp_path / f"runs/{seed}", f"seed={seed}"), {step: step for step in range(1, length + 1)})
-    open_page(browser, tmp_path / "runs", curve="val/loss")
+    open_page(browser, tmp_path / "runs", curves=["val/loss"])
     x, y, n = browser.execute_script(
         "const t = document.getElementById('training').data[0]; return [t.x, t.y, t.customdata]"
     )
@@ -402,7 +430,7 @@ def test_two_runs_of_one_name_in_two_folders_stay_apart(browser, tmp_path):
     visit(browser, (tmp_path / "d.html").as_uri(), grouped=False)
     assert sorted(names(browser)) == ["a/same", "b/same"] == sorted(traces(browser, "layers", "1"))
     assert len(set(traces(browser, "layers", "t.line.color").values())) == 2
-    assert set(browser.execute_script("return document.getElementById('scatter').data[0].text")) == {"a/same", "b/same"}
+    assert [*traces(browser, "scatter", "t.text[0]").values()] == ["a/same", "b/same"]
     click(browser, "choose b/same/")
     assert list(traces(browser, "layers", "1")) == ["b/same"]
     click(browser, "choose a/same/")
@@ -447,12 +475,13 @@ def test_zoom_and_focus_survive_an_update_and_a_page_that_loads_itself_anew(brow
     click(browser, "choose runs/a/")  # which makes the rows anew
     assert browser.execute_script(place) == "choose runs/a/"
     browser.execute_script("window.before = true")
-    wait(browser, "return !window.before && document.activeElement.id")  # it has loaded itself
+    wait(browser, "return !window.before && document.activeElement?.id")  # it has loaded itself
+    settle(browser)
     assert browser.execute_script(place) == "choose runs/a/" and browser.execute_script(zoomed) == [20, 60]
     browser.execute_script("Plotly.relayout('training', {'xaxis.autorange': true})")  # as a double click does
     low, high = browser.execute_script(zoomed)
     assert low < 20 and high > 60
-    choose(browser, "curve", "val/loss")
+    choose_curves(browser, "val/loss")
     assert browser.execute_script(zoomed) != [20, 60]
 
 
@@ -601,8 +630,8 @@ def test_rows_and_curves_light_up_together(browser, compared):
     for plot in ("layers", "training"):
         lit = traces(browser, plot, "t.opacity")
         assert {name for name, opacity in lit.items() if opacity == 1} == {"neutreno λ̃=0.5 (n = 4)"} and len(lit) == 3
-    points = "const t = document.getElementById('scatter').data[0]; "
-    points += "return t.meta.filter((_, i) => t.marker.opacity[i] == 1)"
+    points = "return document.getElementById('scatter').data.filter(t => Array.isArray(t.meta))"
+    points += ".flatMap(t => t.meta.filter((_, i) => t.marker.opacity[i] == 1))"
     lit = {Path(link).name for link in browser.execute_script(points)}
     assert lit == {"the-same", *(f"lam0.5-{seed}" for seed in range(4))}
     hover = """const plot = document.getElementById('layers'), data = plot.data.find(t => t.name.startsWith('softmax'));

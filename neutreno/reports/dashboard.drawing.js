@@ -133,7 +133,7 @@ function draw(id, traces, { of, x, xaxis = {}, panels, legend = true, colourbar 
   $(id).style.height = panels.length > 1 ? `${6 + 10 * panels.length}rem` : "";
   const begun = "on" in $(id);
   Plotly.react(id, data, {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size }, margin: { l: 55, r: 15, t: 46, b: 45 },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size }, margin: { l: 55, r: 15, t: 64, b: 45 },
     xaxis: axis("xaxis", x, null, { anchor: axisAt("y", panels.length - 1), ...xaxis }), ...yaxes, annotations: headings,
     showlegend: legend, uirevision: seen, hovermode: "closest", ...layout,
     legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", bgcolor: back + "b0", font: { size: size - 2 } },

@@ -26,7 +26,7 @@ function layersAt(run) {
 
 const TIMES = 3; // at so few, curves and the slider say as much as a map
 function drawLayers() {
-  const kinds = shown.some((run) => taken(run).length >= TIMES) ? ["curves", "map over steps"] : ["curves"];
+  const kinds = shown.some((run) => taken(run).length >= TIMES) ? ["curves", "map"] : ["curves"];
   fill("layersAs", kinds);
   $("layersAs").hidden = kinds.length < 2;
   const map = $("layersAs").value !== "curves";
@@ -188,7 +188,8 @@ function drawParallel() {
   traces.push({ x: ticks.map(({ x }) => x), y: ticks.map(({ y }) => y), text: ticks.map(({ said }) => ` ${said}`), type: "scatter", mode: "text",
     textposition: "top right", hoverinfo: "skip", meta: "ticks" });
   const ends = axes.map((_, k) => k);
+  $("parallel").style.minWidth = `${6 * axes.length}rem`;
   draw("parallel", traces, { of: `${view.task} ${axes.map(({ title }) => title)}`, x: "", legend: false, colourbar: true,
-    xaxis: { tickvals: ends, ticktext: axes.map(({ title }) => inert(title)), zeroline: false, range: [-0.1, ends.length - 0.6] },
+    xaxis: { tickvals: ends, ticktext: axes.map(({ title }) => inert(title)), zeroline: false, range: [-0.1, ends.length - 0.4] },
     panels: [{ title: "", range: [-0.05, 1.1], axis: { showticklabels: false, showgrid: false, zeroline: false } }] });
 }

@@ -25,10 +25,7 @@ from neutreno.variants import model_words, words
 
 TEMPLATES = Path(__file__).parent
 SCRIPTS = (".runs", ".table", ".drawing", ".plots", "")  # in this order
-PICTURES, MOST_PICTURES = (
-    (".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg"),
-    20,
-)  # of a run; an SVG runs no script as <img>
+PICTURES, MOST_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif"), 20  # of a run; an SVG may hold a script
 
 
 def write_dashboard(runs: Sequence[Run], path: str | Path, reload_s: float | None = None) -> None:
@@ -96,6 +93,7 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
     path = os.path.relpath(run.path.resolve(), home)
     link = quote(os.fsencode(path)) + "/"
     curves, planned = training_curves(run.path / "metrics.csv"), result.get("planned_steps", result.get("steps"))
+    (clock,) = thinned_together([{name: curves.pop(name) for name in (SECONDS,) if name in curves}])
     return {
         "name": run.path.name,
         "path": path,
@@ -114,7 +112,7 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
         "validated": result["main_metric"],
         "smaller": result["main_metric_mode"] == "min",
         "settings": {k: v for k, v in run.row.items() if v is not None},
-        "clock": curves.pop(SECONDS, None),
+        "clock": clock.get(SECONDS),
         "curves": curves,
         "epoch": steps_per_epoch(run, planned),
         "pictures": {name: link + quote(os.fsencode(name)) for name in pictures_in(run.path)},
@@ -135,7 +133,5 @@ def steps_per_epoch(run: Run, planned: int | None) -> float | None:
 def pictures_in(folder: Path) -> list[str]:
     """Names of the pictures in a run folder, the first by name; a link may lead anywhere, and is none."""
     with os.scandir(folder) as entries:
-        found = (
-            e.name for e in entries if Path(e.name).suffix.lower() in PICTURES and e.is_file(follow_symlinks=False)
-        )
-        return nsmallest(MOST_PICTURES, found)
+        files = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    return nsmallest(MOST_PICTURES, (name for name in files if Path(name).suffix.lower() in PICTURES))

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from scipy import stats
-from support import assert_one_line_error, make_run, run_forked
+from support import TINY, Forked, assert_one_line_error, make_run, run_forked, runs_are_forks
 
 from neutreno.reports.comparison import baseline_of, difference, group_runs
 from neutreno.reports.dashboard import write_dashboard
@@ -94,6 +95,14 @@ def wait(browser, script):
 def settle(browser):
     """Until all is drawn that follows from what was chosen."""
     wait(browser, "return document.getElementById('plots')?.ariaBusy === 'false'")
+
+
+def until(there):
+    for _ in range(600):
+        if there():
+            return
+        time.sleep(0.1)
+    raise AssertionError("a minute has passed")
 
 
 def visit(browser, address, **view):
@@ -343,7 +352,7 @@ def test_names_that_mean_something_to_a_page_are_text_on_it(browser, tmp_path):
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def test_two_hundred_runs_build_and_stay_usable(browser, tmp_path):
+def test_two_hundred_runs_are_usable_in_seconds_and_the_filter_answers_at_once(browser, tmp_path):
     first = make_run(tmp_path / "first", "attention.lam=0.125", "seed=77", value=90.0)
     for i in range(200):
         run = shutil.copytree(first, tmp_path / f"runs/r{i}")
@@ -352,16 +361,187 @@ def test_two_hundred_runs_build_and_stay_usable(browser, tmp_path):
             (run / file).write_text(
                 text.replace("seed: 77", f"seed: {i % 5}").replace('"seed": 77', f'"seed": {i % 5}')
             )
+        write_curve(run, {step: 1 / step for step in range(1, 201)})
     runs, problems = read_runs([tmp_path / "runs"])
     assert len(runs) == 200 and not problems
     write_dashboard(runs, tmp_path / "d.html")
     assert (tmp_path / "d.html").stat().st_size < 8e6
     visit(browser, (tmp_path / "d.html").as_uri())
+    begun, drawn_at = browser.execute_script(
+        "const [page] = performance.getEntriesByType('navigation'), [paint] = performance.getEntriesByType('paint');"
+        "return [paint.startTime, page.domContentLoadedEventEnd]"
+    )
     assert cells(browser, "n") == 40 * ["5"]
     click(browser, "grouped")
     assert len(names(browser)) == 200
-    type_filter(browser, "seed=3")
+    key = """const [done, f] = [arguments[0], document.getElementById('filter')], begun = performance.now();
+        const rows = document.querySelector('#runs tbody');
+        new MutationObserver(() => done(performance.now() - begun)).observe(rows, {childList: true});
+        f.value = 'seed=3'; f.dispatchEvent(new Event('input'));"""
+    answered = browser.execute_async_script(key)
+    print(
+        f"200 runs: shown after {begun:.0f} ms, usable after {drawn_at:.0f} ms; the filter answers in {answered:.0f} ms"
+    )
+    assert drawn_at < 4 * 2000 and answered < 4 * 300
+    settle(browser)
     assert len(names(browser)) == 40 == len(drawn(browser, "scatter"))
+
+
+def test_training_curves_stand_together_over_steps_epochs_or_time_smoothed_and_on_log_axes(browser, tmp_path):
+    for seed in (0, 1):
+        run = make_run(tmp_path / f"runs/{seed}", f"seed={seed}", "trainer.max_epochs=5")
+        rows = [f"{step},{(1 + seed) * 6 * step},{4 + seed},{step}" for step in (10, 20, 40)]
+        (run / "metrics.csv").write_text("\n".join(["step,seconds,val/loss,val/top1", *rows]) + "\n")
+    open_page(browser, tmp_path / "runs", curves=["val/loss"])
+    assert "seconds" not in browser.execute_script("return document.getElementById('curves').textContent")
+    choose_curves(browser, "val/loss", "val/top1")
+    curve = "const p = document.getElementById('training'), t = p.data.filter(t => t.name && !t.fill);"
+    titles = "return [p.layout.yaxis.title.text, p.layout.yaxis2.title.text, t.map(t => [t.x, t.y, t.yaxis])]"
+    steps = [10, 20, 40]
+    assert browser.execute_script(curve + titles) == [
+        "val/loss",
+        "val/top1",
+        [[steps, [4.5, 4.5, 4.5], "y"], [steps, steps, "y2"]],
+    ]
+    axis = "const p = document.getElementById('training'); return [p.data[0].x, p.layout.xaxis.title.text]"
+    for over, x, title in (("epoch", [0.5, 1, 2], "epoch"), ("time", [1.5, 3, 6], "time (min)")):
+        choose(browser, "over", over)
+        assert browser.execute_script(axis) == [x, title]  # of time the mean over the runs
+    smooth = "const s = document.getElementById('smooth'); s.value = 0.5; s.oninput();"
+    shown = "return p.data.filter(t => t.yaxis === 'y2' && !t.fill).map(t => [t.y, t.line.width])"
+    (y, thick), (raw, thin) = browser.execute_script(smooth + curve + shown)
+    assert y == pytest.approx([10, (10 / 4 + 20 / 2) / 0.75, (10 / 8 + 20 / 4 + 40 / 2) / 0.875])  # weights add up to 1
+    assert raw == steps and thin < thick
+    choose(browser, "axes training", "log x, y")
+    kinds = "const l = document.getElementById('training').layout; return [l.xaxis.type, l.yaxis.type, l.yaxis2.type]"
+    assert browser.execute_script(kinds) == 3 * ["log"]
+    band = "return document.getElementById('training').data.filter(t => t.fill).flatMap(t => t.y)"
+    assert min(browser.execute_script(band)) > 0
+
+
+def test_layers_over_training_are_a_map_for_each_row(browser, tmp_path):
+    for lam, drift in ((0.2, 0.1), (0.4, 0.3)):
+        for seed in (0, 1):
+            words = (f"attention.lam={lam}", f"seed={seed}")
+            make_run(tmp_path / f"runs/{lam}-{seed}", *words, drift=drift + seed / 10)
+    open_page(browser, tmp_path / "runs")
+    choose(browser, "layersAs", "map")
+    maps = "return document.getElementById('layers').data.map(t => [t.type, t.x, t.y, t.z[2]])"
+    expected = [[0.12, 0.12 + d / 2, 0.12 + d] for d in (0.15, 0.35)]  # of the third layer, means over seeds
+    found = browser.execute_script(maps)
+    assert [m[:3] for m in found] == 2 * [["heatmap", [0, 50, 100], [0, 1, 2, 3, 4]]]
+    assert [m[3] for m in found] == [pytest.approx(z) for z in expected]
+    said = "return document.getElementById('layers').layout.annotations.map(a => a.text)"
+    assert browser.execute_script(said) == ["neutreno λ̃=0.2 (n = 2)", "neutreno λ̃=0.4 (n = 2)"]
+    assert not visible(browser, "when")
+    choose(browser, "axes layers", "log x")
+    assert browser.execute_script(maps)[0][1] == [50, 100]  # a logarithm has no 0
+
+
+def test_any_setting_that_is_a_number_is_compared_by_mean_and_spread_a_line_for_each_group(browser, tmp_path):
+    for lam in (0.2, 0.4):
+        for rate in (0.001, 0.002):
+            for seed in (0, 1):
+                words = (f"attention.lam={lam}", f"task.lr={rate}", f"seed={seed}")
+                make_run(tmp_path / f"runs/{lam}-{rate}-{seed}", *words, value=80 + 10 * lam + 1000 * rate + 2 * seed)
+    open_page(browser, tmp_path / "runs")
+    choose(browser, "number", "task.lr")
+    wanted = {"λ̃=0.2": [[0.001, 0.002], [84, 85]], "λ̃=0.4": [[0.001, 0.002], [86, 87]]}
+    found = traces(browser, "against", "[t.x, t.y]")
+    assert {name.split()[-1]: points for name, points in found.items()} == wanted
+    spread = traces(browser, "against", "t.error_y.array")
+    assert [*spread.values()] == 2 * [pytest.approx([2**0.5, 2**0.5])]
+    assert "seed" not in browser.execute_script("return document.getElementById('number').textContent")
+
+
+def test_all_settings_that_vary_are_axes_beside_the_figures(browser, tmp_path):
+    for lam, rate in ((0.2, 0.001), (0.4, 0.002), (0.6, 0.002)):
+        words = (f"attention.lam={lam}", f"task.lr={rate}")
+        make_run(tmp_path / f"runs/{lam}", *words, value=80 + 10 * lam, drift=lam)
+    make_run(tmp_path / "runs/softmax", "model=deit", "task.lr=0.001", value=81.0)
+    open_page(browser, tmp_path / "runs")
+    click(browser, "show parallel")
+    plot = "const p = document.getElementById('parallel'); return "
+    assert browser.execute_script(f"{plot} p.layout.xaxis.ticktext") == [
+        "attention",
+        "λ̃",
+        "task.lr",
+        "test/top1",
+        "final similarity",
+    ]
+    lines = traces(browser, "parallel", "t.y")
+    (least,) = [y for name, y in lines.items() if "λ̃=0.2" in name]
+    (most,) = [y for name, y in lines.items() if "λ̃=0.6" in name]
+    assert least[2:4] == [0, 0.2] and most[2:] == [1, 1, 1] and len(lines) == 4
+    assert drawn(browser, "parallel") == {"0.2", "0.4", "0.6", "softmax"}
+    type_filter(browser, "lam=0.2")
+    assert "all settings that vary" not in offered(browser) and not visible(browser, "parallel")
+
+
+def test_settings_that_differ_have_a_column_for_each_run(browser, tmp_path):
+    for name, words in {"a": [], "b": ["task.lr=0.5"], "c": ["task.lr=0.5", "attention.lam=0.2"]}.items():
+        make_run(tmp_path / f"runs/{name}", "attention.lam=0.1", *words)
+    open_page(browser, tmp_path / "runs", grouped=False)
+    script = "return [...document.querySelectorAll('#diff tr')].map(r => [...r.cells].map(c => c.innerText))"
+    head, *rows = browser.execute_script(script)
+    assert head == ["setting", "a", "b", "c"]
+    assert {row[0]: row[1:] for row in rows if row[0] in ("attention.lam", "task.lr")} == {
+        "attention.lam": ["0.1", "0.1", "0.2"],
+        "task.lr": [rows[-1][1], "0.5", "0.5"],
+    }
+    assert not [row for row in rows if len(set(row[1:])) == 1]
+
+
+def test_pictures_of_a_run_stand_on_the_page_and_a_link_that_leads_out_of_its_folder_does_not(browser, tmp_path):
+    from PIL import Image
+
+    for name in ("a", "b <i>"):
+        run = make_run(tmp_path / "runs" / name)
+        Image.new("RGB", (7, 5)).save(run / "maps #1.png")
+        (run / "out.png").symlink_to("/etc/hostname")
+        (run / "script.svg").write_text("<svg/>")
+    open_page(browser, tmp_path / "runs", plots=["pictures"])
+    size = "return [...document.querySelectorAll('#pictures img')].map(i => i.complete && i.naturalWidth).join()"
+    wait(browser, f"{size} === '7,7'")
+    assert browser.execute_script("return [...document.getElementById('picture').options].map(o => o.value)") == [
+        "maps #1.png"
+    ]
+    assert browser.execute_script("return document.getElementById('pictures').innerText").split("\n") == ["a", "b <i>"]
+
+
+def test_a_copied_link_shows_exactly_the_same_view(browser, compared):
+    visit(browser, compared.as_uri())
+    browser.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
+    click(browser, "show scatter")
+    click(browser, "show parallel")
+    choose(browser, "axes training", "log y")
+    choose_curves(browser, "train/loss", "val/loss")
+    type_filter(browser, "lam>0.3")
+    click(browser, browser.execute_script("return document.querySelector('#runs [aria-expanded]').id"))
+    click(browser, "choose runs/lam0.5-1/")
+    browser.execute_script("Plotly.relayout('training', {'xaxis.range[0]': 20, 'xaxis.range[1]': 60})")
+    click(browser, "link")
+    wait(browser, "return document.getElementById('copied').textContent")
+    link = browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+    seen = """const {data, layout} = document.getElementById('training'), rows = document.querySelector('#runs tbody');
+        return [view.zoom.training, layout.yaxis.type, data.map(t => [t.y, t.yaxis]), rows.innerText,
+            shown.map(r => r.name), document.getElementById('filter').value,
+            [...document.querySelectorAll('#kinds button')].map(b => [b.textContent, b.ariaPressed])]"""
+    before = browser.execute_script(seen)
+    assert before[0]["xaxis"] == [20, 60] and before[1] == "log"
+    browser.get("about:blank")
+    browser.get(link)
+    settle(browser)
+    assert browser.execute_script(seen) == before
+
+
+def test_an_address_that_somebody_made_up_breaks_nothing(browser, compared):
+    browser.get_log("browser")  # of other pages
+    odd = {"filter": 3, "chosen": "x", "plots": {}, "zoom": {"layers": 3, "training": {"of": 1}}, "curves": [1, None]}
+    odd |= {"smooth": "much", "over": "<b>", "axes": {"layers": []}, "sort": "__proto__", "back": {"focus": 1}, "x": 1}
+    visit(browser, compared.as_uri(), **odd)
+    assert len(cells(browser, "name")) == 3 and all(visible(browser, plot) for plot in PLOTS)
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 def test_what_cannot_be_read_is_named_and_left_out(tmp_path):
@@ -483,6 +663,40 @@ def test_zoom_and_focus_survive_an_update_and_a_page_that_loads_itself_anew(brow
     assert low < 20 and high > 60
     choose_curves(browser, "val/loss")
     assert browser.execute_script(zoomed) != [20, 60]
+
+
+def test_a_sweep_is_followed_to_its_end_and_the_page_stays_where_the_reader_was(browser, tmp_path):
+    words = [*TINY, "trainer.max_epochs=80", "attention.lam=0.2,0.4"]
+    sweep = Forked("train.py", "-m", *words, cwd=tmp_path, setup=runs_are_forks)
+    until(lambda: [*tmp_path.glob("outputs/.sweeps/*/manifest.json")])
+    watch = Forked(
+        "scripts/dashboard.py", "outputs", "--watch", "--every", "1", cwd=tmp_path
+    )  # no run has begun, perhaps
+    page = tmp_path / "dashboard.html"
+    until(page.exists)
+    visit(browser, page.as_uri(), plots=["layers", "training"], sort="λ̃")
+    wait(browser, "return document.querySelector('#runs tbody')?.innerText.match(/running, \\d+ %, \\d+:\\d+ left/)")
+    settle(browser)
+    row = browser.execute_script("return document.querySelector('#runs [aria-expanded]').id")
+    click(browser, row)
+    click(browser, row.replace("unfold", "choose"))
+    slide(browser, 50)
+    type_filter(browser, "lam>0.1")
+    browser.execute_script(
+        "Plotly.relayout('training', {'xaxis.range[0]': 20, 'xaxis.range[1]': 60}); scrollTo(0, 150)"
+    )
+    seen = """return [document.getElementById('training').layout.xaxis.range, document.getElementById('filter').value,
+        document.getElementById('when').value, scrollY, shown.map(r => r.name),
+        [...document.querySelectorAll('[aria-expanded]')].map(b => b.ariaExpanded)[0]]"""
+    before = browser.execute_script(seen)
+    assert before[:4] == [[20, 60], "lam>0.1", "50", 150] and before[5] == "true"
+    assert sweep.finish().returncode == 0
+    done = watch.finish()
+    assert done.returncode == 0 and "dashboard.html: 2 runs" in done.stdout, done.stderr
+    wait(browser, "return typeof reload_s !== 'undefined' && reload_s === null")
+    settle(browser)
+    assert cells(browser, "n") == ["1", "seed 0", "1"] and "status" not in heads(browser)  # all are finished
+    assert browser.execute_script(seen) == before
 
 
 def test_no_plot_can_be_sent_anywhere(browser, page):

@@ -84,7 +84,8 @@ function lines(id, series, { panel = 0, weight = 0 } = {}) {
     const colour = (opacity) => paint(members[0], opacity);
     const differs = new Set(n).size > 1;
     const uid = name.replaceAll(/\W/g, (sign) => `_${sign.charCodeAt(0)}`) + panel; // Plotly makes a selector of it
-    const base = { x, name: inert(name), uid, legendgroup: name, type: "scatter", mode: "lines", meta: links(members), yaxis: axisAt("y", panel) };
+    const base = { x, name: inert(name), uid, legendgroup: name, type: "scatter", mode: "lines", meta: links(members),
+      yaxis: axisAt("y", panel) };
     const line = { color: colour(crowded ? 0.55 : 1), width: crowded ? 1.2 : 2.2, dash: early ? "dot" : dash(members[0]) };
     const drawn = [{ ...base, y, customdata: n, line,
       hovertemplate: `%{y:.4g} at %{x}${differs ? " (n = %{customdata})" : ""}<extra>%{fullData.name}</extra>` }];
@@ -118,8 +119,8 @@ function draw(id, traces, { of, x, xaxis = {}, panels, legend = true, colourbar 
   if (view.zoom[id]?.of !== seen) view.zoom[id] = { of: seen };
   const axis = (name, title, range, more) => {
     const zoomed = view.zoom[id][name], log = isLog(id, name[0]);
-    return { gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true, title: { text: inert(title) }, type: log ? "log" : "linear",
-      uirevision: String(zoomed), ...(zoomed ? { range: zoomed } : range && !log ? { range } : {}), ...more };
+    return { gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true, title: { text: inert(title) },
+      type: log ? "log" : "linear", uirevision: String(zoomed), ...(zoomed ? { range: zoomed } : range && !log ? { range } : {}), ...more };
   };
   const gap = panels.length > 1 ? (panels.some(({ above }) => above) ? 0.36 : 0.2) / panels.length : 0;
   const size = innerWidth >= 1800 ? 16 : 13, high = (1 + gap) / panels.length - gap;

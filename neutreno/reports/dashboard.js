@@ -150,7 +150,8 @@ const copy = (text, said) => navigator.clipboard.writeText(text).then(
 
 for (const id of ["layers", "training", "against", "scatter"]) {
   const select = element("select", null, { id: `axes ${id}`, ariaLabel: "axes" });
-  select.append(...["linear", "log x", "log y", "log x, y"].map((said) => element("option", said, { value: said, selected: said === view.axes[id] })));
+  const option = (said) => element("option", said, { value: said, selected: said === view.axes[id] });
+  select.append(...["linear", "log x", "log y", "log x, y"].map(option));
   select.onchange = () => { view.axes[id] = select.value; PLOTS[id].draw(); keep(); };
   figureOf(id).firstElementChild.append(select);
 }

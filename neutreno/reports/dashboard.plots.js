@@ -2,10 +2,12 @@
 
 // Each with what its button says, whether the runs shown have anything for it, and what draws it.
 const taken = (run) => run.byLayer[view.layerMetric]?.[view.subset] ?? [];
+const trained = () => shown.filter((run) => view.curves.some((name) => name in run.curves));
 const PLOTS = {
   layers: { said: "tokens by layer", any: () => shown.some((run) => taken(run).length), draw: drawLayers },
-  training: { said: "training", any: () => shown.some((run) => view.curves.some((name) => name in run.curves)), draw: drawTraining },
-  against: { said: "metric against a setting", any: () => judged().some((run) => numberOf(run, view.number) !== undefined), draw: drawAgainst },
+  training: { said: "training", any: () => trained().length > 0, draw: drawTraining },
+  against: { said: "metric against a setting", any: () => judged().some((run) => numberOf(run, view.number) !== undefined),
+    draw: drawAgainst },
   scatter: { said: "metric against similarity", any: () => judged().some((run) => run.final !== null), draw: drawScatter },
   parallel: { said: "all settings that vary", any: () => variedLines().settings.length > 1, draw: drawParallel },
   settings: { said: "settings that differ", any: () => shown.length > 1, draw: drawSettings },
@@ -46,7 +48,8 @@ function drawLayerCurves(metric) {
   const range = cosine ? [Math.min(0, ...found) - 0.02, 1] : [0, 1.05 * Math.max(0, ...found)];
   draw("layers", lines("layers", series), { of: `${view.task} ${view.layerMetric} ${view.subset}`, x: "layer (0 = embedding)",
     xaxis: { dtick: series.some(({ points }) => points[0].length > 20) ? undefined : 1 },
-    panels: [{ title: cosine ? "cosine similarity" : metric, range }], legend: series.length <= MANY && innerWidth > 700, colourbar: true });
+    panels: [{ title: cosine ? "cosine similarity" : metric, range }], colourbar: true,
+    legend: series.length <= MANY && innerWidth > 700 });
   $("share").textContent = view.when === 0 ? "at initialisation" : view.when === 100 ? "trained" : `${view.when} % of training`;
 }
 
@@ -56,10 +59,12 @@ function drawMap(metric) {
   const all = curves((run) => taken(run).length >= TIMES), some = all.slice(0, MOST_MAPS);
   const traces = some.map((members, panel) => {
     const layers = [...taken(members[0])[0].layers.keys()];
-    const rows = layers.map((layer) => averaged(members.map((run) => taken(run).map(({ step, layers }) => [step, layers[layer] ?? null]))));
+    const at = (layer) => (run) => taken(run).map(({ step, layers }) => [step, layers[layer] ?? null]);
+    const rows = layers.map((layer) => averaged(members.map(at(layer))));
     const from = rows[0].x.findIndex((step) => step > 0 || !isLog("layers", "x"));
-    return { type: "heatmap", x: rows[0].x.slice(from), y: layers, z: rows.map(({ y }) => y.slice(from)), coloraxis: "coloraxis", yaxis: axisAt("y", panel),
-      meta: links(members), name: inert(called(members)), hovertemplate: "%{z:.4g} at step %{x}, layer %{y}<extra>%{fullData.name}</extra>" };
+    return { type: "heatmap", x: rows[0].x.slice(from), y: layers, z: rows.map(({ y }) => y.slice(from)),
+      coloraxis: "coloraxis", yaxis: axisAt("y", panel), meta: links(members), name: inert(called(members)),
+      hovertemplate: "%{z:.4g} at step %{x}, layer %{y}<extra>%{fullData.name}</extra>" };
   });
   const left = all.length - some.length;
   const heading = (members, i) => called(members) + (left && i === some.length - 1 ? ` – ${left} more: choose in the table` : "");
@@ -82,10 +87,9 @@ function between([steps, values], step) {
 const UNITS = [["h", 3600], ["min", 60], ["s", 1]];
 
 function drawTraining() {
-  const having = shown.filter((run) => view.curves.some((name) => name in run.curves));
-  fill("over", Object.keys(OVER).filter((name) => having.every(OVER[name])));
+  fill("over", Object.keys(OVER).filter((name) => trained().every(OVER[name])));
   const over = $("over").value;
-  const longest = Math.max(...having.map((run) => last(run.clock?.[1] ?? [0])));
+  const longest = Math.max(...trained().map((run) => last(run.clock?.[1] ?? [0])));
   const [unit, seconds] = over === "time" ? UNITS.find(([, s]) => longest > 2 * s) ?? last(UNITS) : ["", 1];
   const traces = view.curves.flatMap((name, panel) => lines("training", curves((run) => run.curves[name]).map((members) => ({
     members, name: called(members), points: members.map((run) => {
@@ -161,8 +165,8 @@ function drawScatter() {
 // Rows over seeds, or runs, with the settings in which they differ and their figures, from the columns of the table.
 function variedLines() {
   const all = view.grouped ? by((run) => run.row, shown).map(rowOf) : shown.map(lineOf);
-  const found = (which) => columns.filter(which).map((column) => ({ title: column.title, values: all.map((line) => column.cell(line)?.value ?? null) }))
-    .filter(({ values }) => new Set(values.map(text)).size > 1);
+  const axis = ({ title, cell }) => ({ title, values: all.map((line) => cell(line)?.value ?? null) });
+  const found = (which) => columns.filter(which).map(axis).filter(({ values }) => new Set(values.map(text)).size > 1);
   const settings = found((column) => column.setting && column.grouped !== !view.grouped);
   return { all, settings, figures: all.some(isEvent) ? [] : found((column) => column.figure) };
 }
@@ -171,23 +175,23 @@ function variedLines() {
 const MOST_TICKS = 12, UNSET = "unset";
 function drawParallel() {
   const { all, settings, figures } = variedLines();
-  const order = (a, b) => (isNumber(a) && isNumber(b) ? a - b : text(a).localeCompare(text(b), "en", { numeric: true }));
   const places = (values) => {
     const some = unique(values.map((v) => v ?? UNSET)).sort(order);
-    return { at: (v) => some.indexOf(v ?? UNSET) / Math.max(some.length - 1, 1), ticks: some.filter((_, i) => i % Math.ceil(some.length / MOST_TICKS) === 0) };
+    const every = Math.ceil(some.length / MOST_TICKS);
+    return { at: (v) => some.indexOf(v ?? UNSET) / (some.length - 1), ticks: some.filter((_, i) => i % every === 0) };
   };
   const toScale = (values) => {
     const [low, high] = [Math.min, Math.max].map((most) => most(...values.filter(isNumber)));
     return { at: (v) => (v === null ? null : (v - low) / (high - low)), ticks: [low, high] };
   };
-  const axes = [...settings.map((axis) => ({ ...axis, ...places(axis.values) })), ...figures.map((axis) => ({ ...axis, ...toScale(axis.values) }))];
-  const traces = all.map((line, i) => ({ x: axes.map((_, k) => k), y: axes.map(({ at, values }) => at(values[i])), type: "scatter", mode: "lines+markers",
-    meta: links(line.members), name: inert(called(line.members)), hovertemplate: "<extra>%{fullData.name}</extra>",
-    line: { color: paint(line.members[0], all.length > MANY ? 0.55 : 1), width: 2, dash: dash(line.members[0]) }, marker: { size: 6 } }));
+  const scaled = (list, how) => list.map((axis) => ({ ...axis, ...how(axis.values) }));
+  const axes = [...scaled(settings, places), ...scaled(figures, toScale)], ends = axes.map((_, k) => k);
+  const traces = all.map(({ members }, i) => ({ x: ends, y: axes.map(({ at, values }) => at(values[i])), type: "scatter",
+    mode: "lines+markers", meta: links(members), name: inert(called(members)), hovertemplate: "<extra>%{fullData.name}</extra>",
+    line: { color: paint(members[0], all.length > MANY ? 0.55 : 1), width: 2, dash: dash(members[0]) }, marker: { size: 6 } }));
   const ticks = axes.flatMap(({ at, ticks }, k) => ticks.map((v) => ({ x: k, y: at(v), said: inert(text(v)) })));
-  traces.push({ x: ticks.map(({ x }) => x), y: ticks.map(({ y }) => y), text: ticks.map(({ said }) => ` ${said}`), type: "scatter", mode: "text",
-    textposition: "top right", hoverinfo: "skip", meta: "ticks" });
-  const ends = axes.map((_, k) => k);
+  traces.push({ x: ticks.map(({ x }) => x), y: ticks.map(({ y }) => y), text: ticks.map(({ said }) => ` ${said}`),
+    type: "scatter", mode: "text", textposition: "top right", hoverinfo: "skip", meta: "ticks" });
   $("parallel").style.minWidth = `${6 * axes.length}rem`;
   draw("parallel", traces, { of: `${view.task} ${axes.map(({ title }) => title)}`, x: "", legend: false, colourbar: true,
     xaxis: { tickvals: ends, ticktext: axes.map(({ title }) => inert(title)), zeroline: false, range: [-0.1, ends.length - 0.4] },

@@ -13,12 +13,12 @@ const unique = (list) => [...new Set(list)];
 const isNumber = (v) => typeof v === "number";
 const text = (v) => (isNumber(v) && !Number.isInteger(v) ? String(Number(v.toPrecision(4)))
   : v === null || v === undefined ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v));
+const order = (a, b) => (isNumber(a) && isNumber(b) ? a - b : text(a).localeCompare(text(b), "en", { numeric: true }));
 const mean = (v) => v.reduce((a, b) => a + b, 0) / v.length;
 const variance = (v) => (v.length < 2 ? 0 : v.reduce((s, x) => s + (x - mean(v)) ** 2, 0) / (v.length - 1));
 const sd = (v) => Math.sqrt(variance(v));
 
 const finished = (run) => run.status === "finished";
-const byLink = new Map(runs.map((run) => [run.link, run]));
 for (const run of runs) run.title = runs.some((other) => other !== run && other.name === run.name) ? run.path : run.name;
 
 // What follows from the view, see update(): the keys that runs are told apart by, with their titles, and the columns.
@@ -147,7 +147,8 @@ function findColumns() {
   const short = (key) => labels[key] || last(key.split("."));
   const taken = ["name", "n", "final similarity", "time", "status", ...further, ...keys.map(short)];
   const alone = (title) => taken.filter((other) => other === title).length === 1;
-  titles = bare(Object.fromEntries([...further.map((key) => [key, key]), ...keys.map((key) => [key, alone(short(key)) ? short(key) : key])]));
+  const own = keys.map((key) => [key, alone(short(key)) ? short(key) : key]);
+  titles = bare(Object.fromEntries([...further.map((key) => [key, key]), ...own]));
   const judge = some.find((run) => last(run.validated.split("/")) === last((view.metric ?? "").split("/")));
   const metric = (run) => run.metrics[view.metric] ?? null;
   const places = Math.max(...some.map((run) => Math.abs(metric(run) ?? 0))) < 1 ? 4 : 2;
@@ -171,7 +172,7 @@ function findColumns() {
       const found = spread(line, (run) => run.seconds, 0);
       return found && { ...found, text: clock(found.value) };
     } },
-    plain("status", (run) => run.status, { cell: status }),
+    plain("status", (run) => run.status, { cell: status, varies: some.every(finished) }),
     ...keys.map((key) => plain(titles[key], (run) => run.about[key] ?? null,
       { grouped: key === "seed" ? false : undefined, setting: true, names: [key, last(key.split(".")), labels[key]] })),
     ...further.map((key) => plain(key, (run) => run.further[key] ?? null, { setting: true, names: [last(key.split("."))] })),

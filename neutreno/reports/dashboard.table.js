@@ -12,7 +12,7 @@ function layOut() {
   const { column, down } = sorting();
   const sorted = (lines) => lines.map((line) => ({ line, at: column.cell(line)?.value ?? null })).sort(({ at: x }, { at: y }) => {
     if (x === null || y === null) return (x === null) - (y === null);
-    return (down ? -1 : 1) * (isNumber(x) && isNumber(y) ? x - y : text(x).localeCompare(text(y), "en", { numeric: true }));
+    return (down ? -1 : 1) * order(x, y);
   }).map(({ line }) => line);
   const single = sorted(listed.map(lineOf));
   const lines = !view.grouped ? single : sorted(by((run) => run.row, listed).map(rowOf)).flatMap((row) =>
@@ -133,7 +133,8 @@ const MOST_COLUMNS = 24;
 function drawSettings() {
   const all = curves(() => true), some = all.slice(0, MOST_COLUMNS);
   const settings = some.map(([run]) => bare(run.settings, view.grouped ? {} : { seed: run.about.seed }));
-  const differ = unique(settings.flatMap(Object.keys)).filter((key) => new Set(settings.map((own) => JSON.stringify(own[key]))).size > 1);
+  const differing = (key) => new Set(settings.map((own) => JSON.stringify(own[key]))).size > 1;
+  const differ = unique(settings.flatMap(Object.keys)).filter(differing);
   const whole = (v) => (v === undefined ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v));
   const line = (name, cells) => {
     const tr = element("tr", null);

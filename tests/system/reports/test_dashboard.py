@@ -14,6 +14,7 @@ import yaml
 from scipy import stats
 from support import TINY, Forked, assert_one_line_error, make_run, run_forked, runs_are_forks
 
+from neutreno.callbacks.metrics_csv import MetricsCSV
 from neutreno.reports.comparison import baseline_of, difference, group_runs
 from neutreno.reports.dashboard import write_dashboard
 from neutreno.reports.reading import read_runs
@@ -665,32 +666,44 @@ def test_zoom_and_focus_survive_an_update_and_a_page_that_loads_itself_anew(brow
 
 
 def test_a_sweep_is_followed_to_its_end_and_the_page_stays_where_the_reader_was(browser, tmp_path):
-    words = [*TINY, "trainer.max_epochs=20", "attention.lam=0.2,0.4"]
-    sweep = Forked("train.py", "-m", *words, cwd=tmp_path, setup=runs_are_forks)
+    go_on = tmp_path / "go on"
+
+    def runs_wait_at_step_6() -> None:
+        runs_are_forks()
+        log = MetricsCSV.log_metrics
+
+        def log_and_wait(self, metrics, step=None):
+            log(self, metrics, step)
+            self.save()
+            if step == 6:
+                until(go_on.exists)
+
+        MetricsCSV.log_metrics = log_and_wait
+
+    sweep = Forked("train.py", "-m", *TINY, "attention.lam=0.2,0.4", cwd=tmp_path, setup=runs_wait_at_step_6)
     until(lambda: [*tmp_path.glob("outputs/.sweeps/*/manifest.json")])
     watch = Forked(
-        "scripts/dashboard.py", "outputs", "--watch", "--every", "1", cwd=tmp_path
+        "scripts/dashboard.py", "outputs", "--watch", "--every", "3", cwd=tmp_path
     )  # no run has begun, perhaps
     page = tmp_path / "dashboard.html"
     until(page.exists)
     browser.set_window_size(800, 700)  # there is something to scroll
     visit(browser, page.as_uri(), plots=["layers", "training"], sort="λ̃")
     said = "return document.querySelector('#runs tbody')?.innerText ?? ''"
-    until(lambda: re.search(r"running, \d+ %, \d+:\d+ left", browser.execute_script(said)))
+    until(lambda: re.search(r"running, 50 %, \d+:\d+ left", browser.execute_script(said)))
     settle(browser)
     row = browser.execute_script("return document.querySelector('#runs [aria-expanded]').id")
     click(browser, row)
     click(browser, row.replace("unfold", "choose"))
     slide(browser, 50)
     type_filter(browser, "lam>0.1")
-    browser.execute_script(
-        "Plotly.relayout('training', {'xaxis.range[0]': 20, 'xaxis.range[1]': 60}); scrollTo(0, 150)"
-    )
+    browser.execute_script("Plotly.relayout('training', {'xaxis.range[0]': 2, 'xaxis.range[1]': 6}); scrollTo(0, 150)")
     seen = """return [document.getElementById('training').layout.xaxis.range, document.getElementById('filter').value,
         document.getElementById('when').value, scrollY, shown.map(r => r.name),
         [...document.querySelectorAll('[aria-expanded]')].map(b => b.ariaExpanded)[0]]"""
     before = browser.execute_script(seen)
-    assert before[:4] == [[20, 60], "lam>0.1", "50", 150] and before[5] == "true"
+    assert before[:4] == [[2, 6], "lam>0.1", "50", 150] and before[5] == "true"
+    go_on.touch()
     assert sweep.finish().returncode == 0
     done = watch.finish()
     assert done.returncode == 0 and "dashboard.html: 2 runs" in done.stdout, done.stderr

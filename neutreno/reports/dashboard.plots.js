@@ -1,17 +1,16 @@
 // The plots, one by one: of the runs that the table lists, or of those that are chosen in it.
 
 // Each with what its button says, whether the runs shown have anything for it, and what draws it.
-const taken = (run) => run.byLayer[view.layerMetric]?.[view.subset] ?? [];
-const trained = () => shown.filter((run) => view.curves.some((name) => name in run.curves));
+const anyOf = (of) => shown.some((run) => Object.keys(of(run)).length);
 const PLOTS = {
-  layers: { said: "tokens by layer", any: () => shown.some((run) => taken(run).length), draw: drawLayers },
-  training: { said: "training", any: () => trained().length > 0, draw: drawTraining },
-  against: { said: "metric against a setting", any: () => judged().some((run) => numberOf(run, view.number) !== undefined),
+  layers: { said: "tokens by layer", any: () => anyOf((run) => run.byLayer), draw: drawLayers },
+  training: { said: "training", any: () => anyOf((run) => run.curves), draw: drawTraining },
+  against: { said: "metric against a setting", any: () => numbers().some((key) => judged().some((run) => isNumber(numberOf(run, key)))),
     draw: drawAgainst },
   scatter: { said: "metric against similarity", any: () => judged().some((run) => run.final !== null), draw: drawScatter },
   parallel: { said: "all settings that vary", any: () => variedLines().settings.length > 1, draw: drawParallel },
   settings: { said: "settings that differ", any: () => shown.length > 1, draw: drawSettings },
-  pictures: { said: "pictures", any: () => shown.some((run) => view.picture in run.pictures), draw: drawPictures },
+  pictures: { said: "pictures", any: () => anyOf((run) => run.pictures), draw: drawPictures },
 };
 
 // The layers of a run as they were at the time chosen, or the latest before it; and how far the run had come, if not there.
@@ -26,7 +25,8 @@ function layersAt(run) {
   return { layers: at.layers, mark: there ? "" : far };
 }
 
-const TIMES = 3; // at so few, curves and the slider say as much as a map
+const taken = (run) => run.byLayer[view.layerMetric]?.[view.subset] ?? [];
+const TIMES = 3; // measured less often, layers are no map
 function drawLayers() {
   const kinds = shown.some((run) => taken(run).length >= TIMES) ? ["curves", "map"] : ["curves"];
   fill("layersAs", kinds);
@@ -87,9 +87,10 @@ function between([steps, values], step) {
 const UNITS = [["h", 3600], ["min", 60], ["s", 1]];
 
 function drawTraining() {
-  fill("over", Object.keys(OVER).filter((name) => trained().every(OVER[name])));
+  const trained = shown.filter((run) => view.curves.some((name) => name in run.curves));
+  fill("over", Object.keys(OVER).filter((name) => trained.every(OVER[name])));
   const over = $("over").value;
-  const longest = Math.max(...trained().map((run) => last(run.clock?.[1] ?? [0])));
+  const longest = Math.max(...trained.map((run) => last(run.clock?.[1] ?? [0])));
   const [unit, seconds] = over === "time" ? UNITS.find(([, s]) => longest > 2 * s) ?? last(UNITS) : ["", 1];
   const traces = view.curves.flatMap((name, panel) => lines("training", curves((run) => run.curves[name]).map((members) => ({
     members, name: called(members), points: members.map((run) => {

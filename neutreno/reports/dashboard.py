@@ -125,6 +125,7 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
 
 
 def steps_per_epoch(run: Run, planned: int | None) -> float | None:
+    """Optimizer steps; None where the run does not say how many epochs it takes."""
     trainer = run.config.get("trainer")
     epochs = trainer.get("max_epochs") if isinstance(trainer, dict) else None
     return planned / epochs if planned and is_number(epochs) and epochs > 0 else None

@@ -26,6 +26,7 @@ LONGEST_TEXT = 100_000
 LARGEST_NUMBER = 2**64  # beyond it a whole number may not fit a float
 LONGEST_HEAD = 2**20  # of a table: the line of its columns
 ALL = "all"  # in tables of layers, the subset of all tokens
+SECONDS = "seconds"  # a column of metrics.csv: the time since its first row
 
 _SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where many runs are read
 

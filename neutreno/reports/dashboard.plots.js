@@ -1,166 +1,42 @@
-// The plots, which show the runs that the table lists, or those that are chosen in it.
+// The plots, one by one: of the runs that the table lists, or of those that are chosen in it.
 
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]; // Okabe & Ito
-const MANY = 8; // beyond so many lines a legend hides more than it says
-const PLOTS = { layers: drawLayers, training: drawTraining, against: drawAgainst, scatter: drawScatter };
-
-// What follows from the view, see update(): the rows, which have a colour each, and the scale of colours, if there is one.
-let rows = [], scale = null;
-
-// Text as Plotly shows it: no tag of its own, no link, no field of a template.
-const inert = (v) => String(v ?? "").replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "%&#123;");
-const links = (members) => members.map((run) => run.link);
-const judged = () => shown.filter((run) => finished(run) && isNumber(run.metrics[view.metric]));
-
-// One scale of colours over the number compared, where runs beside the baseline have made the same choice on every axis.
-// Else every row has its own colour.
-function findScale() {
-  rows = unique(ofTask().map((run) => run.row));
-  const key = numbers()[0];
-  const others = shown.filter((run) => !run.baseline);
-  const made = new Set(others.map((run) => JSON.stringify(run.axes.map((axis) => [axis, run.about[axis]]))));
-  scale = null;
-  if (key === undefined || made.size > 1 || others.some((run) => !(key in run.numbers))) return;
-  const all = ofTask().flatMap((run) => run.numbers[key] ?? []);
-  scale = { key, low: Math.min(...all), high: Math.max(...all) };
-}
-const STOPS = { light: [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [220, 210, 50]],
-  dark: [[150, 105, 215], [96, 130, 205], [60, 165, 165], [105, 205, 105], [240, 230, 70]] };
-const stops = () => STOPS[document.documentElement.dataset.theme];
-const colourscale = () => stops().map((c, i) => [i / (stops().length - 1), `rgb(${c.join(",")})`]);
-function paint(run, opacity = 1) {
-  if (scale === null) {
-    const alpha = Math.round(255 * opacity).toString(16).padStart(2, "0");
-    return COLOURS[rows.indexOf(run.row) % COLOURS.length] + alpha;
-  }
-  const value = run.numbers[scale.key];
-  if (value === undefined) return `rgba(128,128,128,${opacity})`; // a baseline that equals none
-  const all = stops();
-  const x = ((value - scale.low) / (scale.high - scale.low)) * (all.length - 1);
-  const i = Math.min(Math.floor(x), all.length - 2);
-  const rgb = all[i].map((c, k) => Math.round(c + (x - i) * (all[i + 1][k] - c)));
-  return `rgba(${rgb.join(",")},${opacity})`;
-}
-function dash(run) {
-  if (run.baseline) return "dash";
-  return scale === null ? ["solid", "dot", "dashdot", "longdash"][Math.floor(rows.indexOf(run.row) / COLOURS.length) % 4] : "solid";
-}
-
-// The runs drawn, in lists that are a curve each: rows over seeds, or single runs; apart where `mark` says so of a run.
-const curves = (of, mark = () => "") => by((run) => (view.grouped ? run.row : run.link) + mark(run), shown.filter(of))
-  .map((members) => (view.grouped ? counted(members) : members));
-const called = (members) => (view.grouped ? `${label(members, shown)} (n = ${members.length})` : members[0].title);
-
-// Mean, spread and number of runs at each x, over the runs that have a value there.
-function averaged(points) {
-  const at = new Map();
-  for (const [x, y] of points.flat()) {
-    if (!at.has(x)) at.set(x, []);
-    if (y !== null) at.get(x).push(y);
-  }
-  const x = [...at.keys()].filter((v) => at.get(v).length).sort((a, b) => a - b);
-  const found = x.map((v) => at.get(v));
-  return { x, y: found.map(mean), spread: found.map(sd), n: found.map((v) => v.length) };
-}
-
-// series: {members, name, points (of each run a list of [x, y]), early (not there yet)}
-function lines(series) {
-  const crowded = series.length > MANY;
-  return series.flatMap(({ members, name, points, early }) => {
-    const { x, y, spread, n } = averaged(points);
-    const colour = (opacity) => paint(members[0], opacity);
-    const differs = new Set(n).size > 1;
-    const uid = name.replaceAll(/\W/g, (sign) => `_${sign.charCodeAt(0)}`); // Plotly makes a selector of it
-    const base = { x, name: inert(name), uid, legendgroup: name, type: "scatter", mode: "lines", meta: links(members) };
-    const line = { color: colour(crowded ? 0.55 : 1), width: crowded ? 1.2 : 2.2, dash: early ? "dot" : dash(members[0]) };
-    const drawn = [{ ...base, y, customdata: n, line,
-      hovertemplate: `%{y:.4g} at %{x}${differs ? " (n = %{customdata})" : ""}<extra>%{fullData.name}</extra>` }];
-    if (members.length > 1) {
-      const [above, below] = [1, -1].map((sign) => y.map((v, i) => v + sign * spread[i]));
-      drawn.push({ ...base, uid: `${uid}_sd`, x: [...x, ...x.slice().reverse()], y: [...above, ...below.reverse()],
-        showlegend: false, hoverinfo: "skip", line: { width: 0 }, fill: "toself", fillcolor: colour(crowded ? 0.05 : 0.13) });
-    }
-    return drawn;
-  });
-}
-
-// Draw a plot. `of` is what its axes show: where the reader has zoomed in stays while that does.
-function draw(id, traces, { of, x, y, range, dtick, legend = true, colourbar = false, above = {} }) {
-  const style = getComputedStyle(document.documentElement);
-  const [ink, grid, back] = ["--text", "--grid", "--back"].map((name) => style.getPropertyValue(name).trim());
-  const data = traces.slice();
-  if (colourbar && scale !== null) {
-    data.push({ x: [null], y: [null], type: "scatter", mode: "markers", showlegend: false, hoverinfo: "skip", meta: "colours",
-      marker: { color: [scale.low], cmin: scale.low, cmax: scale.high, colorscale: colourscale(), showscale: true,
-        colorbar: { title: { text: inert(titles[scale.key]) }, thickness: 12, outlinewidth: 0 } } });
-  }
-  if (view.zoom[id]?.of !== of) view.zoom[id] = { of };
-  const axis = (name, title, range) => {
-    const zoomed = view.zoom[id][name];
-    return { gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true, title: { text: inert(title) },
-      uirevision: String(zoomed), ...(zoomed ? { range: zoomed } : range ? { range } : {}) };
-  };
-  const size = innerWidth >= 1800 ? 16 : 13;
-  const begun = "on" in $(id);
-  Plotly.react(id, data, {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size }, margin: { l: 55, r: 15, t: 46, b: 45 },
-    xaxis: { ...axis("xaxis", x), dtick }, yaxis: axis("yaxis", y, range), showlegend: legend, uirevision: of,
-    legend: { x: 0.01, y: 0.99, ...above, bgcolor: back + "b0", font: { size: size - 2 } },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: ink + "60", activecolor: ink }, hovermode: "closest",
-  }, { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", doubleClick: "autosize",
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "resetScale2d"] });
-  if (begun) return;
-  $(id).on("plotly_relayout", (change) => keepZoom(id, change));
-  $(id).on("plotly_hover", ({ points: [{ data, pointIndex }] }) => light(onPoints(data) ? [data.meta[pointIndex]] : data.meta));
-  $(id).on("plotly_unhover", () => light(null));
-}
-
-function keepZoom(id, change) {
-  for (const name of ["xaxis", "yaxis"]) {
-    if (Object.keys(change).some((key) => key.startsWith(`${name}.range`))) view.zoom[id][name] = $(id).layout[name].range.slice();
-    if (change[`${name}.autorange`]) delete view.zoom[id][name];
-  }
-  keep();
-  if (change["xaxis.autorange"] || change["yaxis.autorange"]) PLOTS[id]();
-}
-
-// Show some runs, by their links, in the table and in every plot more clearly than the others; null: all alike.
-let lit = null, soon = null;
-const onPoints = (trace) => trace.mode === "markers" && Array.isArray(trace.meta);
-function light(some) {
-  if (String(some) === String(lit)) return;
-  lit = some;
-  const has = (own) => lit === null || own.some((link) => lit.includes(link));
-  for (const tr of $("runs").tBodies[0].rows) tr.classList.toggle("lit", lit !== null && has(tr.links));
-  clearTimeout(soon); // many lines take a while, and the pointer may only be passing
-  soon = setTimeout(() => lightPlots(has), 80);
-}
-function lightPlots(has) {
-  for (const id of Object.keys(PLOTS)) {
-    const all = [...($(id).data ?? []).entries()];
-    const curves = all.filter(([, trace]) => Array.isArray(trace.meta) && !onPoints(trace));
-    const points = all.filter(([, trace]) => onPoints(trace));
-    const restyle = (key, traces, value) => traces.length
-      && Plotly.restyle(id, { [key]: traces.map(([, { meta }]) => value(meta)) }, traces.map(([i]) => i));
-    restyle("opacity", curves, (meta) => (has(meta) ? 1 : 0.12));
-    restyle("marker.opacity", points, (meta) => meta.map((link) => (has([link]) ? 1 : 0.12)));
-  }
-}
+// Each with what its button says, whether the runs shown have anything for it, and what draws it.
+const anyOf = (of) => shown.some((run) => Object.keys(of(run)).length);
+const PLOTS = {
+  layers: { said: "tokens by layer", any: () => anyOf((run) => run.byLayer), draw: drawLayers },
+  training: { said: "training", any: () => anyOf((run) => run.curves), draw: drawTraining },
+  against: { said: "metric against a setting", any: () => numbers().some((key) => judged().some((run) => isNumber(numberOf(run, key)))),
+    draw: drawAgainst },
+  scatter: { said: "metric against similarity", any: () => judged().some((run) => run.final !== null), draw: drawScatter },
+  parallel: { said: "all settings that vary", any: () => variedLines().settings.length > 1, draw: drawParallel },
+  settings: { said: "settings that differ", any: () => shown.length > 1, draw: drawSettings },
+  pictures: { said: "pictures", any: () => anyOf((run) => run.pictures), draw: drawPictures },
+};
 
 // The layers of a run as they were at the time chosen, or the latest before it; and how far the run had come, if not there.
 function layersAt(run) {
-  const taken = run.byLayer[view.layerMetric]?.[view.subset] ?? [];
-  const reached = last(taken)?.step;
+  const reached = last(taken(run))?.step;
   const planned = run.planned ?? (finished(run) ? reached : null);
   const until = view.when === 0 ? 0 : planned === null ? Infinity : (planned * view.when) / 100;
-  const at = last(taken.filter(({ step }) => step <= until));
+  const at = last(taken(run).filter(({ step }) => step <= until));
   if (at === undefined) return null;
   const there = finished(run) || view.when === 0 || (planned !== null && reached >= until);
   const far = planned === null ? ` at step ${reached}` : ` at ${Math.round((100 * reached) / planned)} %`;
   return { layers: at.layers, mark: there ? "" : far };
 }
 
+const taken = (run) => run.byLayer[view.layerMetric]?.[view.subset] ?? [];
+const TIMES = 3; // measured less often, layers are no map
 function drawLayers() {
+  const kinds = shown.some((run) => taken(run).length >= TIMES) ? ["curves", "map"] : ["curves"];
+  fill("layersAs", kinds);
+  $("layersAs").hidden = kinds.length < 2;
+  const map = $("layersAs").value !== "curves";
+  $("slider").hidden = map;
+  (map ? drawMap : drawLayerCurves)(view.layerMetric.replaceAll("_", " "));
+}
+
+function drawLayerCurves(metric) {
   const at = new Map(shown.map((run) => [run, layersAt(run)]));
   const series = curves((run) => at.get(run) !== null, (run) => at.get(run).mark).map((members) => {
     const { mark } = at.get(members[0]);
@@ -169,22 +45,62 @@ function drawLayers() {
   });
   const found = series.flatMap(({ points }) => points.flat()).map(([, y]) => y);
   const cosine = view.layerMetric === "cosine";
-  const title = cosine ? "cosine similarity" : view.layerMetric.replaceAll("_", " ");
-  draw("layers", lines(series), { of: `${view.task} ${view.layerMetric} ${view.subset}`, x: "layer (0 = embedding)", y: title,
-    dtick: series.some(({ points }) => points[0].length > 20) ? undefined : 1,
-    range: cosine ? [Math.min(0, ...found) - 0.02, 1] : [0, 1.05 * Math.max(0, ...found)],
-    legend: series.length <= MANY && innerWidth > 700, colourbar: true });
+  const range = cosine ? [Math.min(0, ...found) - 0.02, 1] : [0, 1.05 * Math.max(0, ...found)];
+  draw("layers", lines("layers", series), { of: `${view.task} ${view.layerMetric} ${view.subset}`, x: "layer (0 = embedding)",
+    xaxis: { dtick: series.some(({ points }) => points[0].length > 20) ? undefined : 1 },
+    panels: [{ title: cosine ? "cosine similarity" : metric, range }], colourbar: true,
+    legend: series.length <= MANY && innerWidth > 700 });
   $("share").textContent = view.when === 0 ? "at initialisation" : view.when === 100 ? "trained" : `${view.when} % of training`;
 }
 
+// Layers over steps: a map for each row, of means over seeds, or for each run.
+const MOST_MAPS = 6;
+function drawMap(metric) {
+  const all = curves((run) => taken(run).length >= TIMES), some = all.slice(0, MOST_MAPS);
+  const traces = some.map((members, panel) => {
+    const layers = [...taken(members[0])[0].layers.keys()];
+    const at = (layer) => (run) => taken(run).map(({ step, layers }) => [step, layers[layer] ?? null]);
+    const rows = layers.map((layer) => averaged(members.map(at(layer))));
+    const from = rows[0].x.findIndex((step) => step > 0 || !isLog("layers", "x"));
+    return { type: "heatmap", x: rows[0].x.slice(from), y: layers, z: rows.map(({ y }) => y.slice(from)),
+      coloraxis: "coloraxis", yaxis: axisAt("y", panel), meta: links(members), name: inert(called(members)),
+      hovertemplate: "%{z:.4g} at step %{x}, layer %{y}<extra>%{fullData.name}</extra>" };
+  });
+  const left = all.length - some.length;
+  const heading = (members, i) => called(members) + (left && i === some.length - 1 ? ` – ${left} more: choose in the table` : "");
+  draw("layers", traces, { of: `${view.task} map ${view.subset}`, x: "step", legend: false,
+    panels: some.map((members, i) => ({ title: "layer", above: heading(members, i), axis: { type: "linear" } })),
+    layout: { coloraxis: { colorscale: colourscale(), colorbar: { title: { text: inert(metric) }, thickness: 12, outlinewidth: 0 } } } });
+}
+
+// What training curves may be drawn over: of a run, a function of the step; null where it does not say.
+const OVER = {
+  step: () => (step) => step,
+  epoch: (run) => run.epoch && ((step) => step / run.epoch),
+  time: (run) => run.clock && ((step) => between(run.clock, step)),
+};
+function between([steps, values], step) {
+  const i = Math.max(1, steps.findIndex((other) => other >= step));
+  if (steps.length < 2) return values[0];
+  return values[i - 1] + ((values[i] - values[i - 1]) * (step - steps[i - 1])) / (steps[i] - steps[i - 1]);
+}
+const UNITS = [["h", 3600], ["min", 60], ["s", 1]];
+
 function drawTraining() {
-  const series = curves((run) => run.curves[view.curve]).map((members) => ({
+  const trained = shown.filter((run) => view.curves.some((name) => name in run.curves));
+  fill("over", Object.keys(OVER).filter((name) => trained.every(OVER[name])));
+  const over = $("over").value;
+  const longest = Math.max(...trained.map((run) => last(run.clock?.[1] ?? [0])));
+  const [unit, seconds] = over === "time" ? UNITS.find(([, s]) => longest > 2 * s) ?? last(UNITS) : ["", 1];
+  const traces = view.curves.flatMap((name, panel) => lines("training", curves((run) => run.curves[name]).map((members) => ({
     members, name: called(members), points: members.map((run) => {
-      const [steps, found] = run.curves[view.curve];
-      return steps.map((step, i) => [step, found[i]]);
+      const [steps, found] = run.curves[name];
+      const x = OVER[over](run);
+      return steps.map((step, i) => (over === "step" ? [step, found[i]] : [step, found[i], x(step) / seconds]));
     }),
-  }));
-  draw("training", lines(series), { of: `${view.task} ${view.curve}`, x: "step", y: view.curve, legend: false, colourbar: true });
+  })), { panel, weight: view.smooth }));
+  draw("training", traces, { of: `${view.task} ${view.curves} ${over}`, x: unit ? `${over} (${unit})` : over,
+    panels: view.curves.map((title) => ({ title })), legend: false, colourbar: true });
 }
 
 // Curves over a number: of runs alike in all else that they are told apart by. Those whose axis is at the baseline, which
@@ -194,16 +110,16 @@ function families(key) {
   const part = (run, axis) => Object.entries(run.about).filter(([k, v]) => head(k) === axis && k !== key && v !== null)
     .map(([k, v]) => (run.labels[k] ? `${run.labels[k]}=` : "") + text(v)).join(" ");
   const further = (run) => Object.keys(run.further).filter((k) => k !== key).map((k) => `${k}=${text(run.further[k])}`);
-  const parts = (run) => bare({ data: run.about.data, model: run.network, further: further(run).join(" ") },
-    Object.fromEntries(run.axes.map((axis) => [axis, part(run, axis)])));
+  const heads = (run) => unique(Object.keys(run.about).map(head)).filter((name) => name !== "seed");
+  const parts = (run) => bare({ further: further(run).join(" ") }, Object.fromEntries(heads(run).map((name) => [name, part(run, name)])));
   const beside = (a, b, ...but) => Object.keys({ ...a, ...b })
     .every((name) => a[name] === b[name] || [head(key), ...but].includes(name));
   const joins = (run, { parts: own, members }) => beside(own, parts(run))
     || (beside(own, parts(run), "further") && members.some((member) => member.against === run.row));
   const found = new Map();
   const add = (name, parts, run) => found.set(name, { parts, members: [...(found.get(name)?.members ?? []), run] });
-  const having = by((run) => run.row, judged().filter((run) => key in run.numbers)).flatMap(counted);
-  const equal = (run) => (run.about[key] ?? null) === null;
+  const having = by((run) => run.row, judged().filter((run) => numberOf(run, key) !== undefined)).flatMap(counted);
+  const equal = (run) => key in run.numbers && (run.about[key] ?? null) === null;
   for (const run of having.filter((run) => !equal(run))) add(JSON.stringify(parts(run)), parts(run), run);
   const curves = [...found];
   for (const run of having.filter(equal)) {
@@ -223,27 +139,62 @@ const dots = (members, x, marker, more) => ({ x: members.map(x), y: members.map(
 
 function drawAgainst() {
   const key = view.number;
-  $("compared").hidden = key === undefined;
-  if (key === undefined) return;
   const all = families(key);
   const traces = all.flatMap(({ name, members }, i) => {
     const color = COLOURS[i % COLOURS.length];
-    const { x, y, spread } = averaged([members.map((run) => [run.numbers[key], run.metrics[view.metric]])]);
+    const { x, y, spread } = averaged([members.map((run) => [numberOf(run, key), run.metrics[view.metric]])]);
     const line = { x, y, name: inert(name), type: "scatter", mode: "lines+markers", line: { color, width: 2.2 }, marker: { size: 9 },
       error_y: { type: "data", array: spread, visible: true }, hovertemplate: `mean %{y:.4g}<extra>${inert(titles[key])} = %{x}</extra>` };
     const each = { showlegend: false, opacity: 0.45, hovertemplate: "%{text}: %{y:.4g}<extra></extra>" };
-    return [dots(members, (run) => run.numbers[key], { color, size: 6 }, each), line];
+    return [dots(members, (run) => numberOf(run, key), { color, size: 6 }, each), line];
   });
   const equal = ofTask().find((run) => (run.about[key] ?? null) === null && key in run.numbers);
   const title = titles[key] + (equal ? ` (${text(equal.numbers[key])}: ${equal.about[head(key)]})` : "");
-  draw("against", traces, { of: `${view.task} ${view.metric} ${key}`, x: title, y: view.metric,
-    legend: all.length > 1 && all.length <= MANY, above: { orientation: "h", y: 1, yanchor: "bottom" } });
+  draw("against", traces, { of: `${view.task} ${view.metric} ${key}`, x: title, panels: [{ title: view.metric }],
+    legend: all.length > 1 && all.length <= MANY });
 }
 
 function drawScatter() {
-  const found = judged().filter((run) => run.final !== null);
-  const symbol = found.map((run) => (run.baseline ? "diamond" : "circle"));
-  const each = { opacity: 0.85, hovertemplate: "%{text}<br>%{y:.4g} at %{x:.3f}<extra></extra>" };
-  draw("scatter", [dots(found, (run) => run.final, { color: found.map((run) => paint(run)), size: 10, symbol }, each)],
-    { of: `${view.task} ${view.metric}`, x: "similarity after the last layer", y: view.metric, legend: false, colourbar: true });
+  const groups = by((run) => run.row, judged().filter((run) => run.final !== null));
+  const traces = groups.map((members) => dots(members, (run) => run.final,
+    { color: paint(members[0]), size: 10, symbol: members[0].baseline ? "diamond" : "circle" },
+    { name: inert(label(members, shown)), opacity: 0.85, hovertemplate: "%{text}<br>%{y:.4g} at %{x:.3f}<extra></extra>" }));
+  draw("scatter", traces, { of: `${view.task} ${view.metric}`, x: "similarity after the last layer", panels: [{ title: view.metric }],
+    legend: groups.length > 1 && groups.length <= MANY, colourbar: true });
+}
+
+// Rows over seeds, or runs, with the settings in which they differ and their figures, from the columns of the table.
+function variedLines() {
+  const all = view.grouped ? by((run) => run.row, shown).map(rowOf) : shown.map(lineOf);
+  const axis = ({ title, cell }) => ({ title, values: all.map((line) => cell(line)?.value ?? null) });
+  const found = (which) => columns.filter(which).map(axis).filter(({ values }) => new Set(values.map(text)).size > 1);
+  const settings = found((column) => column.setting && column.grouped !== !view.grouped);
+  return { all, settings, figures: all.some(isEvent) ? [] : found((column) => column.figure) };
+}
+
+// Parallel coordinates: values of a setting at equal distances, as they were chosen; figures to scale.
+const MOST_TICKS = 12, UNSET = "unset";
+function drawParallel() {
+  const { all, settings, figures } = variedLines();
+  const places = (values) => {
+    const some = unique(values.map((v) => v ?? UNSET)).sort(order);
+    const every = Math.ceil(some.length / MOST_TICKS);
+    return { at: (v) => some.indexOf(v ?? UNSET) / (some.length - 1), ticks: some.filter((_, i) => i % every === 0) };
+  };
+  const toScale = (values) => {
+    const [low, high] = [Math.min, Math.max].map((most) => most(...values.filter(isNumber)));
+    return { at: (v) => (v === null ? null : (v - low) / (high - low)), ticks: [low, high] };
+  };
+  const scaled = (list, how) => list.map((axis) => ({ ...axis, ...how(axis.values) }));
+  const axes = [...scaled(settings, places), ...scaled(figures, toScale)], ends = axes.map((_, k) => k);
+  const traces = all.map(({ members }, i) => ({ x: ends, y: axes.map(({ at, values }) => at(values[i])), type: "scatter",
+    mode: "lines+markers", meta: links(members), name: inert(called(members)), hovertemplate: "<extra>%{fullData.name}</extra>",
+    line: { color: paint(members[0], all.length > MANY ? 0.55 : 1), width: 2, dash: dash(members[0]) }, marker: { size: 6 } }));
+  const ticks = axes.flatMap(({ at, ticks }, k) => ticks.map((v) => ({ x: k, y: at(v), said: inert(text(v)) })));
+  traces.push({ x: ticks.map(({ x }) => x), y: ticks.map(({ y }) => y), text: ticks.map(({ said }) => ` ${said}`),
+    type: "scatter", mode: "text", textposition: "top right", hoverinfo: "skip", meta: "ticks" });
+  $("parallel").style.minWidth = `${6 * axes.length}rem`;
+  draw("parallel", traces, { of: `${view.task} ${axes.map(({ title }) => title)}`, x: "", legend: false, colourbar: true,
+    xaxis: { tickvals: ends, ticktext: axes.map(({ title }) => inert(title)), zeroline: false, range: [-0.1, ends.length - 0.4] },
+    panels: [{ title: "", range: [-0.05, 1.1], axis: { showticklabels: false, showgrid: false, zeroline: false } }] });
 }

@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import sha256
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from urllib.parse import quote
 from tabulate import LATEX_ESCAPE_RULES
 
 from neutreno.files import replacing
+from neutreno.records import SECONDS, is_number
 from neutreno.reports.comparison import baseline_of, full_label, further_settings, group_runs, row_key
 from neutreno.reports.course import layers_over_steps, thinned_together, training_curves
 from neutreno.reports.escaping import LATEX, MARKDOWN
@@ -22,6 +24,8 @@ from neutreno.reports.reading import Run
 from neutreno.variants import model_words, words
 
 TEMPLATES = Path(__file__).parent
+SCRIPTS = (".runs", ".table", ".drawing", ".plots", "")  # in this order
+PICTURES, MOST_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif"), 20  # of a run; an SVG may hold a script
 
 
 def write_dashboard(runs: Sequence[Run], path: str | Path, reload_s: float | None = None) -> None:
@@ -44,7 +48,7 @@ def write_dashboard(runs: Sequence[Run], path: str | Path, reload_s: float | Non
     for mark, text in (
         ("/*STYLE*/", (TEMPLATES / "dashboard.css").read_text()),
         ("/*PLOTLY*/", get_plotlyjs()),
-        ("/*SCRIPT*/", "".join((TEMPLATES / f"dashboard{part}.js").read_text() for part in (".runs", ".plots", ""))),
+        ("/*SCRIPT*/", "".join((TEMPLATES / f"dashboard{part}.js").read_text() for part in SCRIPTS)),
         ("/*DATA*/", data.replace("<", "\\u003c")),  # names are anyone's: no tag may end the element that carries them
     ):
         page = page.replace(mark, text, 1)
@@ -87,10 +91,13 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
     result = run.result
     similarity = curve(run.measured) if run.status == "finished" else []
     path = os.path.relpath(run.path.resolve(), home)
+    link = quote(os.fsencode(path)) + "/"
+    curves, planned = training_curves(run.path / "metrics.csv"), result.get("planned_steps", result.get("steps"))
+    (clock,) = thinned_together([{name: curves.pop(name) for name in (SECONDS,) if name in curves}])
     return {
         "name": run.path.name,
         "path": path,
-        "link": quote(os.fsencode(path)) + "/",
+        "link": link,
         "status": run.status,
         "task": run.task,
         "network": model_words(result),
@@ -105,10 +112,27 @@ def collect(run: Run, home: Path) -> dict[str, Any]:
         "validated": result["main_metric"],
         "smaller": result["main_metric_mode"] == "min",
         "settings": {k: v for k, v in run.row.items() if v is not None},
-        "curves": training_curves(run.path / "metrics.csv"),
+        "clock": clock.get(SECONDS),
+        "curves": curves,
+        "epoch": steps_per_epoch(run, planned),
+        "pictures": {name: link + quote(os.fsencode(name)) for name in pictures_in(run.path)},
         "byLayer": layers_over_steps(run),
         "final": similarity[-1] if similarity else None,
-        "planned": result.get("planned_steps", result.get("steps")),
+        "planned": planned,
         "seconds": result.get("wall_clock_s"),
         "events": list(run.within),
     }
+
+
+def steps_per_epoch(run: Run, planned: int | None) -> float | None:
+    """Optimizer steps; None where the run does not say how many epochs it takes."""
+    trainer = run.config.get("trainer")
+    epochs = trainer.get("max_epochs") if isinstance(trainer, dict) else None
+    return planned / epochs if planned and is_number(epochs) and epochs > 0 else None
+
+
+def pictures_in(folder: Path) -> list[str]:
+    """Names of the pictures in a run folder, the first by name; a link may lead anywhere, and is none."""
+    with os.scandir(folder) as entries:
+        files = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    return nsmallest(MOST_PICTURES, (name for name in files if Path(name).suffix.lower() in PICTURES))

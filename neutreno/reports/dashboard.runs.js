@@ -13,12 +13,12 @@ const unique = (list) => [...new Set(list)];
 const isNumber = (v) => typeof v === "number";
 const text = (v) => (isNumber(v) && !Number.isInteger(v) ? String(Number(v.toPrecision(4)))
   : v === null || v === undefined ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v));
+const order = (a, b) => (isNumber(a) && isNumber(b) ? a - b : text(a).localeCompare(text(b), "en", { numeric: true }));
 const mean = (v) => v.reduce((a, b) => a + b, 0) / v.length;
 const variance = (v) => (v.length < 2 ? 0 : v.reduce((s, x) => s + (x - mean(v)) ** 2, 0) / (v.length - 1));
 const sd = (v) => Math.sqrt(variance(v));
 
 const finished = (run) => run.status === "finished";
-const byLink = new Map(runs.map((run) => [run.link, run]));
 for (const run of runs) run.title = runs.some((other) => other !== run && other.name === run.name) ? run.path : run.name;
 
 // What follows from the view, see update(): the keys that runs are told apart by, with their titles, and the columns.
@@ -147,7 +147,8 @@ function findColumns() {
   const short = (key) => labels[key] || last(key.split("."));
   const taken = ["name", "n", "final similarity", "time", "status", ...further, ...keys.map(short)];
   const alone = (title) => taken.filter((other) => other === title).length === 1;
-  titles = bare(Object.fromEntries(keys.map((key) => [key, alone(short(key)) ? short(key) : key])));
+  const own = keys.map((key) => [key, alone(short(key)) ? short(key) : key]);
+  titles = bare(Object.fromEntries([...further.map((key) => [key, key]), ...own]));
   const judge = some.find((run) => last(run.validated.split("/")) === last((view.metric ?? "").split("/")));
   const metric = (run) => run.metrics[view.metric] ?? null;
   const places = Math.max(...some.map((run) => Math.abs(metric(run) ?? 0))) < 1 ? 4 : 2;
@@ -158,23 +159,23 @@ function findColumns() {
   const plain = (title, of, more) => ({ title, of, cell: same(of), varies: true, ...more });
   columns = [
     plain("name", (run) => run.title, { varies: false, cell: (line) => name(line) }),
-    { title: view.metric ?? "metric", of: metric, better: judge ? (judge.smaller ? "↓" : "↑") : "", number: true,
+    { title: view.metric ?? "metric", of: metric, figure: true, better: judge ? (judge.smaller ? "↓" : "↑") : "", number: true,
       cell: (line) => (isEvent(line) && !line.run ? events(line) : spread(line, metric, places)) },
     { title: "difference, 95 %", of: () => null, number: true, grouped: true,
       cell: (line) => (line.run ? null : against(line, places)),
       said: "to the baseline that is nearest in all other settings, and its 95 % interval (Welch)" },
     { title: "n", of: () => null, number: true, grouped: true,
       cell: (line) => (line.run ? shownAs(line.run.about.seed, `seed ${line.run.about.seed}`, "") : shownAs(line.judged.length)) },
-    { title: "final similarity", names: ["final"], of: (run) => run.final, number: true,
+    { title: "final similarity", names: ["final"], of: (run) => run.final, number: true, figure: true,
       cell: (line) => spread(line, (run) => run.final, 3) },
     { title: "time", of: (run) => run.seconds, number: true, said: "of training, on average", cell: (line) => {
       const found = spread(line, (run) => run.seconds, 0);
       return found && { ...found, text: clock(found.value) };
     } },
-    plain("status", (run) => run.status, { cell: status }),
+    plain("status", (run) => run.status, { cell: status, varies: some.every(finished) }),
     ...keys.map((key) => plain(titles[key], (run) => run.about[key] ?? null,
-      { grouped: key === "seed" ? false : undefined, names: [key, last(key.split(".")), labels[key]] })),
-    ...further.map((key) => plain(key, (run) => run.further[key] ?? null, { names: [last(key.split("."))] })),
+      { grouped: key === "seed" ? false : undefined, setting: true, names: [key, last(key.split(".")), labels[key]] })),
+    ...further.map((key) => plain(key, (run) => run.further[key] ?? null, { setting: true, names: [last(key.split("."))] })),
   ];
   for (const column of columns) {
     column.names = [column.title, ...(column.names ?? [])].filter(Boolean).map((name) => name.toLowerCase());
@@ -184,7 +185,17 @@ function findColumns() {
 function status(line) {
   const done = line.members.filter(finished).length;
   const all = unique(line.members.map((run) => run.status));
-  return shownAs(all.join(", "), all.length > 1 ? `${done} of ${line.members.length} finished` : all[0]);
+  const far = unique(line.members.map(progress).filter(Boolean)).join("; ");
+  return shownAs(all.join(", "), [all.length > 1 ? `${done} of ${line.members.length} finished` : all[0], far].filter(Boolean).join(", "));
+}
+
+// How far a run in progress is, and how long it will take at the speed that it had so far.
+function progress(run) {
+  const [steps, seconds] = run.clock ?? [[], []];
+  const done = last(steps) - steps[0];
+  if (run.status !== "running" || !run.planned || !(done > 0)) return "";
+  const left = ((last(seconds) - seconds[0]) / done) * (run.planned - last(steps));
+  return `${Math.round((100 * last(steps)) / run.planned)} %, ${clock(left)} left`;
 }
 
 function name(line) {
@@ -202,12 +213,18 @@ function label(members, among) {
   return said.filter(Boolean).join(" ") || run.label;
 }
 
-// Labelled settings that are numbers, where they vary: first the one that takes most values.
-function numbers() {
+// Settings that are numbers, where they vary: first the one that takes most values. Those of the axes with a label come
+// before all others, but for the seed, over which means are taken.
+function varying(of) {
   const taken = bare();
-  for (const run of ofTask()) for (const [key, value] of Object.entries(run.numbers)) (taken[key] ??= new Set()).add(value);
+  for (const run of ofTask()) {
+    for (const [key, value] of Object.entries(of(run))) if (isNumber(value)) (taken[key] ??= new Set()).add(value);
+  }
   return Object.keys(taken).filter((key) => taken[key].size > 1).sort((a, b) => taken[b].size - taken[a].size);
 }
+const labelled = () => varying((run) => run.numbers);
+const numbers = () => unique([...labelled(), ...varying((run) => ({ ...run.about, ...run.further, seed: null }))]);
+const numberOf = (run, key) => [run.numbers[key], run.about[key], run.further[key]].find(isNumber);
 
 const COMPARED = { "<": (a, b) => a < b, "<=": (a, b) => a <= b, ">": (a, b) => a > b, ">=": (a, b) => a >= b };
 const named = (word) => /^([^<>=]+)(<=|>=|<|>|=)(.*)$/.exec(word)?.slice(1);

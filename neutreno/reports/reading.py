@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -163,3 +164,16 @@ def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     if not runs:
         raise InputError("no runs to read" + (f": {'; '.join(problems)}" if problems else ""))
     return runs, problems
+
+
+def more_to_come(folders: Sequence[str | Path]) -> bool:
+    """Whether the last sweep in one of ``folders`` has runs that wait for their turn or are in progress, as far as its
+    manifest says: that of a sweep which was killed may say so for ever."""
+    for folder in map(Path, folders):
+        with contextlib.suppress(
+            InputError, StopIteration, AttributeError, KeyError, TypeError
+        ):  # none, or no manifest
+            manifest = read_json(next(iter(sorted(folder.glob(".sweeps/*/manifest.json"), reverse=True))))
+            if any(run["state"] in ("waiting", "running") for run in manifest["runs"]):
+                return True
+    return False

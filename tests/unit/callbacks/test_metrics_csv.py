@@ -1,7 +1,10 @@
 """``metrics.csv`` of a run that resumes: its own rows, or one line about a file that no run writes."""
 
+import itertools
 import os
+import time
 
+import pandas as pd
 import pytest
 
 from neutreno.callbacks.metrics_csv import MetricsCSV
@@ -14,6 +17,7 @@ ODD = {
     "no text": lambda file: file.write_bytes(b"step,a\n1,\xff\n"),
     "a long row": lambda file: file.write_text("step,a\n1,2,3\n"),
     "a short row": lambda file: file.write_text("step,a\n1\n"),
+    "no time": lambda file: file.write_text("step,seconds,a\n1,x,2\n"),
     "no step": lambda file: file.write_text("a,b\n1,2\n"),
 }
 
@@ -26,7 +30,9 @@ def test_a_file_that_no_run_writes_is_refused_in_a_line(make, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_resumed_run_goes_on_in_its_file(tmp_path):
+def test_a_resumed_run_goes_on_in_its_file_and_in_its_time(tmp_path, monkeypatch):
+    ticks = itertools.count(100.0, 0.5)
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
     first = MetricsCSV(tmp_path / "metrics.csv")
     for step in range(3):
         first.log_metrics({"loss": 0.5 * step}, step)
@@ -35,4 +41,7 @@ def test_a_resumed_run_goes_on_in_its_file(tmp_path):
     second.rewind(1)
     second.log_metrics({"top1": 3.0}, 2)
     second.save()
-    assert (tmp_path / "metrics.csv").read_text().split() == ["step,epoch,loss,top1", "0,,0,", "1,,0.5,", "2,,,3"]
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert list(table) == ["step", "epoch", "seconds", "loss", "top1"] and list(table["step"]) == [0, 1, 2]
+    assert list(table["loss"].dropna()) == [0, 0.5] and list(table["top1"].dropna()) == [3]
+    assert table["seconds"][0] < 1 < table["seconds"][1] < table["seconds"][2] < table["seconds"][1] + 1

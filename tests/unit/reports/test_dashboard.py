@@ -3,10 +3,11 @@
 import json
 import re
 
+import pytest
 from support import ROOT, make_run
 
 from neutreno.reports.dashboard import write_dashboard
-from neutreno.reports.reading import read_runs
+from neutreno.reports.reading import more_to_come, read_runs
 
 
 def test_the_page_names_nothing_that_runs_are_compared_by():
@@ -30,3 +31,22 @@ def test_names_cannot_end_the_script_that_carries_them(tmp_path):
     text.write_text(text.read_text().replace("opt: adamw", "opt: </script><script>alert(1)"))
     write_dashboard(read_runs([run])[0], tmp_path / "d.html")
     assert "<script>alert" not in (tmp_path / "d.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("last", "awaited"),
+    [
+        ('{"runs": [{"state": "finished"}, {"state": "waiting"}]}', True),
+        ('{"runs": [{"state": "running"}]}', True),
+        ('{"runs": [{"state": "finished"}, {"state": "failed"}, {"state": "interrupted"}]}', False),
+        ('{"runs": [{}]}', False),
+        ('["runs"]', False),
+        ("{", False),
+    ],
+)
+def test_runs_that_wait_in_the_last_sweep_of_a_folder_are_still_to_come(tmp_path, last, awaited):
+    assert not more_to_come([tmp_path, tmp_path / "none"])
+    for time, text in {"2001-01-01_00-00-00": '{"runs": [{"state": "waiting"}]}', "2002-01-01_00-00-00": last}.items():
+        (tmp_path / ".sweeps" / time).mkdir(parents=True)
+        (tmp_path / ".sweeps" / time / "manifest.json").write_text(text)
+    assert more_to_come([tmp_path]) is awaited

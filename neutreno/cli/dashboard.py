@@ -2,7 +2,7 @@
 
     neutreno dashboard outputs --open
     neutreno dashboard outputs/digits-* --output digits.html
-    neutreno dashboard outputs --watch  follow runs in progress, and those of a sweep that wait
+    neutreno dashboard outputs --watch  follow runs, and a sweep, to the end
 
 The page is a single file and needs neither network nor server.
 """

@@ -685,7 +685,7 @@ def test_a_sweep_is_followed_to_its_end_and_the_page_stays_where_the_reader_was(
     watch = Forked(
         "scripts/dashboard.py", "outputs", "--watch", "--every", "3", cwd=tmp_path
     )  # no run has begun, perhaps
-    page = tmp_path / "dashboard.html"
+    page = tmp_path / "outputs/dashboard.html"
     until(page.exists)
     browser.set_window_size(800, 700)  # there is something to scroll
     visit(browser, page.as_uri(), plots=["layers", "training"], sort="λ̃")

@@ -188,6 +188,26 @@ class Contrasts:
         return markdown_table(minus(lines), ["", "of", "difference (95 %)", "n", ""])
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A metric of rows called "NAME COLUMN", by name and column, with a second one in brackets."""
+
+    study: str
+    score: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    further: str
+
+    def text(self, read: Callable[[str], Study]) -> str:
+        study = read(self.study)
+
+        def cell(row: str) -> str:
+            return f"{spread(study.values(row, self.score), 1)} ({spread(study.values(row, self.further), 2)})"
+
+        lines = [[row, *(cell(f"{row} {column}") for column in self.columns)] for row in self.rows]
+        return markdown_table(minus(lines), ["", *self.columns])
+
+
 def minus(lines: list[list[str]]) -> list[list[str]]:
     """With the sign of that name before numbers."""
     return [[re.sub(r"(?<!\w)-(?=\d)", "−", cell) for cell in line] for line in lines]
@@ -223,7 +243,15 @@ def contrasts(study: str, depths: Sequence[int], pairs: dict[str, tuple[str, str
     }
 
 
-TEXT = ("softmax", "neutreno")
+TEXT = ("softmax", "neutreno", "pull alone", "anchor alone", "shuffled", "value residual", "deepnorm", "pre-norm")
+BEST = {  # by the rates that docs/data/collapse_rates.csv chooses
+    "softmax, 1e-3": "softmax",
+    "pull alone, 1e-3": "pull alone",
+    "anchor alone, 3e-3": "anchor alone 3e-3",
+    "neutreno, 3e-3": "neutreno 3e-3",
+    "pre-norm, 3e-3": "pre-norm 3e-3",
+}
+COURSE = {"cosine": COSINE, "share of training collapsed": "collapsed_share/cosine", "escaped": "escape_step/cosine"}
 GRAPH = {row: row for row in ("plain", "neutreno", "pull alone", "anchor alone", "detached", "shuffled")}
 GRAPH |= {
     "initial residual, α = λ̃": "initial residual",
@@ -231,11 +259,28 @@ GRAPH |= {
     "DGN": "dgn",
 }
 TABLES = {
-    "text": Table(
-        "collapse",
-        "best/test/ppl",
-        {row: row for row in TEXT},
-        {"cosine": COSINE, "share of training collapsed": "collapsed_share/cosine", "escaped": "escape_step/cosine"},
+    "text": Table("collapse", "best/test/ppl", {row: row for row in TEXT}, COURSE),
+    "text_rates": Grid(
+        "collapse_rates",
+        "best/val/ppl",
+        ("softmax", "pull alone", "anchor alone", "neutreno", "pre-norm"),
+        ("3e-4", "1e-3", "3e-3"),
+        "collapsed_share/cosine",
+    ),
+    "text_best": Table("collapse", "best/test/ppl", BEST, COURSE),
+    "text_contrasts": Contrasts(
+        {
+            said: ("collapse", "best/test/ppl", row, base)
+            for said, (row, base) in {
+                "−λ̃ V alone − the whole term, 1e-3": ("pull alone", "neutreno"),
+                "λ̃ V_0 alone − the whole term, 1e-3": ("anchor alone", "neutreno"),
+                "V_0 of another sequence − the whole term, 1e-3": ("shuffled", "neutreno"),
+                "V_0 of another sequence − −λ̃ V alone, 1e-3": ("shuffled", "pull alone"),
+                "pre-norm − the term, 1e-3": ("pre-norm", "neutreno"),
+                "λ̃ V_0 alone − the whole term, each at its best rate": ("anchor alone 3e-3", "neutreno 3e-3"),
+                "pre-norm − the term, each at its best rate": ("pre-norm 3e-3", "neutreno 3e-3"),
+            }.items()
+        }
     ),
     **{
         f"graph_{depth}": Table(

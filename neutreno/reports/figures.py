@@ -324,12 +324,11 @@ def _finish(axis, panel: Panel, look: Look, ticks: int = 7) -> None:
         axis.axhline(0, color=INK, linewidth=0.5, zorder=1)
 
 
-def _legend(figure: Figure, entries: Mapping[str, object]) -> None:
+def _legend(figure: Figure, entries: Mapping[str, object], look: Look) -> None:
     """Below the panels; labels of lines that are drawn alike stand together."""
     alike: dict[str, tuple[object, list[str]]] = {}
     for label, line in entries.items():
-        key = str([line.get_color(), line.get_marker(), line.get_linestyle(), line.get_linewidth()])
-        alike.setdefault(key + str(line._unscaled_dash_pattern), (line, []))[1].append(label)
+        alike.setdefault(str(look.styles.get(label, label)), (line, []))[1].append(label)
     labels = [", ".join(texts) for _, texts in alike.values()]
     columns = columns_of(labels, figure.get_figwidth())
     shown = [plain(label, 60) for label in labels]
@@ -344,7 +343,7 @@ def _together(panels: Sequence[Panel], look: Look) -> Figure:
             band(axis, line.x, line.mean, line.sd, 0.13, **look.styles[line.label].drawn)
             entries.setdefault(line.label, axis.lines[-1])
         _finish(axis, panel, look)
-    _legend(figure, entries)
+    _legend(figure, entries, look)
     return figure
 
 
@@ -383,7 +382,7 @@ def _highlighted(panels: Sequence[Panel], look: Look) -> Figure:
         _finish(axis, panel, look)
     if others := len({line.label for line in lines} - chosen):
         entries[f"{others} others"] = other
-    _legend(figure, entries)
+    _legend(figure, entries, look)
     return figure
 
 
@@ -408,13 +407,15 @@ def _multiples(panels: Sequence[Panel], look: Look) -> Figure:
         for number, (axis, line) in enumerate(zip(block.flat, lines, strict=False)):
             axis.sharey(block[0, 0]) if number else None
             entries |= _one_of(axis, panel, line, look, width / across)
-            axis.tick_params(labelleft=number % across == 0, labelbottom=number + across >= len(lines))
+            lowest = number + across >= len(lines)
+            axis.tick_params(labelleft=number % across == 0, labelbottom=lowest)
+            if lowest and start + number // across + 1 == sum(blocks):
+                axis.set_xlabel(wrapped(panel.xlabel, width / across, 7), fontsize=7)
         if len(panels) > 1:
             block[0, 0].set_ylabel(wrapped(panel.title or panel.ylabel, width / across * 0.8, 7), fontsize=7)
-    figure.supxlabel(plain(panels[0].xlabel), fontsize=8)
     if len({panel.ylabel for panel in panels}) == 1:
         figure.supylabel(plain(panels[0].ylabel), fontsize=8)
-    _legend(figure, entries)
+    _legend(figure, entries, look)
     return figure
 
 

@@ -364,7 +364,8 @@ def _highlighted(panels: Sequence[Panel], look: Look) -> Figure:
     lines = [line for panel in panels for line in panel.lines]
     chosen = {line.label for line in lines if line.method == BASELINE}
     for name in look.highlight:
-        named = {line.label for line in lines if name in (line.label, line.method, line.method.partition(" ")[0])}
+        named = {line.label for line in lines if name in (line.label, line.method)}
+        named = named or {line.label for line in lines if name == line.method.partition(" ")[0]}
         if not named:
             known = ", ".join(dict.fromkeys(line.label for line in lines))
             raise InputError(f"--highlight {one_line(name)}: no such row; rows: {one_line(known)}")

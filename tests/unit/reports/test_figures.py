@@ -109,6 +109,14 @@ def test_what_is_highlighted_and_the_baseline_stand_on_the_others_in_grey(drawn)
     assert [text.get_text() for text in figure.legends[0].texts] == [BASELINE, "gfsa", "xsa", "6 others"]
 
 
+@pytest.mark.parametrize("name, rows", [("linear", ["linear"]), ("attnscale", ["attnscale λ̃=1"])])
+def test_a_method_is_highlighted_by_its_first_word_where_no_row_has_that_name(drawn, name, rows):
+    given = panel([BASELINE, "linear", "linear λ̃", "attnscale λ̃"])
+    given.lines[3].label = "attnscale λ̃=1"
+    texts = [text.get_text() for text in drawn([given], highlight=[name]).legends[0].texts]
+    assert texts == [BASELINE, *map(plain, rows), "2 others"]
+
+
 def test_a_row_that_is_not_there_cannot_be_highlighted(drawn):
     with pytest.raises(InputError, match="--highlight gfsb: no such row; rows: gfsa, xsa"):
         drawn([panel(["gfsa", "xsa"])], highlight=["gfsb"])

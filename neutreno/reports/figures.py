@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -185,6 +186,7 @@ def by_layer(
             band(panel, curve["layer"], curve["mean"], curve["sd"], label=label and plain(label, 60), **style)
         panel.set(xlabel=plain(f"{part_of(stack)} {LAYERS}".strip(), 60), ylabel=plain(title_of(metric)))
         panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    for panel, metric in zip(axes[0], metrics, strict=True):
         keep_within(panel, LARGEST.get(metric))
     handles, labels = axes[0, 0].get_legend_handles_labels()  # hold for the other panels, too
     if labels:
@@ -193,7 +195,8 @@ def by_layer(
 
 
 def keep_within(panel, largest: float | None, full: bool = False) -> None:
-    """The axis of a metric fits what is drawn, but does not pass what the metric can reach.
+    """The axis of a metric fits what is drawn, but does not pass what the metric can reach. To be called when all
+    panels that share the axis are drawn, since it fits nothing further from then on.
 
     Args:
         largest: that the metric can be; None where there is no such number.
@@ -312,16 +315,17 @@ def _laid_out(panels: Sequence[Panel], look: Look):
     return figure, axes.flat[: len(panels)]
 
 
-def _finish(axis, panel: Panel, look: Look, ticks: int = 7) -> None:
-    """Limits and ticks, when all lines are drawn."""
-    if panel.ticks is not None:
-        axis.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
-    else:
-        axis.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
-    keep_within(axis, panel.largest, look.full)
-    low, high = axis.get_ylim()
-    if low < 0 < high:
-        axis.axhline(0, color=INK, linewidth=0.5, zorder=1)
+def _finish(drawn: Iterable[tuple[Axes, Panel]], look: Look, ticks: int = 7) -> None:
+    """Limits and ticks, when all lines of all panels are drawn."""
+    for axis, panel in drawn:
+        if panel.ticks is not None:
+            axis.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
+        keep_within(axis, panel.largest, look.full)
+        low, high = axis.get_ylim()
+        if low < 0 < high:
+            axis.axhline(0, color=INK, linewidth=0.5, zorder=1)
 
 
 def _legend(figure: Figure, entries: Mapping[str, object], look: Look) -> None:
@@ -342,7 +346,7 @@ def _together(panels: Sequence[Panel], look: Look) -> Figure:
         for line in panel.lines:
             band(axis, line.x, line.mean, line.sd, 0.13, **look.styles[line.label].drawn)
             entries.setdefault(line.label, axis.lines[-1])
-        _finish(axis, panel, look)
+    _finish(zip(axes, panels, strict=True), look)
     _legend(figure, entries, look)
     return figure
 
@@ -354,7 +358,7 @@ def _scaled(panels: Sequence[Panel], look: Look, numbers: Sequence[float]) -> Fi
     for axis, panel in zip(axes, panels, strict=True):
         for line in panel.lines:
             band(axis, line.x, line.mean, line.sd, 0.08, color=scale.to_rgba(line.number))
-        _finish(axis, panel, look)
+    _finish(zip(axes, panels, strict=True), look)
     figure.colorbar(scale, ax=[*axes], label=plain(look.numbers), ticks=numbers)
     return figure
 
@@ -380,7 +384,7 @@ def _highlighted(panels: Sequence[Panel], look: Look) -> Figure:
         for line in (line for line in panel.lines if line.label in chosen):
             band(axis, line.x, line.mean, line.sd, 0.13, **look.styles[line.label].drawn)
             entries.setdefault(line.label, axis.lines[-1])
-        _finish(axis, panel, look)
+    _finish(zip(axes, panels, strict=True), look)
     if others := len({line.label for line in lines} - chosen):
         entries[f"{others} others"] = other
     _legend(figure, entries, look)
@@ -412,6 +416,7 @@ def _multiples(panels: Sequence[Panel], look: Look) -> Figure:
             axis.tick_params(labelleft=number % across == 0, labelbottom=lowest)
             if lowest and start + number // across + 1 == sum(blocks):
                 axis.set_xlabel(wrapped(panel.xlabel, width / across, 7), fontsize=7)
+        _finish(((axis, panel) for axis in block.flat[: len(lines)]), look, 4)
         if len(panels) > 1:
             block[0, 0].set_ylabel(wrapped(panel.title or panel.ylabel, width / across * 0.8, 7), fontsize=7)
     if len({panel.ylabel for panel in panels}) == 1:
@@ -431,7 +436,6 @@ def _one_of(axis, panel: Panel, line: Line, look: Look, width: float) -> dict[st
             entries["all others"] = axis.plot(other.x, other.mean, color=PALE, linewidth=0.5, zorder=1)[0]
     band(axis, line.x, line.mean, line.sd, 0.18, zorder=3, **{**look.styles[line.label].drawn, "markersize": 2})
     axis.set_title(wrapped(line.label, width, 7, 80), fontsize=7)
-    _finish(axis, panel, look, 4)
     return entries
 
 

@@ -72,6 +72,15 @@ def test_axes_fit_the_data_unless_all_of_the_range_is_asked_for(drawn):
     assert drawn([panel([BASELINE], scale=0.999)]).axes[0].get_ylim()[1] <= 1.02  # which no cosine passes
 
 
+@pytest.mark.parametrize("methods", [["gfsa"], NAMES], ids=["few", "many"])
+def test_a_shared_axis_fits_what_each_of_its_panels_shows(drawn, methods):
+    panels = [panel(methods, scale=scale) for scale in (0.3, 0.7)]
+    for axis in drawn(panels).axes:
+        low, high = axis.get_ylim()
+        shown = np.concatenate([path.vertices[:, 1] for band in axis.collections for path in band.get_paths()])
+        assert low < shown.min() and shown.max() < high
+
+
 def test_bands_have_no_edge(drawn):
     (band,) = drawn([panel(["gfsa"])]).axes[0].collections
     assert band.get_linewidth() == [0]

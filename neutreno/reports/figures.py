@@ -47,7 +47,7 @@ STYLE = {
     "lines.linewidth": 1.2,
     "lines.markersize": 3,
     "pdf.fonttype": 42,  # fonts that stay text
-    "savefig.dpi": 240,
+    "savefig.dpi": 300,
 }
 COLUMN, PAGE = 3.25, 6.75  # widths of a paper, in inches
 FEW = 6  # lines that one panel shows

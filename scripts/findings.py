@@ -20,15 +20,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from neutreno.errors import InputError, report
 from neutreno.files import replacing
 from neutreno.reports.comparison import Difference, Times, holm, logrank, welch
 from neutreno.reports.course import LOSS, layers_over_steps, training_curves
 from neutreno.reports.escaping import markdown_table
-from neutreno.reports.figures import COLOURS, GREY, STYLE, save, subplots
+from neutreno.reports.figures import GREY, INK, PAGE, STYLE, plain, save_both, subplots
 from neutreno.reports.layers import ALL
 from neutreno.reports.reading import Run, read_runs
+from neutreno.reports.styles import BASELINE, NEUTRENO, style_of
 from neutreno.tablefiles import read_table
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -322,55 +324,59 @@ TABLES = {
 def draw_collapse(read: Callable[[str], Study]) -> Figure:
     """The two collapses, with and without the term: text over the steps of training, a graph over depth."""
     text = read("collapse")
-    figure, axes = subplots(1, 4, figsize=(12, 2.9))
-    arms = {"softmax": ("softmax attention", GREY), "neutreno": ("NeuTRENO, λ̃ = 0.4", COLOURS[1])}
+    figure, axes = subplots(1, 4, figsize=(PAGE, 2.1))
+    drawn = {
+        BASELINE: "softmax attention, plain GCN",
+        NEUTRENO: "with the fidelity term (text: λ̃ = 0.4, graph: λ̃ = 0.6)",
+    }
     panels = {COSINE: "text: cosine of tokens", LOST: "text: training loss"}
     for panel, (metric, title) in zip(axes[:2], panels.items(), strict=True):
-        for row, (label, colour) in arms.items():
-            draw_course(panel, text.course(row, metric), label, colour)
+        for row, method in {"softmax": BASELINE, "neutreno": NEUTRENO}.items():
+            draw_course(panel, text.course(row, metric), method)
         panel.set(xlabel="optimizer step", title=title)
     depth, fidelity = read("graph_depth"), read("graph_fidelity")
-    arms = {"GCN": ("none", "plain", GREY), "GCN with the term, λ̃ = 0.6": ("neutreno", "neutreno", COLOURS[1])}
-    panels = {"group_distance_ratio": "graph: group distance ratio", "best/test/accuracy": "graph: test accuracy, %"}
+    arms = {BASELINE: ("none", "plain"), NEUTRENO: ("neutreno", "neutreno")}
+    panels = {"group_distance_ratio": "graph: distance ratio", "best/test/accuracy": "graph: accuracy, %"}
     for panel, (metric, title) in zip(axes[2:], panels.items(), strict=True):
-        for label, (row, other, colour) in arms.items():
+        for method, (row, other) in arms.items():
             found = {layers: (depth, f"{layers} {row}") for layers in (2, 8, 32)}
             found |= {layers: (fidelity, f"{layers} {other}") for layers in (15, 30)}
             found = {k: study.values(name, metric) for k, (study, name) in found.items() if name in study.final.index}
-            draw_means(panel, dict(sorted(found.items())), label, colour)
+            draw_means(panel, dict(sorted(found.items())), method)
         panel.set(xlabel="layers", title=title, ylim=(0, None))
-    axes[0].set_ylim(0, 1.03)
-    for panel in axes[[0, 2]]:
-        panel.legend(loc="lower left")
+    lines = [Line2D([], [], **style_of(method).drawn) for method in drawn]
+    figure.legend(lines, [plain(said) for said in drawn.values()], loc="outside lower center", ncols=2)
     return figure
 
 
-def draw_course(panel, values: pd.DataFrame, label: str, colour: str) -> None:
+def draw_course(panel, values: pd.DataFrame, method: str) -> None:
     """Each seed as a thin line, their mean as a thick one."""
-    panel.plot(values.index, values, color=colour, alpha=0.35, lw=0.7, marker="")
-    panel.plot(values.index, values.mean(axis=1), color=colour, label=label, lw=1.8, marker="")
+    style = style_of(method).drawn | {"marker": ""}
+    panel.plot(values.index, values, alpha=0.35, lw=0.6, **style)
+    panel.plot(values.index, values.mean(axis=1), lw=1.6, **style)
 
 
-def draw_means(panel, values: dict[int, pd.Series], label: str, colour: str) -> None:
+def draw_means(panel, values: dict[int, pd.Series], method: str) -> None:
     """Each seed as a dot, and their means joined."""
+    style = style_of(method).drawn
     for at, found in values.items():
-        panel.plot(np.full(len(found), at), found, "o", color=colour, alpha=0.35, ms=2.5)
-    panel.plot([*values], [found.mean() for found in values.values()], color=colour, label=label, lw=1.8, marker="")
+        panel.plot(np.full(len(found), at), found, alpha=0.35, **style | {"markersize": 2, "linestyle": ""})
+    panel.plot([*values], [found.mean() for found in values.values()], lw=1.6, **style)
 
 
 def draw_arms(study: Study, tables: dict[str, Table], columns: dict[str, str]) -> Figure:
     """A line per row of each table and a panel per metric: every seed, and the mean."""
     rows = [(title, label, row) for title, table in tables.items() for label, row in table.rows.items()]
     places = [number + 0.8 * [*tables].index(title) for number, (title, *_) in enumerate(rows)]
-    size = (2.2 + 2.6 * len(columns), 0.8 + 0.24 * places[-1])
+    size = (PAGE, 0.5 + 0.16 * places[-1])
     figure, axes = subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
     for panel, (metric, title) in zip(axes[0], columns.items(), strict=True):
         for place, (*_, row) in zip(places, rows, strict=True):
             values = study.values(row, metric)
-            panel.plot(values, np.full(len(values), place), "o", ms=3, color=GREY, alpha=0.6)
-            panel.plot(values.mean(), place, "|", ms=11, mew=2, color=COLOURS[1])
-        panel.set_title(title, fontsize=9)
-    axes[0, 0].set_yticks(places, labels=[f"{title}{label}" for title, label, _ in rows])
+            panel.plot(values, np.full(len(values), place), "o", ms=2.5, color=GREY, alpha=0.6)
+            panel.plot(values.mean(), place, "|", ms=8, mew=1.8, color=INK)
+        panel.set_title(title)
+    axes[0, 0].set_yticks(places, labels=[plain(f"{title}{label}") for title, label, _ in rows])
     axes[0, 0].invert_yaxis()
     return figure
 
@@ -409,7 +415,7 @@ def main() -> None:
         file.write(text)
     with plt.rc_context(STYLE):
         for name, draw in FIGURES.items():
-            save(draw(read), DOCS / "figures" / f"{name}.png")
+            save_both(draw(read), DOCS / "figures" / name)
 
 
 if __name__ == "__main__":

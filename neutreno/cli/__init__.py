@@ -72,3 +72,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 def add_trust_readers(parser: argparse.ArgumentParser) -> None:
     said = "read data as the runs say, by their data.reader and data.reader_args, which may run code"
     parser.add_argument("--trust-readers", action="store_true", help=said)
+
+
+def add_font(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--font", metavar="NAME", help="of the figure: serif, sans-serif or an installed one")

@@ -5,17 +5,20 @@
     neutreno figures outputs/digits-* --metric effective_rank
     neutreno figures outputs/cora-* --by model.depth --score best/test/accuracy
     neutreno figures outputs/python_docs-* --over-steps
+    neutreno figures outputs/digits-* --highlight contranorm,layerscale --width 3.25 --font serif
 
 With --by over a setting instead: the runs' score, and the metric after the last layer, a line per method. With
 --over-steps over layers and steps, a heat map per row, with the training loss beside it (probe.at_steps=[…]).
 Writes PREFIX.pdf and PREFIX.png, sized for a column or a page: means over seeds, bands of ± one standard deviation.
+More than six rows are small panels, one each. A method has its colour, marker and dash in every figure.
 """
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
-from neutreno.cli import add_output, command, output_of, parser_of
-from neutreno.errors import InputError, one_line
+from neutreno.cli import add_font, add_output, command, output_of, parser_of
+from neutreno.errors import InputError, check_number, one_line
 
 
 @command
@@ -29,14 +32,23 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--score", metavar="METRIC", help="with --by; default: what the runs are judged by")
     parser.add_argument("--over-steps", action="store_true", help="over the steps of training")
     parser.add_argument("--title", default="", help="of the figure; default: none")
+    parser.add_argument("--highlight", metavar="ROW,…", help="labels or methods; all others in grey behind them")
+    parser.add_argument("--width", type=float, metavar="INCHES", help="default: 3.25 for one panel, 6.75 for several")
+    parser.add_argument("--full-range", action="store_true", help="axes of a bounded metric from 0 to 1")
+    add_font(parser)
     arguments = parser.parse_args(arguments)
     if arguments.by is None and arguments.score is not None:
         raise InputError(f"--score {arguments.score} goes with --by SETTING")
     if sum([arguments.by is not None, arguments.initial, arguments.over_steps]) > 1:
         raise InputError("--by, --initial and --over-steps are three figures; give one of them")
+    shaped = {"highlight": arguments.highlight, "width": arguments.width, "full-range": arguments.full_range or None}
+    if arguments.over_steps and (given := next((name for name, value in shaped.items() if value is not None), None)):
+        raise InputError(f"--{given} is of lines, which --over-steps does not draw; leave one out")
+    if arguments.width is not None:
+        check_number("--width", arguments.width, 1.5, 40)
     from neutreno.reports.comparison import group_runs
     from neutreno.reports.course import course_of
-    from neutreno.reports.figures import plot_courses, plot_curves, plot_lines
+    from neutreno.reports.figures import Look, in_font, plot_courses, plot_panels
     from neutreno.reports.panels import lines_of, panels_of, scale_of
     from neutreno.reports.reading import read_runs
 
@@ -44,21 +56,22 @@ def main(arguments: Sequence[str]) -> None:
     groups, left_out = group_runs(runs)
     for problem in [*problems, *left_out]:
         print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
-    title, metric = arguments.title, arguments.metric
-    if arguments.by is not None:
-        lines, without = lines_of(groups, arguments.by, arguments.score, metric)
-        for problem in without:
-            print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
-        paths = plot_lines(lines, output_of(arguments), arguments.by, title)
-    elif arguments.over_steps:
-        if not groups:
-            raise InputError("none of the runs is finished")
-        paths = plot_courses(
-            {group.label: course_of(group, metric) for group in groups}, output_of(arguments), title, metric
-        )
-    else:
-        panels = panels_of(groups, "initial" if arguments.initial else "last", metric)
-        if not panels:
-            raise InputError(f"none of the runs is finished and has measured {metric} of its tokens")
-        paths = plot_curves(panels, output_of(arguments), title, metric, scale_of(groups))
+    output, title, metric = output_of(arguments), arguments.title, arguments.metric
+    highlight = arguments.highlight.split(",") if arguments.highlight else ()
+    look = Look(title, arguments.width, highlight, arguments.full_range)
+    with in_font(arguments.font):
+        if arguments.by is not None:
+            panels, without = lines_of(groups, arguments.by, arguments.score, metric)
+            for problem in without:
+                print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
+            paths = plot_panels(panels, output, look)
+        elif arguments.over_steps:
+            if not groups:
+                raise InputError("none of the runs is finished")
+            paths = plot_courses({group.label: course_of(group, metric) for group in groups}, output, title, metric)
+        else:
+            panels = panels_of(groups, "initial" if arguments.initial else "last", metric)
+            if not panels:
+                raise InputError(f"none of the runs is finished and has measured {metric} of its tokens")
+            paths = plot_panels(panels, output, replace(look, numbers=scale_of(groups)))
     print("figure: " + ", ".join(map(str, paths)))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neutreno.cli import add_output, add_trust, add_trust_readers, command, output_of, parser_of
+from neutreno.cli import add_font, add_output, add_trust, add_trust_readers, command, output_of, parser_of
 from neutreno.errors import InputError, check_number, needing
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
@@ -170,6 +170,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", default="0", help="of random weights and inputs; default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     add_output(parser, "profile", "PREFIX")
+    add_font(parser)
     add_trust(parser)
     add_trust_readers(parser)
     arguments = parser.parse_args(arguments)
@@ -187,7 +188,7 @@ def main(arguments: Sequence[str]) -> None:
     from neutreno.oversmoothing.convert import convert
     from neutreno.oversmoothing.metrics import named_metrics
     from neutreno.oversmoothing.profile import profile
-    from neutreno.reports.figures import plot_profile
+    from neutreno.reports.figures import in_font, plot_profile
 
     metrics = arguments.metrics.split(",")
     named_metrics(metrics, "--metrics")
@@ -208,8 +209,9 @@ def main(arguments: Sequence[str]) -> None:
     output = output_of(arguments)
     with replacing(Path(f"{output}.csv")) as file:
         table.to_csv(file, index=False)
-    plot_profile(table, f"{output}.png", title)
-    print(f"{title}\n\n{markdown(table)}\n\n{output}.csv, {output}.png")
+    with in_font(arguments.font):
+        paths = plot_profile(table, output, title)
+    print(f"{title}\n\n{markdown(table)}\n\n{output}.csv, {', '.join(map(str, paths))}")
 
 
 def markdown(table) -> str:

@@ -14,7 +14,7 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from neutreno.cli import add_output, add_trust, add_trust_readers, command, output_of, parser_of
+from neutreno.cli import add_font, add_output, add_trust, add_trust_readers, command, output_of, parser_of
 from neutreno.errors import InputError, check_number, one_line
 
 DEFAULTS = {"lams": "0,0.2,0.4,0.6,0.8,1", "steps": 32, "tokens": 64, "dim": 16, "seed": 0}
@@ -46,7 +46,9 @@ def trained_runs(arguments: argparse.Namespace) -> None:
     from neutreno import console
     from neutreno.evaluation.opening import open_run
     from neutreno.oversmoothing.energies import measure_energies
+    from neutreno.reports.styles import method_of
     from neutreno.reports.theory import layers_table, plot_layers
+    from neutreno.runs import read_result
 
     console.quiet(0)
     overrides = [a for a in arguments.runs if re.match(r"[a-z]+\.\w[\w.]*=", a)]
@@ -54,7 +56,8 @@ def trained_runs(arguments: argparse.Namespace) -> None:
     for folder in [a for a in arguments.runs if a not in overrides]:
         model, data, settings = open_run(folder, overrides, arguments.trust, arguments.trust_readers)
         samples = data.probe_samples(settings["probe"]["num_samples"])
-        rows += measure_energies(model, samples, run=one_line(Path(folder).resolve().name))
+        told = {"run": one_line(Path(folder).resolve().name), "method": method_of(read_result(folder))}
+        rows += measure_energies(model, samples, **told)
     if not rows:
         raise InputError(f"{' '.join(overrides)} goes with a run folder: neutreno theory RUN {overrides[0]}")
     table = pd.DataFrame(rows)
@@ -70,13 +73,17 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("steps", "tokens", "dim", "seed"):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"default: {DEFAULTS[name]}")
     add_output(parser, "theory", "PREFIX")
+    add_font(parser)
     add_trust(parser)
     add_trust_readers(parser)
     arguments = parser.parse_args(arguments)
     given = {name: value for name in DEFAULTS if (value := getattr(arguments, name)) is not None}
     if arguments.runs and given:
         raise InputError(f"--{min(given)} is of the descent of random tokens; leave it out beside a run folder")
-    if arguments.runs:
-        trained_runs(arguments)
-    else:
-        random_tokens(**{**DEFAULTS, **given}, arguments=arguments)
+    from neutreno.reports.figures import in_font
+
+    with in_font(arguments.font):
+        if arguments.runs:
+            trained_runs(arguments)
+        else:
+            random_tokens(**{**DEFAULTS, **given}, arguments=arguments)

@@ -8,7 +8,10 @@ import numpy as np
 
 from neutreno.errors import InputError
 from neutreno.reports.comparison import Group, lines_by, number_compared
-from neutreno.reports.layers import part_of, stacks_of, title_of
+from neutreno.reports.figures import SIMILARITY, Line, Panel
+from neutreno.reports.layers import LARGEST, LAYERS, part_of, stacks_of, title_of
+from neutreno.reports.reading import Run
+from neutreno.reports.styles import method_of
 from neutreno.variants import words
 
 
@@ -21,10 +24,11 @@ def stacks_in(groups: Sequence[Group]) -> dict[str, str]:
     return found
 
 
-def panels_of(groups: Sequence[Group], when: str = "last", metric: str = "cosine") -> list[tuple[str, list]]:
-    """What :func:`~neutreno.reports.figures.plot_curves` draws: a panel per data set and part of the network."""
-    panels: dict[str, list] = {}
+def panels_of(groups: Sequence[Group], when: str = "last", metric: str = "cosine") -> list[Panel]:
+    """A layer-wise metric by layer: a panel per data set and part of the network."""
+    panels: dict[str, Panel] = {}
     key = number_compared([group.runs[0] for group in groups])
+    ylabel = SIMILARITY if metric == "cosine" else title_of(metric)
     for group in groups:
         run, data = group.runs[0], group.settings["data"]
         label = " + ".join(words(run.result))
@@ -33,15 +37,23 @@ def panels_of(groups: Sequence[Group], when: str = "last", metric: str = "cosine
             label = group.label.removeprefix(f"{data} ")  # models or other settings differ too
         for stack, where in stacks_in([group]).items():
             if (curves := group.curves(when, metric=metric, stack=stack)).size:
-                panels.setdefault(f"{data}{where}", []).append((label, run.numbers.get(key), curves))
-    return list(panels.items())
+                title = f"{data}{where}"
+                panel = panels.setdefault(title, Panel([], LAYERS, ylabel, title, LARGEST.get(metric)))
+                x = np.arange(curves.shape[1])
+                panel.lines.append(_line(label, run, x, list(curves.T), run.numbers.get(key)))
+    return list(panels.values())
 
 
-def lines_of(
-    groups: Sequence[Group], by: str, score: str | None, metric: str
-) -> tuple[list[tuple[str, dict[str, tuple[np.ndarray, ...]]]], list[str]]:
-    """What :func:`~neutreno.reports.figures.plot_lines` draws over the setting ``by``: the runs' ``score`` (None: what
-    they are judged by), and a layer-wise metric after the last layer; and what was left out, and why.
+def _line(label: str, run: Run, x: np.ndarray, spreads: Sequence[np.ndarray], number: float | None = None) -> Line:
+    """A line of the values of all seeds at each ``x``."""
+    sds = [spread.std(ddof=1) if len(spread) > 1 else np.nan for spread in spreads]
+    means = [spread.mean() for spread in spreads]
+    return Line(label, method_of(run.result), x, np.array(means), np.array(sds), number)
+
+
+def lines_of(groups: Sequence[Group], by: str, score: str | None, metric: str) -> tuple[list[Panel], list[str]]:
+    """Over the setting ``by``, a panel each: the runs' ``score`` (None: what they are judged by), and a layer-wise
+    metric after the last layer; and what was left out, and why.
 
     Raises:
         InputError: there are no lines, or no run has the score or the metric.
@@ -55,24 +67,26 @@ def lines_of(
         )
     measured = {row["metric"]: None for group in groups for row in group.runs[0].measured}
     scores = list(dict.fromkeys(metric for group in groups for run in group.runs for metric in run.metrics))
-    asked = [(score, score, scores, lambda group: group.values(score))]
+    asked = [(score, score, None, scores, lambda group: group.values(score))]
     if measured:
-        last = f"{title_of(metric)}, last layer"
-        asked.append((metric, last, measured, lambda group: group.curves(metric=metric)[:, -1:].ravel()))
+        last, largest = f"{title_of(metric)}, last layer", LARGEST.get(metric)
+        asked.append((metric, last, largest, measured, lambda group: group.curves(metric=metric)[:, -1:].ravel()))
     else:
         left_out.append("no run has measured its layers; their panel")
-    panels = []
-    for name, title, known, values in asked:
-        drawn = {}
+    panels, ticks = [], sorted({number for line in lines.values() for number in line})
+    labels = {key: label for group in groups for key, label in group.runs[0].result["labels"].items()}
+    xlabel = labels.get(by) or by.rpartition(".")[2].replace("_", " ")
+    for name, ylabel, largest, known, values in asked:
+        drawn = []
         for label, line in lines.items():
             spreads = {number: spread for number, group in line.items() if len(spread := values(group))}
             left_out += [f"{label} has no {name} at {by}={number:g}" for number in line if number not in spreads]
-            sds = [spread.std(ddof=1) if len(spread) > 1 else np.nan for spread in spreads.values()]
             if spreads:
-                drawn[label] = np.array([*spreads]), np.array([x.mean() for x in spreads.values()]), np.array(sds)
+                # of the last, since the baseline stands first, where it joins a line of another method
+                drawn.append(_line(label, line[max(line)].runs[0], np.array([*spreads]), [*spreads.values()]))
         if not drawn:
             raise InputError(f"no run has the metric {name}; available: {', '.join(known)}")
-        panels.append((title, drawn))
+        panels.append(Panel(drawn, xlabel, ylabel, largest=largest, ticks=ticks))
     return panels, left_out
 
 

@@ -7,8 +7,20 @@ from pathlib import Path
 import pandas as pd
 
 from neutreno.reports.escaping import markdown_table
-from neutreno.reports.figures import GREY, PAPER, STYLE, by_layer, number_scale, plt, save_both, subplots
-from neutreno.reports.layers import part_of, wide
+from neutreno.reports.figures import (
+    GREY,
+    PAGE,
+    STYLE,
+    by_layer,
+    keep_within,
+    number_scale,
+    plain,
+    plt,
+    save_both,
+    subplots,
+)
+from neutreno.reports.layers import LARGEST, part_of, wide
+from neutreno.reports.styles import styles_of
 
 
 def descent_table(ends: pd.DataFrame) -> str:
@@ -30,23 +42,24 @@ def descent_table(ends: pd.DataFrame) -> str:
 
 def plot_descent(rows: pd.DataFrame, ends: pd.DataFrame, prefix: str | Path) -> list[Path]:
     """Energies and similarity over the steps, a colour per λ̃; dashed: the theory's bound on J. As PDF and PNG."""
-    with plt.rc_context({**STYLE, **PAPER}):
-        figure, axes = subplots(ncols=3, figsize=(6.75, 2.4))
+    with plt.rc_context(STYLE):
+        figure, axes = subplots(ncols=3, figsize=(PAGE, 2.2))
         figure.get_layout_engine().set(w_pad=0.08)
         scale = number_scale([0, 1, *rows.lam])
         for panel in axes[:2]:
             panel.set_yscale("log")
         for panel, name in zip(axes, ("E", "J", "cosine"), strict=True):
             for lam, curve in rows.groupby("lam"):
-                panel.plot(curve.step, curve[name], "-", color=scale.to_rgba(lam), lw=1.2)
+                panel.plot(curve.step, curve[name], color=scale.to_rgba(lam))
             said = "cosine similarity" if name == "cosine" else f"{name} / {name} at the start"
             panel.set(xlabel="step t", xlim=(0, rows.step.max()), ylabel=said)
         for _, end in ends[ends.lam == 0].iterrows():
             steps = rows.step.unique()
             axes[1].plot(steps, end.rate ** (2 * steps), "--", color=GREY, lw=1)
-            axes[1].set_title("dashed: |λ₂|²ᵗ, the bound for λ̃ = 0", fontsize=PAPER["legend.fontsize"])
-        axes[2].set_ylim(min(0.0, rows.cosine.min()) - 0.02, 1.02)
-        figure.colorbar(scale, ax=axes[-1], label="λ̃ (0 = softmax)", ticks=sorted(rows.lam.unique()))
+            title = r"dashed: $|\lambda_2|^{2t}$, the bound for $\tilde{\lambda} = 0$"
+            axes[1].set_title(title, fontsize=STYLE["legend.fontsize"])
+        keep_within(axes[2], LARGEST["cosine"])
+        figure.colorbar(scale, ax=axes[-1], label=plain("λ̃ (0: softmax)"), ticks=sorted(rows.lam.unique()))
         return save_both(figure, prefix)
 
 
@@ -59,13 +72,16 @@ def layers_table(rows: pd.DataFrame) -> str:
 
 
 def plot_layers(rows: pd.DataFrame, prefix: str | Path) -> list[Path]:
-    """J, G and similarity by layer, a curve per run and part of its network, band ± sd of samples: PDF and PNG."""
+    """J, G and similarity by layer, a curve per run and part of its network, styled by its ``method``; band ± sd of
+    samples. As PDF and PNG."""
+    parts = rows.groupby(["run", "stack"], sort=False)
+    styles = styles_of(part["method"].iloc[0] for _, part in parts)
     curves = [
-        (part.assign(stack=""), ", ".join(filter(None, [run, _network(rows, run, stack)])), {})
-        for (run, stack), part in rows.groupby(["run", "stack"], sort=False)
+        (part.assign(stack=""), ", ".join(filter(None, [run, _network(rows, run, stack)])), style.drawn)
+        for ((run, stack), part), style in zip(parts, styles, strict=True)
     ]
-    with plt.rc_context({**STYLE, **PAPER}):
-        return save_both(by_layer(curves, size=(6.75, 2.6)), prefix)
+    with plt.rc_context(STYLE):
+        return save_both(by_layer(curves, size=(PAGE, 2.3)), prefix)
 
 
 def _network(rows: pd.DataFrame, run: str, stack: str) -> str:

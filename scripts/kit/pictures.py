@@ -11,7 +11,8 @@ import numpy as np
 
 from kit.page import where
 from kit.supervise import NAME
-from neutreno.reports.figures import COLOURS, GREY, STYLE, heading, save
+from neutreno.reports.figures import GREY, STYLE, heading, save, subplots
+from neutreno.reports.styles import styles_of
 
 RATIO = "ratio of speeds (median and quartiles); above 1, the first is faster"
 MEMORY = "MiB beyond what stood before the step"
@@ -47,15 +48,15 @@ def intervals(row: dict[str, Any], keys: list[str]) -> dict[str, tuple[float, fl
 def dots(lines: list, title: str, label: str, below: str, path: Path) -> None:
     """A line for each case, from top to bottom; a colour for each key."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.2, 2.0 + 0.32 * len(lines)), layout="constrained")
+        figure, axes = subplots(figsize=(6.75, 1.2 + 0.28 * len(lines)))
         heading(figure, title)
         keys = list(dict.fromkeys(key for _, values in lines for key in values))
-        for number, key in enumerate(keys):
+        for number, (key, style) in enumerate(zip(keys, styles_of(keys), strict=True)):
             shift = 0.15 * (number - (len(keys) - 1) / 2)
             found = [(y + shift, *values[key]) for y, (_, values) in enumerate(lines) if key in values]
             y, low, middle, high = map(np.array, zip(*found, strict=True))
             spread = middle - low, high - middle
-            axes.errorbar(middle, y, xerr=spread, fmt="o", ms=4, color=COLOURS[number], label=key)
+            axes.errorbar(middle, y, xerr=spread, label=key, **style.drawn | {"linestyle": ""})
         axes.set_yticks(range(len(lines)), [case for case, _ in lines])
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_xlabel(label)
@@ -63,6 +64,6 @@ def dots(lines: list, title: str, label: str, below: str, path: Path) -> None:
             axes.axvline(1, color="black", linewidth=0.6)
         else:
             axes.set_xlim(left=0)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(keys), fontsize=8)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(keys))
         figure.supxlabel(below, fontsize=7, color=GREY)
         save(figure, path)

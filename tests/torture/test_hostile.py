@@ -43,7 +43,11 @@ OF_ALL = ("tables", "figures", "dashboard")  # they show what is left
 OF_WEIGHTS = ("evaluate", "resume", "start from it")
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, and still read
 EXECUTE = "open('ran', 'w')"
-SHOWN = {"tables": "neutreno λ̃=0.5", "figures": "λ̃=0.5", "dashboard": '{"name":"good",'}  # of it, by what shows all
+SHOWN = {  # of it, by what shows all
+    "tables": "neutreno λ̃=0.5",
+    "figures": r"$\tilde{\lambda}$=0.5",
+    "dashboard": '{"name":"good",',
+}
 
 
 class Call:

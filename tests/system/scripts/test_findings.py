@@ -37,8 +37,8 @@ def test_every_table_of_the_findings_is_what_its_data_give_and_every_figure_is_d
     findings.main()
     assert page.read_text() == written
     drawn = {file.name for file in (findings.DOCS / "figures").iterdir()}
-    assert drawn == {f"{name}.png" for name in findings.FIGURES}
-    assert drawn <= set(re.findall(r"\(figures/(\S+?)\)", written))
+    assert drawn == {f"{name}.{kind}" for name in findings.FIGURES for kind in ("pdf", "png")}
+    assert {f"{name}.png" for name in findings.FIGURES} <= set(re.findall(r"\(figures/(\S+?)\)", written))
     assert all((ROOT / "docs/figures" / name).exists() for name in drawn)
 
 

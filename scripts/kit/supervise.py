@@ -31,7 +31,7 @@ NAME = "gpu_kit.json"
 ARCHIVE = "cifar10.tar.xz"  # of carried images
 SPARE_S = 15  # for the pictures, at the end
 NOTHING = {"status": "not begun", "reason": "", "seconds": 0, "rows": {}, "environment": None}
-NOT_NEEDED = {"datasets", "plotly"}  # of the project's dependencies: parquet, the dashboard
+NOT_NEEDED = {"datasets", "pyarrow", "plotly"}  # of the project's dependencies: parquet, the dashboard
 
 
 def measure(arguments: argparse.Namespace) -> None:

@@ -1,10 +1,9 @@
 // What all plots share: the runs that they show, colours, curves with a spread, axes, zoom, and what lights up together.
 
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]; // Okabe & Ito
 const MANY = 8; // beyond so many lines a legend hides more than it says
 
-// What follows from the view, see update(): the rows, which have a colour each, and the scale of colours, if there is one.
-let rows = [], scale = null;
+// What follows from the view, see update(): the scale of colours, if there is one.
+let scale = null;
 
 // Text as Plotly shows it: no tag of its own, no link, no field of a template.
 const inert = (v) => String(v ?? "").replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "%&#123;");
@@ -12,9 +11,8 @@ const links = (members) => members.map((run) => run.link);
 const judged = () => shown.filter((run) => finished(run) && isNumber(run.metrics[view.metric]));
 
 // One scale of colours over the number compared, where runs beside the baseline have made the same choice on every axis and
-// their rows differ in that number. Else every row has its own colour.
+// their rows differ in that number. Else every run has the style of its method.
 function findScale() {
-  rows = unique(ofTask().map((run) => run.row));
   const key = labelled()[0];
   const others = shown.filter((run) => !run.baseline);
   const made = new Set(others.map((run) => JSON.stringify(run.axes.map((axis) => [axis, run.about[axis]]))));
@@ -26,12 +24,13 @@ function findScale() {
 }
 const STOPS = { light: [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [220, 210, 50]],
   dark: [[150, 105, 215], [96, 130, 205], [60, 165, 165], [105, 205, 105], [240, 230, 70]] };
-const stops = () => STOPS[document.documentElement.dataset.theme];
+const theme = () => document.documentElement.dataset.theme;
+const stops = () => STOPS[theme()];
 const colourscale = () => stops().map((c, i) => [i / (stops().length - 1), `rgb(${c.join(",")})`]);
 function paint(run, opacity = 1) {
   if (scale === null) {
     const alpha = Math.round(255 * opacity).toString(16).padStart(2, "0");
-    return COLOURS[rows.indexOf(run.row) % COLOURS.length] + alpha;
+    return run.style.colour[theme()] + alpha;
   }
   const value = run.numbers[scale.key];
   if (value === undefined) return `rgba(128,128,128,${opacity})`; // a baseline that equals none
@@ -41,10 +40,8 @@ function paint(run, opacity = 1) {
   const rgb = all[i].map((c, k) => Math.round(c + (x - i) * (all[i + 1][k] - c)));
   return `rgba(${rgb.join(",")},${opacity})`;
 }
-function dash(run) {
-  if (run.baseline) return "dash";
-  return scale === null ? ["solid", "dot", "dashdot", "longdash"][Math.floor(rows.indexOf(run.row) / COLOURS.length) % 4] : "solid";
-}
+const dash = (run) => (scale === null ? run.style.dash : run.baseline ? "dash" : "solid");
+const symbol = (run) => (scale === null ? run.style.symbol : run.baseline ? "diamond" : "circle");
 
 // The runs drawn, in lists that are a curve each: rows over seeds, or single runs; apart where `mark` says so of a run.
 const curves = (of, mark = () => "") => by((run) => (view.grouped ? run.row : run.link) + mark(run), shown.filter(of))

@@ -140,11 +140,12 @@ const dots = (members, x, marker, more) => ({ x: members.map(x), y: members.map(
 function drawAgainst() {
   const key = view.number;
   const all = families(key);
-  const traces = all.flatMap(({ name, members }, i) => {
-    const color = COLOURS[i % COLOURS.length];
+  const traces = all.flatMap(({ name, members }) => {
+    const { style } = members[0], color = style.colour[theme()];
     const { x, y, spread } = averaged([members.map((run) => [numberOf(run, key), run.metrics[view.metric]])]);
-    const line = { x, y, name: inert(name), type: "scatter", mode: "lines+markers", line: { color, width: 2.2 }, marker: { size: 9 },
-      error_y: { type: "data", array: spread, visible: true }, hovertemplate: `mean %{y:.4g}<extra>${inert(titles[key])} = %{x}</extra>` };
+    const line = { x, y, name: inert(name), type: "scatter", mode: "lines+markers", line: { color, width: 2.2, dash: style.dash },
+      marker: { size: 9, symbol: style.symbol }, error_y: { type: "data", array: spread, visible: true },
+      hovertemplate: `mean %{y:.4g}<extra>${inert(titles[key])} = %{x}</extra>` };
     const each = { showlegend: false, opacity: 0.45, hovertemplate: "%{text}: %{y:.4g}<extra></extra>" };
     return [dots(members, (run) => numberOf(run, key), { color, size: 6 }, each), line];
   });
@@ -157,7 +158,7 @@ function drawAgainst() {
 function drawScatter() {
   const groups = by((run) => run.row, judged().filter((run) => run.final !== null));
   const traces = groups.map((members) => dots(members, (run) => run.final,
-    { color: paint(members[0]), size: 10, symbol: members[0].baseline ? "diamond" : "circle" },
+    { color: paint(members[0]), size: 10, symbol: symbol(members[0]) },
     { name: inert(label(members, shown)), opacity: 0.85, hovertemplate: "%{text}<br>%{y:.4g} at %{x:.3f}<extra></extra>" }));
   draw("scatter", traces, { of: `${view.task} ${view.metric}`, x: "similarity after the last layer", panels: [{ title: view.metric }],
     legend: groups.length > 1 && groups.length <= MANY, colourbar: true });

@@ -21,6 +21,7 @@ from neutreno.reports.course import layers_over_steps, thinned_together, trainin
 from neutreno.reports.escaping import LATEX, MARKDOWN
 from neutreno.reports.layers import curve
 from neutreno.reports.reading import Run
+from neutreno.reports.styles import MARKERS, Style, method_of, styles_of
 from neutreno.variants import model_words, words
 
 TEMPLATES = Path(__file__).parent
@@ -61,8 +62,8 @@ def null(constant: str) -> None:
 
 
 def by_row(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Of each run, as tables have it: its ``row``, the row that this is compared ``against``, its ``label``, and what
-    this says beyond settings with a label."""
+    """Of each run, as tables have it: its ``row``, the row that this is compared ``against``, its ``label``, what this
+    says beyond settings with a label, and its method's ``style``."""
     groups, _ = group_runs(runs)
     against = {}
     for group in groups:
@@ -70,15 +71,23 @@ def by_row(runs: Sequence[Run]) -> list[dict[str, Any]]:
             against[row_of(group.runs[0])] = row_of(other.runs[0])
     firsts = {row_of(run): run for run in runs}
     further = dict(zip(firsts, further_settings(list(firsts.values())), strict=True))
+    styles = dict(zip(firsts, styles_of(method_of(run.result) for run in firsts.values()), strict=True))
     return [
         {
             "row": row,
             "against": against.get(row),
             "label": full_label(run, further[row]),
             "further": further[row],
+            "style": in_plotly(styles[row]),
         }
         for run, row in zip(runs, map(row_of, runs), strict=True)
     ]
+
+
+def in_plotly(style: Style) -> dict[str, Any]:
+    """A method's style as Plotly takes it; lengths of dashes are in pixels there."""
+    dash = ",".join(f"{2 * length:g}px" for length in style.dash) or "solid"
+    return {"colour": style.colour, "symbol": MARKERS[style.marker], "dash": dash}
 
 
 def row_of(run: Run) -> str:

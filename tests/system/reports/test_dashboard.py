@@ -18,6 +18,7 @@ from neutreno.callbacks.metrics_csv import MetricsCSV
 from neutreno.reports.comparison import baseline_of, difference, group_runs
 from neutreno.reports.dashboard import write_dashboard
 from neutreno.reports.reading import read_runs
+from neutreno.reports.styles import OWN
 from neutreno.reports.tables import Row, table
 
 PLOTS = ("layers", "training", "against", "scatter")
@@ -278,7 +279,9 @@ def test_a_run_at_an_axis_baseline_joins_the_curves_that_are_alike_in_all_else(b
     open_page(browser, tmp_path / "runs")
     assert drawn(browser, "against") == {"s-plain", "n-plain", "s-featscale", "n-featscale"}
     assert traces(browser, "against", "t.x") == {"plain": [0, 0.5], "featscale": [0, 0.5]}
-    assert len(set(traces(browser, "scatter", "t.marker.color").values())) == 5  # no scale holds for all of them
+    styles = traces(browser, "scatter", "t.marker.color + t.marker.symbol")
+    assert len(set(styles.values())) == 5  # no scale holds for all of them
+    assert styles["neutreno λ̃=0.5"] == f"{OWN['light']}ffsquare"  # as in figures
     type_filter(browser, "plain neutreno")
     assert drawn(browser, "layers") == {"n-plain"}
     assert browser.execute_script("return document.getElementById('layers').data.at(-1).meta") == "colours"

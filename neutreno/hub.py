@@ -218,14 +218,21 @@ def _built(node: dict[str, Any], arguments: dict[str, Any], trust: Sequence[str]
                 raise InputError(f"model_arguments.{name} is nothing that data gives this model; refused")
             if problem := option.problem(value, f"model_arguments.{name}"):
                 raise InputError(one_line(problem))
-        model = build_trusted(node, trust, "model", **arguments)
+        return _constructed(node, arguments, trust)
     except InputError as error:
         raise InputError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+
+
+def _constructed(node: dict[str, Any], arguments: dict[str, Any], trust: Sequence[str]) -> nn.Module:
+    try:
+        model = build_trusted(node, trust, "model", **arguments)
+    except InputError:
+        raise
     except Exception as error:  # values that fit each option alone: a constructor's exceptions differ by its class
         said = one_line(f"{type(error).__name__}: {error}")[:300]
-        raise InputError(f"{file}: model cannot be built as it says ({said})") from error
+        raise InputError(f"model cannot be built as it says ({said})") from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"{file}: model is a {type(model).__name__}, not a network")
+        raise InputError(f"model is a {type(model).__name__}, not a network")
     return model
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -122,7 +122,8 @@ class Run(reading.Run):
                 f"{self.path} was trained with {given_up}, which timm has not: its weights may load there and compute "
                 "something else; without_variants=True writes them nevertheless"
             )
-        return export_timm(self.model, path, given_up, build(self._settings["data"]).input_facts())
+        with as_started():
+            return export_timm(self.model, path, given_up, build(self._settings["data"]).input_facts())
 
     def save_pretrained(self, folder: str | Path, license: str | None = None) -> None:
         """Write what :meth:`push_to_hub` pushes into a new folder, or beside what is there.
@@ -150,9 +151,9 @@ class Run(reading.Run):
         Raises:
             InputError: as :meth:`save_pretrained` says; or the hub cannot be reached, or refuses it.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            self._write(folder, license, repo_id)
-            return hub.upload(folder, repo_id, one_line(self.label), private, token)
+        _ = self.model  # what cannot be read leaves no empty repository behind
+        message = one_line(self.label)
+        return hub.upload(lambda into, name: self._write(into, license, name), repo_id, message, private, token)
 
     def _write(self, folder: str | Path, license: str | None, source: str) -> None:
         """The files of the hub.
@@ -223,8 +224,9 @@ def load_run(
 
 
 def _is_place(value: Any) -> bool:
-    """Whether a value names a folder or a file by where it is on this machine."""
-    return isinstance(value, str) and os.path.isabs(os.path.expanduser(value.strip("'\"")))
+    """Whether a value, or one within a list, names a folder or a file by where it is on this machine."""
+    parts = re.split(r"[\s\[\]{}:,'\"]+", str(value))
+    return any(os.path.isabs(os.path.expanduser(part)) for part in parts)
 
 
 _ONE_AT_A_TIME = threading.Lock()

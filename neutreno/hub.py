@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,17 +107,26 @@ def write(
     write_text(folder / CARD, card)
 
 
-def upload(folder: str | Path, repo_id: str, message: str, private: bool | None, token: str | None) -> str:
+def upload(
+    write_into: Callable[[str, str], None], repo_id: str, message: str, private: bool | None, token: str | None
+) -> str:
     """Push the files to a repository of models, which is made where there is none; gives the address of the commit.
 
+    Args:
+        write_into: writes them into a folder; is given that and the repository's whole name, which the hub completes.
+
     Raises:
-        InputError: says what the hub said.
+        InputError: says what the hub said; or as ``write_into`` says.
     """
     try:
         hub = HfApi(token=token, library_name="neutreno")
         found = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        how = {"folder_path": folder, "allow_patterns": list(FILES), "commit_message": message}
-        return str(hub.upload_folder(repo_id=found, **how).commit_url)
+        with tempfile.TemporaryDirectory() as folder:
+            write_into(folder, found)
+            how = {"folder_path": folder, "allow_patterns": list(FILES), "commit_message": message}
+            return str(hub.upload_folder(repo_id=found, **how).commit_url)
+    except InputError:
+        raise
     except Exception as error:  # no network, no token, a name that is none: exceptions differ by cause
         said = one_line(next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]
         hint = "`hf auth login` or token=… lets you write; run.save_pretrained(FOLDER) writes the same files here"
@@ -157,6 +167,7 @@ def from_pretrained(
     trust = [trust] if isinstance(trust, str) else trust
     with as_started(), torch.random.fork_rng(devices=[]):
         model = _built(config["model"], config["model_arguments"] | given, trust, folder / CONFIG)
+        _check_types(model, weights, folder / WEIGHTS)
         load_strictly(model, weights, folder / WEIGHTS)
         return Pretrained(str(source), model.to(where).eval(), config)
 
@@ -196,7 +207,7 @@ def _built(node: dict[str, Any], arguments: dict[str, Any], trust: Sequence[str]
     """The network of a config, which is anybody's, after the checks of one in a run folder.
 
     Raises:
-        InputError: it names what is not trusted, or takes no such arguments.
+        InputError: it names what is not trusted, takes no such arguments, or makes no network.
     """
     try:
         check_trusted(node, trust, "model")
@@ -207,9 +218,33 @@ def _built(node: dict[str, Any], arguments: dict[str, Any], trust: Sequence[str]
                 raise InputError(f"model_arguments.{name} is nothing that data gives this model; refused")
             if problem := option.problem(value, f"model_arguments.{name}"):
                 raise InputError(one_line(problem))
-        return build_trusted(node, trust, "model", **arguments)
+        return _constructed(node, arguments, trust)
     except InputError as error:
         raise InputError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+
+
+def _constructed(node: dict[str, Any], arguments: dict[str, Any], trust: Sequence[str]) -> nn.Module:
+    try:
+        model = build_trusted(node, trust, "model", **arguments)
+    except InputError:
+        raise
+    except Exception as error:  # values that fit each option alone: a constructor's exceptions differ by its class
+        said = one_line(f"{type(error).__name__}: {error}")[:300]
+        raise InputError(f"model cannot be built as it says ({said})") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}, not a network")
+    return model
+
+
+def _check_types(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    """Refuse tensors that loading would convert, and so change: those that are written have the network's types.
+
+    Raises:
+        InputError: names one.
+    """
+    for name, own in model.state_dict().items():
+        if name in weights and weights[name].dtype != own.dtype:
+            raise InputError(f"{file} has {name} as {weights[name].dtype}, the network as {own.dtype}; refused")
 
 
 def _digest(config: dict[str, Any]) -> str:

@@ -317,6 +317,6 @@ class ImageClassification(ClassificationData):
 
 
 def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
-    """Keep so many bits of a pixel. At its largest magnitude RandAugment keeps none, which makes the image black;
-    Pillow 13 refuses what earlier ones did, and timm's own function with it."""
-    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+    """Keep so many bits of a pixel. At large magnitudes RandAugment keeps none, or fewer (``mmax`` beyond 10), which
+    makes the image black; Pillow 13 refuses what earlier ones did, and timm's own function with it."""
+    return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else Image.new(image.mode, image.size)

@@ -19,6 +19,7 @@ import timm
 import torch
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
 from support import TINY, assert_one_line_error, result, run_forked, train
 from support.graphs import GRAPH
 from support.same_run import assert_same_run, load
@@ -355,6 +356,15 @@ def test_a_record_that_was_edited_does_not_pass_neutreno_off_as_softmax(copied, 
     edit(copied / "result.json", axes=axes)
     with pytest.raises(InputError, match="gives other logits"):
         neutreno.load_run(copied).export(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, float64])
+def test_a_callers_mode_and_default_type_change_no_export(mode, finished, tmp_path):
+    run = neutreno.load_run(finished)
+    with mode(), pytest.warns(UserWarning, match="gives up"):
+        run.export(tmp_path / "w.safetensors", without_variants=True)
+    written, expected = load_file(tmp_path / "w.safetensors"), run.model.state_dict()
+    assert {name: value.dtype for name, value in written.items()} == dict.fromkeys(expected, torch.float32)
 
 
 @pytest.mark.parametrize("format", ["onnx", "hf"])

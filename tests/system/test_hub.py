@@ -82,6 +82,13 @@ def rewrite(folder, sign=True, **changes):
         save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", said)
 
 
+def retype(folder, dtype):
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        said = file.metadata()
+    tensors = {name: value.to(dtype) for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", said)
+
+
 def refused(folder, said, **how):
     with pytest.raises(InputError, match=said) as error:
         neutreno.from_pretrained(folder, **how)
@@ -164,6 +171,11 @@ def test_what_was_loaded_in_inference_mode_can_be_trained(written):
         (lambda f: rewrite(f, model__depth=3), r"do not fit the model: missing: blocks\.2"),
         (lambda f: rewrite(f, model__depth="3"), r"model\.depth='3' should be a valid integer"),
         (lambda f: rewrite(f, model__dept=3), r"no key model\.dept"),
+        (lambda f: rewrite(f, model___partial_=True), "not a network"),
+        (lambda f: rewrite(f, model__attention___partial_=False), r"cannot be built as it says \(TypeError"),
+        (lambda f: rewrite(f, model__init_std=0), r"cannot be built as it says \(ZeroDivisionError"),
+        (lambda f: retype(f, torch.int8), r"has cls_token as torch\.int8, the network as torch\.float32"),
+        (lambda f: retype(f, torch.complex64), r"has cls_token as torch\.complex64"),
         (lambda f: os.truncate(f / "model.safetensors", 20_000), "is not a readable checkpoint"),
         (lambda f: save_file({"a": torch.ones(1)}, f / "model.safetensors"), "was written with"),
     ],
@@ -227,6 +239,16 @@ def test_no_place_on_this_machine_is_written(image_folders, trained, cwd, tmp_pa
     assert neutreno.from_pretrained(tmp_path / "pushed").model.head.out_features == 2
 
 
+def test_a_place_within_a_list_is_not_written_either(trained, tmp_path):
+    moved = shutil.copytree(trained("vit").path, tmp_path / "moved")
+    record = json.loads((moved / "result.json").read_text())
+    record["overrides"] += ["+data.folders=[/home/me,b]", "+data.by={a: ~/mine}", "+data.at=file:///home/me"]
+    (moved / "result.json").write_text(json.dumps(record))
+    neutreno.load_run(moved).save_pretrained(tmp_path / "pushed")
+    card = (tmp_path / "pushed/README.md").read_text()
+    assert "attention.lam=0.4" in card and "/home/me" not in card and "mine" not in card
+
+
 def test_a_file_that_is_there_is_never_replaced(trained, tmp_path):
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(InputError, match=r"holds README\.md already"):
@@ -272,7 +294,7 @@ def test_a_push_makes_a_repository_of_the_files_that_load(trained, monkeypatch, 
     net = neutreno.from_pretrained("me/deit", revision="v1")
     assert (fetched["name"], fetched["revision"], fetched["allow_patterns"]) == ("me/deit", "v1", [*hub.FILES])
     assert torch.equal(net.model.head.weight, trained("vit").model.head.weight)
-    assert "neutreno.from_pretrained('deit')" in (there.into / "README.md").read_text()
+    assert "neutreno.from_pretrained('me/deit')" in (there.into / "README.md").read_text()
 
 
 def test_a_push_that_the_hub_refuses_is_one_line(trained, monkeypatch, tmp_path):

@@ -187,12 +187,15 @@ def test_transforms_give_normalised_tensors(image_folders):
     assert data.eval_transform()(data.splits["train"][0][0]).abs().max() <= 1
 
 
-@pytest.mark.parametrize("magnitude, bits", [(10, 0), (9, 1), (5, 2), (0, 4)])
-def test_every_magnitude_of_randaugment_posterizes(image_folders, magnitude, bits):
-    data = images(image_folders, augment={"auto_augment": f"rand-m{magnitude}-inc1"})
+@pytest.mark.parametrize(
+    "words, bits",
+    [("m10-inc1", 0), ("m9-inc1", 1), ("m5-inc1", 2), ("m0-inc1", 4), ("m15-mmax20-inc1", 0), ("m30-mmax30", 8)],
+)
+def test_every_magnitude_of_randaugment_posterizes(image_folders, words, bits):
+    data = images(image_folders, augment={"auto_augment": f"rand-{words}"})
     data.setup()
     operations = next(part for part in data.train_transform().transforms if hasattr(part, "ops")).ops
-    posterize = next(operation for operation in operations if operation.name == "PosterizeIncreasing")
+    posterize = next(operation for operation in operations if operation.name.startswith("Posterize"))
     posterize.prob = 1.0
     image = make_image(3, 16)
     assert np.array_equal(posterize(image), np.asarray(image) & (256 - 2 ** (8 - bits)))

@@ -142,6 +142,7 @@ def fit(
 ) -> None:
     """Train, evaluate and record; an error is recorded, too, before it goes on its way."""
     config, settings = composed.config, composed.settings
+    console.doing("preparing the training")
     probe, timer = OversmoothingProbe(run.path, **settings["probe"]), Timer(verbose=False)
     described = results.describe_run(composed, type(task))
     loggers, checkpoints = loggers_of(run, settings, described), AtomicCheckpointIO()

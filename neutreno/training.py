@@ -95,6 +95,7 @@ def _train(composed: Composed) -> Path:
         console.doing("measuring some steps")
         preflight(config, task, data, plugins)
     else:
+        console.doing("preparing the training")
         fit(composed, run, resume_from, data, task, plugins)
     return run.path
 
@@ -142,7 +143,6 @@ def fit(
 ) -> None:
     """Train, evaluate and record; an error is recorded, too, before it goes on its way."""
     config, settings = composed.config, composed.settings
-    console.doing("preparing the training")
     probe, timer = OversmoothingProbe(run.path, **settings["probe"]), Timer(verbose=False)
     described = results.describe_run(composed, type(task))
     loggers, checkpoints = loggers_of(run, settings, described), AtomicCheckpointIO()

@@ -120,8 +120,11 @@ def heartbeat(every_s: float) -> Iterator[None]:
             now = time.monotonic()
             if _doing.what and now - _doing.said >= every_s:
                 how_long = f"{_doing.what} for {tqdm.format_interval(now - _doing.since)}"
-                with tqdm.external_write_mode():  # a bar makes room
-                    print(", ".join(filter(None, [how_long, _doing.of])), flush=True)
+                try:
+                    with tqdm.external_write_mode():  # a bar makes room
+                        print(", ".join(filter(None, [how_long, _doing.of])), flush=True)
+                except (OSError, ValueError):  # nobody reads along, or no space: the run itself will say so
+                    return
                 said()
 
     _doing.what = ""

@@ -97,18 +97,19 @@ def summary(run: Path, shown: Callable[[str, float], tuple[str, str]]) -> str:
     """
     result = read_result(run)
     minutes, seconds = divmod(round(result["wall_clock_s"]), 60)
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[str, dict[str, str]] = {}  # by name: two metrics may have one title
     for name, value in result["metrics"].items():
         prefix = next(prefix for prefix in ("best/", "ema/", "") if name.startswith(prefix))
         if not name.endswith("loss"):
-            title, text = shown(name.removeprefix(prefix), value)
-            rows.setdefault(title, {})[prefix] = text
+            title, text = shown(own := name.removeprefix(prefix), value)
+            rows.setdefault(own, {"title": title})[prefix] = text
     for name, step in result.get("within", {}).items():
         if name not in result["metrics"]:
-            rows[shown(name, step)[0]] = {"": f"not within {step:,.0f}"}
+            row = rows.setdefault(name, {"title": shown(name, step)[0]})
+            row[""] = f"not within {step:,.0f}"
     kinds = [prefix for prefix in WEIGHTS if any(prefix in row for row in rows.values())]
     lines = [f"\n{result['name']}: {result['steps']:,} steps in {minutes}:{seconds:02d}\n"]
-    cells = [[title, *(row.get(prefix, "") for prefix in kinds)] for title, row in rows.items()]
+    cells = [[row["title"], *(row.get(prefix, "") for prefix in kinds)] for row in rows.values()]
     lines += [_aligned(cells, ["", *(WEIGHTS[prefix] for prefix in kinds)])]
     similar = {
         label: [similarity[min(1, len(similarity) - 1)], similarity[-1]]

@@ -95,6 +95,7 @@ def _train(composed: Composed) -> Path:
         console.doing("measuring some steps")
         preflight(config, task, data, plugins)
     else:
+        console.doing("preparing the training")
         fit(composed, run, resume_from, data, task, plugins)
     return run.path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class RunProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
         self._started = self._line = time.monotonic()
-        self._loss: torch.Tensor | None = None  # of the last step
+        self._loss: torch.Tensor | None = None  # of the last batch
         self._first, self._total = trainer.global_step, trainer.datamodule.planned_steps
         console.doing("training")
         if trainer.is_global_zero and sys.stderr.isatty():
@@ -47,7 +48,9 @@ class RunProgress(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, task: LightningModule, outputs, batch, batch_idx: int) -> None:
         if not trainer.is_global_zero:
             return
-        self._loss = outputs["loss"]
+        console.said()  # steps go on; their line follows
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None  # None: a task that left the batch out
+        self._loss = None if loss is None else loss * trainer.accumulate_grad_batches  # by which Lightning divides it
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
         if time.monotonic() - self._line > (self.line_every_s if self._bar is None else BAR_EVERY_S):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str]) -> int | None:
         raise InputError(f"{' '.join(fixed)}: the table sets it for every run; leave it out")
     if not a.dry_run:
         announce(f"table {a.table}: checking {len(table.rows) * len(seeds)} runs")
-    with console.heartbeat(LINE_EVERY_S):
+    with nullcontext() if a.dry_run else console.heartbeat(LINE_EVERY_S):  # the plan's lines stand alone
         console.doing("checking the runs")
         jobs, config = plan_runs(table, seeds, a.overrides)
     first = unfinished_elsewhere(table, seeds, a.overrides)

@@ -63,6 +63,9 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
         yield _unresolved(error, composed)
         return
     own = options_of(SCHEMAS[schema])
+    if missing := [name for name, option in own.items() if option.required and name not in settings]:
+        yield from (f"{name} is missing, which every config has; leave ~{name} out" for name in missing)
+        return
     if problem := own["variants"].problem(settings.get("variants"), "variants"):
         yield problem  # else every axis would be a key that nothing takes
         return

@@ -32,7 +32,8 @@ def comments(text: str) -> Iterator[tuple[str, str | None]]:
 
     def walk(node: yaml.Node, start: str) -> Iterator[tuple[str, str | None]]:
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            in_block = isinstance(value, yaml.CollectionNode) and not value.flow_style
+            text_block = isinstance(value, yaml.ScalarNode) and value.style in ("|", ">")  # ends where the next key is
+            in_block = text_block or (isinstance(value, yaml.CollectionNode) and not value.flow_style)
             mark = value.end_mark if not in_block and value.end_mark.line >= key.end_mark.line else key.end_mark
             found = re.search(r"\s#\s*(.+)", lines[mark.line][mark.column :])
             yield f"{start}{key.value}", found.group(1) if found else None
@@ -48,7 +49,7 @@ def listed(config: DictConfig, said: dict[str, str]) -> Iterator[tuple[str, str,
     def walk(node: dict[str, Any], start: str) -> Iterator[tuple[str, str, str]]:
         for name, value in node.items():
             key = f"{start}{name}"
-            if name.startswith("_"):
+            if str(name).startswith("_"):
                 continue
             if isinstance(value, dict) and any(k.startswith(f"{key}.") for k in said):
                 yield key, value.get("_target_", ""), said.get(key, "")

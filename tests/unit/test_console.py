@@ -1,6 +1,8 @@
 """What is said while nothing else is: never minutes without a line."""
 
 import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -32,6 +34,22 @@ def test_nothing_is_said_where_something_else_just_was(capsys):
             time.sleep(0.05)
             console.said()
     assert not capsys.readouterr().out
+
+
+def test_a_reader_who_leaves_does_not_end_the_wait_in_a_traceback():
+    program = """
+import time
+from neutreno import console
+
+print("first", flush=True)
+with console.heartbeat(1):
+    console.doing("waiting")
+    time.sleep(2)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"first\n"
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
 
 
 def test_other_processes_of_a_run_stay_silent(capsys, quick, monkeypatch):

@@ -170,6 +170,11 @@ def test_names_hold_what_a_run_is_and_not_how_it_is_executed():
     assert default_name(timm) == "cifar10-timm_resnet18.a1_in1k-seed0"
 
 
+@pytest.mark.parametrize("name", ["model", "progress", "logger", "expected"])
+def test_a_section_that_was_removed_is_named(name):
+    assert problems_of(compose([f"~{name}"])) == [f"{name} is missing, which every config has; leave ~{name} out"]
+
+
 @pytest.mark.parametrize(("target", "name"), [("ExclusiveAttention", "xsa"), ("Variant", "neutreno.attention.Variant")])
 def test_the_class_that_is_built_is_named_and_not_the_option_that_was_typed(target, name):
     """By the option that builds it, if there is one."""

@@ -1,6 +1,7 @@
 """What --help says of each key: the comments of the config files that set it."""
 
 import pytest
+from omegaconf import OmegaConf
 from support import ROOT
 
 from neutreno.cli.hydra_main import help_text
@@ -16,11 +17,17 @@ d:  # a section
   e: null # near
   f:
   - x  # of the item, not of the key
+g: |  # of a text
+  some # text
+h: >
+  more text
+i: 2  # two
 """
 
 
 def test_a_comment_belongs_to_the_key_on_whose_line_it_ends():
     found = {"a": "one", "b": None, "c": "of several lines", "d": "a section", "d.e": "near", "d.f": None}
+    found |= {"g": "of a text", "h": None, "i": "two"}
     assert dict(comments(FILE)) == found
 
 
@@ -52,6 +59,16 @@ def test_comments_of_a_package_outside_this_one_are_shown(tmp_path):
     file.write_text("_target_: mine.Attention\n_partial_: true\nlam: null  # λ̃\npower: 2  # how strong\n")
     text = help_text("train", ["model=deit", "attention=mine"], [str(tmp_path)])
     assert "  attention.power=2             how strong\n" in text
+
+
+def test_keys_that_are_numbers_are_listed_too():
+    config = OmegaConf.create({"data": {"names": {0: "zero", 1: "one"}}})
+    said = {"data.names": "of the labels", "data.names.0": "nought"}
+    assert [*listed(config, said)][1:] == [
+        ("data.names", "", "of the labels"),
+        ("data.names.0=", "zero", "nought"),
+        ("data.names.1=", "one", ""),
+    ]
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])

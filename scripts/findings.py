@@ -233,6 +233,7 @@ SCORES = {
     "test/ppl": "test perplexity",
     "best/test/accuracy": "test accuracy, %",
     "test/top1": "test top-1, %",
+    COSINE: "cosine, last layer",
 }
 
 
@@ -283,6 +284,19 @@ TABLES = {
                 "pre-norm − the term, each at its best rate": ("pre-norm 3e-3", "neutreno 3e-3"),
             }.items()
         }
+    ),
+    "digits": Contrasts(
+        {
+            f"the term − softmax, {depth} layers, {said}": (
+                "digits_depth",
+                score,
+                f"neutreno depth {depth}",
+                f"softmax depth {depth}",
+            )
+            for depth in (12, 24, 48)
+            for said, score in {"accuracy": "test/top1", "similarity": COSINE}.items()
+        },
+        digits=2,
     ),
     **{
         f"graph_{depth}": Table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -34,10 +34,10 @@ CASES = {  # a network and its batch
 }
 
 
-def bench_term(repeats: int) -> list[tuple[str, str]]:
+def bench_term(repeats: int) -> Iterator[tuple[str, str]]:
     if benchmarks.DEVICE.type != "cpu":
-        return [("the fidelity term's CPU time", "measured on the CPU only")]
-    rows = []
+        yield "the fidelity term's CPU time", "measured on the CPU only"
+        return
     for name, (network, shape) in CASES.items():
         images = torch.randn(*shape)
 
@@ -47,5 +47,4 @@ def bench_term(repeats: int) -> list[tuple[str, str]]:
         softmax = step(SoftmaxAttention)
         for kind, rule in {"the term": NeutrenoAttention, "the term by its formula": PlainTerm}.items():
             found = cpu_ratio(step(partial(rule, lam=0.6)), softmax, repeats)
-            rows.append((f"CPU time of a training step, {name}: softmax's over that with {kind}", found))
-    return rows
+            yield f"CPU time of a training step, {name}: softmax's over that with {kind}", found

@@ -5,7 +5,7 @@
     neutreno figures outputs/digits-* --metric effective_rank
     neutreno figures outputs/cora-* --by model.depth --score best/test/accuracy
     neutreno figures outputs/python_docs-* --over-steps
-    neutreno figures outputs/digits-* --highlight contranorm,layerscale --width 3.25 --font serif
+    neutreno figures outputs/digits-* --highlight gfsa --width 3.25
 
 With --by over a setting instead: the runs' score, and the metric after the last layer, a line per method. With
 --over-steps over layers and steps, a heat map per row, with the training loss beside it (probe.at_steps=[…]).

@@ -32,7 +32,7 @@ from neutreno.oversmoothing.metrics import (
 from neutreno.oversmoothing.probe import OversmoothingProbe
 from neutreno.oversmoothing.profile import profile
 from neutreno.oversmoothing.recorder import tokens_of
-from neutreno.reports.layers import curve
+from neutreno.reports.layers import curve, logged_name
 
 
 def plain_cosine(x):
@@ -409,8 +409,9 @@ def test_probe_profile_and_energies_give_the_same_numbers_of_the_same_network(tm
     trainer = SimpleNamespace(
         is_global_zero=True, global_step=3, datamodule=SimpleNamespace(probe_samples=lambda n: samples)
     )
-    logged = {}
-    probe._measure(trainer, SimpleNamespace(measured=model, log_now=logged.update), "initial", 0)
+    handed_on = []
+    probe._measure(trainer, SimpleNamespace(measured=model, log_layers=handed_on.extend), "initial", 0)
+    logged = {logged_name(row, "blocks"): row["mean"] for row in handed_on}
 
     def rows(table):
         return {(r["stack"], r["metric"], r["subset"], r["layer"]): (r["mean"], r["sd"], r["samples"]) for r in table}

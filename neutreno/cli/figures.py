@@ -48,7 +48,9 @@ def main(arguments: Sequence[str]) -> None:
         check_number("--width", arguments.width, 1.5, 40)
     from neutreno.reports.comparison import group_runs
     from neutreno.reports.course import course_of
-    from neutreno.reports.figures import Look, in_font, plot_courses, plot_panels
+    from neutreno.reports.drawing import in_font
+    from neutreno.reports.figures import plot_courses
+    from neutreno.reports.lines import Look, plot_panels
     from neutreno.reports.panels import lines_of, panels_of, scale_of
     from neutreno.reports.reading import read_runs
 

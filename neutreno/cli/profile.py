@@ -188,7 +188,8 @@ def main(arguments: Sequence[str]) -> None:
     from neutreno.oversmoothing.convert import convert
     from neutreno.oversmoothing.metrics import named_metrics
     from neutreno.oversmoothing.profile import profile
-    from neutreno.reports.figures import in_font, plot_profile
+    from neutreno.reports.drawing import in_font
+    from neutreno.reports.figures import plot_profile
 
     metrics = arguments.metrics.split(",")
     named_metrics(metrics, "--metrics")

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
     given = {name: value for name in DEFAULTS if (value := getattr(arguments, name)) is not None}
     if arguments.runs and given:
         raise InputError(f"--{min(given)} is of the descent of random tokens; leave it out beside a run folder")
-    from neutreno.reports.figures import in_font
+    from neutreno.reports.drawing import in_font
 
     with in_font(arguments.font):
         if arguments.runs:

@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from neutreno.errors import InputError
 from neutreno.reports.comparison import Group, lines_by, number_compared
-from neutreno.reports.figures import SIMILARITY, Line, Panel
 from neutreno.reports.layers import LARGEST, LAYERS, part_of, stacks_of, title_of
 from neutreno.reports.reading import Run
 from neutreno.reports.styles import method_of
 from neutreno.variants import words
+
+SIMILARITY = "cosine similarity between tokens"
+
+
+@dataclass
+class Line:
+    """A row's line in a panel: mean over seeds, NaN ``sd`` for a single one.
+
+    Args:
+        method: by which it is drawn, see :mod:`neutreno.reports.styles`.
+        number: by which rows of one method are told apart.
+    """
+
+    label: str
+    method: str
+    x: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
+    number: float | None = None
+
+
+@dataclass
+class Panel:
+    """What a panel shows; ``largest`` is what its metric can be at most, ``ticks`` where x has values alone."""
+
+    lines: list[Line]
+    xlabel: str
+    ylabel: str
+    title: str = ""
+    largest: float | None = None
+    ticks: Sequence[float] | None = None
 
 
 def stacks_in(groups: Sequence[Group]) -> dict[str, str]:

@@ -14,8 +14,8 @@ from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
 from neutreno.files import replacing
+from neutreno.reports.drawing import INK, PAGE, PALE, STYLE, heading, plain, save, subplots
 from neutreno.reports.escaping import csv_text
-from neutreno.reports.figures import INK, PAGE, PALE, STYLE, heading, plain, save, subplots
 
 IN_A_COLUMN = 50  # bars
 IN_THE_LEGEND = 24

@@ -6,19 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from neutreno.reports.drawing import GREY, PAGE, STYLE, keep_within, number_scale, plain, plt, save_both, subplots
 from neutreno.reports.escaping import markdown_table
-from neutreno.reports.figures import (
-    GREY,
-    PAGE,
-    STYLE,
-    by_layer,
-    keep_within,
-    number_scale,
-    plain,
-    plt,
-    save_both,
-    subplots,
-)
+from neutreno.reports.figures import by_layer
 from neutreno.reports.layers import LARGEST, part_of, wide
 from neutreno.reports.styles import styles_of
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from kit.page import where
 from kit.supervise import NAME
-from neutreno.reports.figures import GREY, STYLE, heading, save, subplots
+from neutreno.reports.drawing import GREY, STYLE, heading, save, subplots
 from neutreno.reports.styles import styles_of
 
 RATIO = "ratio of speeds (median and quartiles); above 1, the first is faster"

@@ -19,24 +19,25 @@ def findings(monkeypatch, tmp_path):
     """The script, which reads and writes a copy of what it would in docs."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import findings
+    import studies
 
     docs = tmp_path / "docs"
     shutil.copytree(ROOT / "docs/data", docs / "data")
     shutil.copy(ROOT / "docs/findings.md", docs)
     (docs / "figures").mkdir()
-    monkeypatch.setattr(findings, "DOCS", docs)
+    monkeypatch.setattr(studies, "DOCS", docs)
     monkeypatch.setattr(sys, "argv", ["findings.py"])
     return findings
 
 
 def test_every_table_of_the_findings_is_what_its_data_give_and_every_figure_is_drawn(findings):
-    page = findings.DOCS / "findings.md"
+    page = findings.studies.DOCS / "findings.md"
     written = page.read_text()
     assert set(re.findall(r"<!-- table: (\S+) -->", written)) == {*findings.TABLES}
     page.write_text(re.sub(r"(?<=-->\n)\|.*?(?=<!-- end)", "", written, flags=re.DOTALL))
     findings.main()
     assert page.read_text() == written
-    drawn = {file.name for file in (findings.DOCS / "figures").iterdir()}
+    drawn = {file.name for file in (findings.studies.DOCS / "figures").iterdir()}
     assert drawn == {f"{name}.{kind}" for name in findings.FIGURES for kind in ("pdf", "png")}
     assert {f"{name}.png" for name in findings.FIGURES} <= set(re.findall(r"\(figures/(\S+?)\)", written))
     assert all((ROOT / "docs/figures" / name).exists() for name in drawn)

@@ -5,8 +5,10 @@ import pytest
 from matplotlib.colors import to_hex
 
 from neutreno.errors import InputError
-from neutreno.reports import figures
-from neutreno.reports.figures import FEW, Line, Look, Panel, in_font, plain, plot_panels
+from neutreno.reports import lines
+from neutreno.reports.drawing import PALE, in_font, plain
+from neutreno.reports.lines import FEW, Look, plot_panels
+from neutreno.reports.panels import Line, Panel
 from neutreno.reports.styles import BASELINE, NEUTRENO, style_of
 
 NAMES = ["gfsa", "linear", "xsa", "laplacian", "centered", "reattention", "contranorm", "layerscale"]
@@ -22,7 +24,7 @@ def panel(methods, scale=0.3, **more):
 @pytest.fixture
 def drawn(monkeypatch):
     """``drawn(panels, look)``: the figure, which is not written."""
-    monkeypatch.setattr(figures, "save_both", lambda figure, prefix: figure)
+    monkeypatch.setattr(lines, "save_both", lambda figure, prefix: figure)
     return lambda panels, **look: plot_panels(panels, "", Look(**look))
 
 
@@ -106,14 +108,14 @@ def test_many_rows_have_a_panel_each_with_the_baseline_and_the_others_behind(dra
     for axis, name in zip(figure.axes, NAMES, strict=True):
         colours = [colour_of(line) for line in axis.lines]
         assert colours.count(style_of(name).colour["light"]) == 1
-        assert colours.count(figures.PALE) == len(NAMES) - 1 and style_of(BASELINE).colour["light"] in colours
+        assert colours.count(PALE) == len(NAMES) - 1 and style_of(BASELINE).colour["light"] in colours
     assert [text.get_text() for text in figure.legends[0].texts] == [BASELINE, "all others"]
 
 
 def test_what_is_highlighted_and_the_baseline_stand_on_the_others_in_grey(drawn):
     figure = drawn([panel([BASELINE, *NAMES])], highlight=["xsa", "gfsa"])
     colours = [colour_of(line) for line in figure.axes[0].lines]
-    assert colours.count(figures.PALE) == len(NAMES) - 2
+    assert colours.count(PALE) == len(NAMES) - 2
     assert {style_of(name).colour["light"] for name in (BASELINE, "xsa", "gfsa")} <= {*colours}
     assert [text.get_text() for text in figure.legends[0].texts] == [BASELINE, "gfsa", "xsa", "6 others"]
 

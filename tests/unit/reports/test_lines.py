@@ -8,7 +8,7 @@ from support import make_run
 
 from neutreno.errors import InputError
 from neutreno.reports.comparison import group_runs
-from neutreno.reports.figures import plot_panels
+from neutreno.reports.lines import plot_panels
 from neutreno.reports.panels import lines_of
 from neutreno.reports.reading import read_runs
 

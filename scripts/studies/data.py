@@ -1,0 +1,106 @@
+"""docs/data: collected from runs, and read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import studies
+from neutreno.errors import InputError
+from neutreno.files import replacing
+from neutreno.records import ALL
+from neutreno.reports.comparison import Times
+from neutreno.reports.course import LOSS, layers_over_steps, training_curves
+from neutreno.reports.reading import Run, read_runs
+from neutreno.tablefiles import read_table
+from studies import LOST
+
+
+def collect(name: str, folders: Sequence[str]) -> None:
+    """docs/data/NAME.csv of the finished runs that were started for a row of the table.
+
+    Raises:
+        InputError: there are none.
+    """
+    table = read_table(name)
+    place = {table.origin(label): number for number, label in enumerate(table.rows)}
+    runs = [run for run in read_runs(folders)[0] if run.origin in place and run.status == "finished"]
+    if not runs:
+        raise InputError(f"no finished run of {name} in {', '.join(folders)}")
+    runs.sort(key=lambda run: (place[run.origin], run.seed))
+    lines = [
+        (run.origin[1].partition("/")[2], run.seed, step, metric, value)
+        for run in runs
+        for step, metric, value in of_run(run)
+    ]
+    command = table.file.read_text().partition("\n")[0].removeprefix("# ")
+    hours = sum(run.result["wall_clock_s"] for run in runs) / 3600
+    known = {key: sorted({str(of(run.result)) for run in runs}) for key, of in PROVENANCE.items()}
+    said = [f"{key} {', '.join(values)}" for key, values in known.items()]
+    frame = pd.DataFrame(lines, columns=["row", "seed", "step", "metric", "value"])
+    with replacing(studies.DOCS / "data" / f"{name}.csv", "w") as file:
+        file.write(f"# {command}\n# {len(runs)} runs, {hours:.1f} hours in all; {'; '.join(said)}\n")
+        frame.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+
+
+PROVENANCE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "commit": lambda result: (result["git_commit"] or "unknown")[:7],
+    "hardware": lambda result: result["hardware"]["cpu"],
+    "threads": lambda result: result["hardware"]["threads"],
+    "torch": lambda result: result["versions"]["torch"],
+}
+
+
+def of_run(run: Run) -> Iterator[tuple[int, str, float | None]]:
+    """Step, metric and value: courses of layer-wise metrics and of the training loss, and the metrics at the end."""
+    for metric, by_subset in layers_over_steps(run).items():
+        yield from ((at["step"], metric, at["layers"][-1]) for at in by_subset.get(ALL, ()))
+    curves = training_curves(run.path / "metrics.csv")
+    course = pd.Series(*next((curves[name][::-1] for name in LOSS if name in curves), ([], [])), dtype=float)
+    some = course.iloc[np.linspace(0, len(course) - 1, min(31, len(course))).astype(int)]
+    yield from ((int(step), LOST, loss) for step, loss in some.items())
+    last = run.result["steps"]
+    yield from ((last, metric, value) for metric, value in run.metrics.items() if "loss" not in metric)
+    yield from ((last, event, None) for event in run.within if event not in run.metrics)
+
+
+@dataclass
+class Study:
+    """A file of docs/data: its lines, and one value per row, seed and metric, of the last step."""
+
+    lines: pd.DataFrame
+    final: pd.DataFrame = field(init=False)
+
+    def __post_init__(self) -> None:
+        last = self.lines.groupby(["row", "seed", "metric"], sort=False).last()["value"]
+        self.final = last.unstack("metric")
+
+    @classmethod
+    def read(cls, name: str) -> Study:
+        """
+        Raises:
+            InputError: it has not been collected.
+        """
+        file = studies.DOCS / "data" / f"{name}.csv"
+        if not file.exists():
+            raise InputError(f"{file} is missing: python scripts/findings.py --collect {name} FOLDER")
+        return cls(pd.read_csv(file, comment="#"))
+
+    def values(self, row: str, metric: str) -> pd.Series:
+        """By seed; without what is missing."""
+        return self.final.loc[row, metric].dropna()
+
+    def times(self, row: str, metric: str) -> Times:
+        """To an event, one per seed; where it did not come, the last step."""
+        known = self.final.loc[row, metric]
+        last = self.lines[self.lines["row"] == row].groupby("seed")["step"].max()
+        return Times(known.fillna(last).to_numpy(), known.notna().to_numpy())
+
+    def course(self, row: str, metric: str) -> pd.DataFrame:
+        """(steps, seeds)"""
+        chosen = self.lines[(self.lines["row"] == row) & (self.lines["metric"] == metric)]
+        return chosen.pivot_table(index="step", columns="seed", values="value")

@@ -1,0 +1,86 @@
+"""The figures of docs/findings.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from neutreno.reports.drawing import GREY, INK, PAGE, plain, subplots
+from neutreno.reports.styles import BASELINE, NEUTRENO, style_of
+from studies import COSINE, LOST
+from studies.data import Study
+from studies.tables import Table
+
+
+def draw_collapse(read: Callable[[str], Study]) -> Figure:
+    """The two collapses, with and without the term: text over the steps of training, a graph over depth."""
+    text = read("collapse")
+    figure, axes = subplots(1, 4, figsize=(PAGE, 2.1))
+    drawn = {
+        BASELINE: "softmax attention, plain GCN",
+        NEUTRENO: "with the fidelity term (text: λ̃ = 0.4, graph: λ̃ = 0.6)",
+    }
+    panels = {COSINE: "text: cosine of tokens", LOST: "text: training loss"}
+    for panel, (metric, title) in zip(axes[:2], panels.items(), strict=True):
+        for row, method in {"softmax": BASELINE, "neutreno": NEUTRENO}.items():
+            draw_course(panel, text.course(row, metric), method)
+        panel.set(xlabel="optimizer step", title=title)
+    depth, fidelity = read("graph_depth"), read("graph_fidelity")
+    arms = {BASELINE: ("none", "plain"), NEUTRENO: ("neutreno", "neutreno")}
+    panels = {"group_distance_ratio": "graph: distance ratio", "best/test/accuracy": "graph: accuracy, %"}
+    for panel, (metric, title) in zip(axes[2:], panels.items(), strict=True):
+        for method, (row, other) in arms.items():
+            found = {layers: (depth, f"{layers} {row}") for layers in (2, 8, 32)}
+            found |= {layers: (fidelity, f"{layers} {other}") for layers in (15, 30)}
+            found = {k: study.values(name, metric) for k, (study, name) in found.items() if name in study.final.index}
+            draw_means(panel, dict(sorted(found.items())), method)
+        panel.set(xlabel="layers", title=title, ylim=(0, None))
+    lines = [Line2D([], [], **style_of(method).drawn) for method in drawn]
+    figure.legend(lines, [plain(said) for said in drawn.values()], loc="outside lower center", ncols=2)
+    return figure
+
+
+def draw_course(panel, values: pd.DataFrame, method: str) -> None:
+    """Each seed as a thin line, their mean as a thick one."""
+    style = style_of(method).drawn | {"marker": ""}
+    panel.plot(values.index, values, alpha=0.35, lw=0.6, **style)
+    panel.plot(values.index, values.mean(axis=1), lw=1.6, **style)
+
+
+def draw_means(panel, values: dict[int, pd.Series], method: str) -> None:
+    """Each seed as a dot, and their means joined."""
+    style = style_of(method).drawn
+    for at, found in values.items():
+        panel.plot(np.full(len(found), at), found, alpha=0.35, **style | {"markersize": 2, "linestyle": ""})
+    panel.plot([*values], [found.mean() for found in values.values()], lw=1.6, **style)
+
+
+def draw_arms(study: Study, tables: dict[str, Table], columns: dict[str, str]) -> Figure:
+    """A line per row of each table and a panel per metric: every seed, and the mean."""
+    rows = [(title, label, row) for title, table in tables.items() for label, row in table.rows.items()]
+    places = [number + 0.8 * [*tables].index(title) for number, (title, *_) in enumerate(rows)]
+    size = (PAGE, 0.5 + 0.16 * places[-1])
+    figure, axes = subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
+    for panel, (metric, title) in zip(axes[0], columns.items(), strict=True):
+        for place, (*_, row) in zip(places, rows, strict=True):
+            values = study.values(row, metric)
+            panel.plot(values, np.full(len(values), place), "o", ms=2.5, color=GREY, alpha=0.6)
+            panel.plot(values.mean(), place, "|", ms=8, mew=1.8, color=INK)
+        panel.set_title(title)
+    axes[0, 0].set_yticks(places, labels=[plain(f"{title}{label}") for title, label, _ in rows])
+    axes[0, 0].invert_yaxis()
+    return figure
+
+
+def draw_graph_arms(read: Callable[[str], Study], tables: dict[str, Table]) -> Figure:
+    """Of the graph study's ``tables``, by what is said before their rows."""
+    columns = {
+        "best/test/accuracy": "test accuracy, %",
+        COSINE: "cosine, last layer",
+        "group_distance_ratio": "group distance ratio",
+    }
+    return draw_arms(read("graph_fidelity"), tables, columns)

@@ -251,6 +251,8 @@ def train(*words: str, **keys: Any) -> Run:
     as_typed = {
         key: value if isinstance(value, str) else json.dumps(value, default=_plain) for key, value in keys.items()
     }
+    if odd := [word for word in words if not isinstance(word, str)]:
+        raise InputError(f"neutreno.train takes words, 'KEY=VALUE', and no {type(odd[0]).__name__}: {odd[0]!r:.60}")
     words = (*words, *(f"{key}={value}" for key, value in as_typed.items()))
     if odd := hydra_main.of_hydra(hydra_main.split_config_dirs(words)[0]):
         raise InputError(f"{odd[0]} belongs to the command line; neutreno.train takes KEY=VALUE, and makes one run")

@@ -44,7 +44,7 @@ def log_settings(
         titles: the metrics that runs are compared by, and what people call them.
     """
     for logger in loggers:
-        if isinstance(logger, TensorBoard):
+        if hasattr(logger, "log_comparison"):
             logger.log_comparison(told, titles)
         logger.log_hyperparams(settings)
 
@@ -57,7 +57,7 @@ def log_report(loggers: Sequence[Logger], metrics: dict[str, float], rows: list[
     """
     for logger in loggers:
         try:
-            if isinstance(logger, Wandb | TensorBoard):
+            if hasattr(logger, "log_report"):
                 logger.log_report(metrics, rows, figure)
             else:  # what any of Lightning's loggers takes
                 logger.log_metrics(metrics)

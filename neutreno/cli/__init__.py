@@ -48,15 +48,14 @@ def parser_of(name: str, description: str) -> argparse.ArgumentParser:
 
 def add_output(parser: argparse.ArgumentParser, name: str, metavar: str) -> None:
     """``--output``; :func:`output_of` says where that is."""
-    parser.add_argument("--output", metavar=metavar, help=f"default: {OUTPUTS / name}")
-    parser.set_defaults(default_output=OUTPUTS / name)
+    parser.add_argument("--output", default=str(OUTPUTS / name), metavar=metavar, help="default: %(default)s")
 
 
 def output_of(arguments: argparse.Namespace) -> str:
     """Where to write; makes the folder of the default, so that nothing lands where the command was typed."""
-    if arguments.output is None:
+    if Path(arguments.output).parent == OUTPUTS:
         make_folder(OUTPUTS)
-    return arguments.output or str(arguments.default_output)
+    return arguments.output
 
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:

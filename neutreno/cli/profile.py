@@ -6,7 +6,7 @@
     neutreno profile timm:vit_tiny_patch16_224 --random-weights       no network
     neutreno profile outputs/RUN               on the run's validation data
 
-Prints a Markdown table and writes PREFIX.csv and PREFIX.png: means over samples, bands of ± one standard deviation.
+Prints a Markdown table and writes PREFIX.csv, .pdf and .png: means over samples, bands of ± one standard deviation.
 Without data, random pixels or token ids are used. Each line of a text is a sample, truncated to --tokens tokens.
 """
 

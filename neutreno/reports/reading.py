@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -169,11 +168,15 @@ def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
 def more_to_come(folders: Sequence[str | Path]) -> bool:
     """Whether the last sweep in one of ``folders`` has runs that wait for their turn or are in progress, as far as its
     manifest says: that of a sweep which was killed may say so for ever."""
-    for folder in map(Path, folders):
-        with contextlib.suppress(
-            InputError, StopIteration, AttributeError, KeyError, TypeError
-        ):  # none, or no manifest
-            manifest = read_json(next(iter(sorted(folder.glob(".sweeps/*/manifest.json"), reverse=True))))
-            if any(run["state"] in ("waiting", "running") for run in manifest["runs"]):
-                return True
-    return False
+    return any(state in ("waiting", "running") for folder in folders for state in _states(Path(folder)))
+
+
+def _states(folder: Path) -> list[Any]:
+    """Of the runs of the last sweep in a folder; none where there is no manifest, or what is no manifest."""
+    last = max(folder.glob(".sweeps/*/manifest.json"), default=None)
+    try:
+        manifest = {} if last is None else read_json(last)
+    except InputError:  # being replaced, or damaged: the page does without it
+        return []
+    runs = manifest.get("runs") if isinstance(manifest, dict) else None
+    return [run.get("state") for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []

@@ -90,15 +90,15 @@ def style_of(method: str) -> Style:
 
 def styles_of(methods: Iterable[str]) -> list[Style]:
     """The styles of rows that are drawn together: those of one method, which differ in a number, differ in dash and
-    then in marker."""
+    marker at once, so that points are told apart as lines are."""
     found: list[Style] = []
     markers = [*MARKERS]
     for style in map(style_of, methods):
         dash, marker = DASHES.index(style.dash), markers.index(style.marker)
         others = (
-            replace(style, dash=DASHES[(dash + k) % len(DASHES)], marker=markers[(marker + m) % len(markers)])
-            for m in range(len(markers))
+            replace(style, dash=DASHES[(dash + m + k) % len(DASHES)], marker=markers[(marker + m) % len(markers)])
             for k in range(len(DASHES))
+            for m in range(len(markers))
         )
         found.append(next((other for other in others if other not in found), style))
     return found

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
-from neutreno.reports.drawing import GREY, PAGE, STYLE, keep_within, number_scale, plain, plt, save_both, subplots
+from neutreno.reports.drawing import GREY, PAGE, STYLE, keep_within, number_scale, plain, save_both, subplots
 from neutreno.reports.escaping import markdown_table
 from neutreno.reports.figures import by_layer
 from neutreno.reports.layers import LARGEST, part_of, wide

@@ -209,15 +209,6 @@ def float64():
 
 
 @pytest.fixture(scope="module")
-def cwd(tmp_path_factory):
-    """A folder to train in, and the process afterwards where it was."""
-    folder, before = tmp_path_factory.mktemp("cwd"), os.getcwd()
-    os.chdir(folder)
-    yield folder
-    os.chdir(before)
-
-
-@pytest.fixture(scope="module")
 def trained(cwd):
     return neutreno.train(*TINY, "task.ema_decay=0.9", "task.warmup_epochs=0", name="x")
 
@@ -305,6 +296,7 @@ def test_an_interrupted_call_is_recorded_and_resumed_to_the_same_run(trained, cw
 @pytest.mark.parametrize(
     "words, keys, said",
     [
+        ([["model=deit"]], {}, "takes words, .*no list"),
         ([], {"name": "x"}, "holds a finished run"),
         (["-m"], {}, "-m belongs to the command line"),
         (["--help"], {}, "--help belongs to the command line"),

@@ -35,14 +35,6 @@ SIZES = {"img_size": 8, "in_chans": 1, "patch_size": 2, "embed_dim": 16, "depth"
 
 
 @pytest.fixture(scope="module")
-def cwd(tmp_path_factory):
-    folder, before = tmp_path_factory.mktemp("cwd"), os.getcwd()
-    os.chdir(folder)
-    yield folder
-    os.chdir(before)
-
-
-@pytest.fixture(scope="module")
 def trained(cwd):
     """Trains a run of :data:`RUNS` the first time that it is asked for."""
     found = {}

@@ -86,7 +86,7 @@ def test_a_style_is_the_same_in_every_process_and_version():
 def test_rows_of_one_method_share_its_colour_and_differ_in_their_dash():
     one, two, three = styles_of([NEUTRENO] * 3)
     assert one == style_of(NEUTRENO) and one.colour == two.colour == three.colour
-    assert len({one.dash, two.dash, three.dash}) == 3
+    assert len({one.dash, two.dash, three.dash}) == len({one.marker, two.marker, three.marker}) == 3
     assert len(set(map(str, styles_of([NEUTRENO] * 20)))) == 20
 
 

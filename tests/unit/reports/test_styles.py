@@ -1,5 +1,6 @@
 """A method is drawn alike everywhere, and can be told from others and from what it is drawn on."""
 
+import functools
 from itertools import combinations
 
 import pytest
@@ -18,31 +19,15 @@ from neutreno.reports.styles import (
     style_of,
     styles_of,
 )
+from neutreno.tablefiles import read_table
+from neutreno.variants import describe
 
-LAB = [
-    "attnscale",
-    "attnscale λ̃",
-    "centered",
-    "gfsa",
-    "laplacian",
-    "linear",
-    "linear λ̃",
-    "reattention",
-    "value_residual",
-]
-LAB += ["xsa", "contranorm", "featscale", "layerscale", "neutreno λ̃ + featscale", BASELINE, NEUTRENO]
-GRAPHS = [
-    "batch",
-    "group λ",
-    "pair",
-    "neutreno λ̃ + group λ",
-    "gcnii",
-    "appnp",
-    "initial_residual α",
-    BASELINE,
-    NEUTRENO,
-]
-ARMS = [NEUTRENO, *(f"neutreno λ̃ {arm}" for arm in ("V_0=none", "V_0=detached", "V_0=shuffled", "pull=False"))]
+
+@functools.cache
+def methods_of(table):
+    """Of its rows, as they are composed: who adds one adds no line here."""
+    table = read_table(table)
+    return list(dict.fromkeys(method_of(describe(table.compose(label))) for label in table.rows))
 
 
 def luminance(colour):
@@ -65,18 +50,21 @@ def test_every_colour_stands_out_from_what_it_is_drawn_on(theme):
     assert contrast("#ffffff", "#000000") == pytest.approx(21)
 
 
-@pytest.mark.parametrize("methods", [LAB, GRAPHS, ARMS], ids=["lab", "graphs", "arms"])
-def test_no_two_methods_of_a_table_are_drawn_alike(methods):
+@pytest.mark.parametrize("table", ["lab", "graph_depth", "graph_fidelity", "digits_fidelity"])
+def test_no_two_methods_of_a_table_are_drawn_alike(table):
+    methods = methods_of(table)
+    assert len(methods) > 5
     styles = [style_of(method) for method in methods]
     assert not [(a, b) for (a, s), (b, t) in combinations(zip(methods, styles, strict=True), 2) if s == t]
 
 
 def test_a_method_keeps_its_style_whichever_others_are_beside_it():
-    whole = dict(zip(LAB, styles_of(LAB), strict=True))
-    for left_out in LAB:
-        rest = [method for method in LAB if method != left_out]
+    lab = methods_of("lab")
+    whole = dict(zip(lab, styles_of(lab), strict=True))
+    for left_out in lab:
+        rest = [method for method in lab if method != left_out]
         assert styles_of(rest) == [whole[method] for method in rest]
-    assert styles_of(["mine", *LAB, "of another package"])[1:-1] == [whole[method] for method in LAB]
+    assert styles_of(["mine", *lab, "of another package"])[1:-1] == [whole[method] for method in lab]
 
 
 def test_a_style_is_the_same_in_every_process_and_version():

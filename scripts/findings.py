@@ -1,10 +1,11 @@
 """The tables and figures of docs/findings.md, from data committed beside it; in seconds.
 
     python scripts/findings.py                              write every table and draw every figure anew
-    python scripts/findings.py --collect collapse outputs   first: docs/data/collapse.csv, from the runs of a table
+    python scripts/findings.py --collect collapse outputs   first: add runs of a table to docs/data/collapse.csv
 
 The files of docs/data are CSV in long form: row, seed, step, metric, value. Layer-wise metrics are those after the last
-layer; a time to an event without a value did not come. Their first lines say which command made them, and its hours.
+layer; a time to an event without a value did not come. Their first lines say which command made them, with what and in
+how many hours. A run that is there already is left as it is: to collect anew, delete the file.
 """
 
 import argparse
@@ -139,7 +140,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.collect:
         name, *folders = arguments.collect
-        collect(name, folders or ["outputs"])
+        print(f"{name}: {collect(name, folders or ['outputs'])} runs added")
         return
     read = cache(Study.read)
 

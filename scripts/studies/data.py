@@ -20,33 +20,54 @@ from neutreno.tablefiles import read_table
 from studies import LOST
 
 
-def collect(name: str, folders: Sequence[str]) -> None:
-    """docs/data/NAME.csv of the finished runs that were started for a row of the table.
+def collect(name: str, folders: Sequence[str]) -> int:
+    """How many finished runs that were started for a row of the table were added to docs/data/NAME.csv.
+
+    What is there already of a row and seed stays, so that a study is collected as its runs are made. Each time, a line
+    at the file's head says what the runs added were made with.
 
     Raises:
         InputError: there are none.
     """
     table = read_table(name)
+    file = studies.DOCS / "data" / f"{name}.csv"
     place = {table.origin(label): number for number, label in enumerate(table.rows)}
     runs = [run for run in read_runs(folders)[0] if run.origin in place and run.status == "finished"]
     if not runs:
         raise InputError(f"no finished run of {name} in {', '.join(folders)}")
     runs.sort(key=lambda run: (place[run.origin], run.seed))
+    head = [table.file.read_text().partition("\n")[0]]
+    frame = pd.DataFrame([], columns=COLUMNS)
+    if file.exists():
+        head += [line for line in file.read_text().splitlines() if line.startswith("#")][1:]
+        frame = pd.read_csv(file, comment="#", dtype={"value": str}, keep_default_na=False)
+    there = {*zip(frame["row"], frame["seed"], strict=True)}
+    runs = [run for run in runs if (row_of(run), run.seed) not in there]
+    if runs:
+        hours = sum(run.result["wall_clock_s"] for run in runs) / 3600
+        known = {key: sorted({str(of(run.result)) for run in runs}) for key, of in PROVENANCE.items()}
+        said = [f"{key} {', '.join(values)}" for key, values in known.items()]
+        head.append(f"# {len(runs)} runs, {hours:.1f} hours in all; {'; '.join(said)}")
     lines = [
-        (run.origin[1].partition("/")[2], run.seed, step, metric, value)
+        (row_of(run), run.seed, step, metric, "" if value is None else f"{value:.6g}")
         for run in runs
         for step, metric, value in of_run(run)
     ]
-    command = table.file.read_text().partition("\n")[0].removeprefix("# ")
-    hours = sum(run.result["wall_clock_s"] for run in runs) / 3600
-    known = {key: sorted({str(of(run.result)) for run in runs}) for key, of in PROVENANCE.items()}
-    said = [f"{key} {', '.join(values)}" for key, values in known.items()]
-    frame = pd.DataFrame(lines, columns=["row", "seed", "step", "metric", "value"])
-    with replacing(studies.DOCS / "data" / f"{name}.csv", "w") as file:
-        file.write(f"# {command}\n# {len(runs)} runs, {hours:.1f} hours in all; {'; '.join(said)}\n")
-        frame.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    frame = pd.concat([frame, pd.DataFrame(lines, columns=COLUMNS)])
+    rows = [label.partition("/")[2] for _, label in place]
+    order = {row: number for number, row in enumerate(rows)}
+    frame = frame.sort_values(["row", "seed"], key=lambda of: of.map(order) if of.name == "row" else of, kind="stable")
+    with replacing(file, "w") as stream:
+        stream.writelines(f"{line}\n" for line in head)
+        frame.to_csv(stream, index=False, lineterminator="\n")
+    return len(runs)
 
 
+def row_of(run: Run) -> str:
+    return run.origin[1].partition("/")[2]
+
+
+COLUMNS = ["row", "seed", "step", "metric", "value"]
 PROVENANCE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "commit": lambda result: (result["git_commit"] or "unknown")[:7],
     "hardware": lambda result: result["hardware"]["cpu"],
@@ -61,7 +82,7 @@ def of_run(run: Run) -> Iterator[tuple[int, str, float | None]]:
         yield from ((at["step"], metric, at["layers"][-1]) for at in by_subset.get(ALL, ()))
     curves = training_curves(run.path / "metrics.csv")
     course = pd.Series(*next((curves[name][::-1] for name in LOSS if name in curves), ([], [])), dtype=float)
-    some = course.iloc[np.linspace(0, len(course) - 1, min(31, len(course))).astype(int)]
+    some = course.iloc[np.linspace(0, len(course) - 1, min(16, len(course))).astype(int)]
     yield from ((int(step), LOST, loss) for step, loss in some.items())
     last = run.result["steps"]
     yield from ((last, metric, value) for metric, value in run.metrics.items() if "loss" not in metric)

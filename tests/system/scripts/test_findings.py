@@ -45,11 +45,14 @@ def test_every_table_of_the_findings_is_what_its_data_give_and_every_figure_is_d
 
 @pytest.mark.parametrize("file", DATA, ids=[file.stem for file in DATA])
 def test_data_are_small_and_name_the_command_and_the_rows_of_their_table(file):
-    command, runs, *lines = file.read_text().splitlines()
+    head = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
     assert file.stat().st_size <= 200_000
-    assert command.startswith(f"# python scripts/reproduce.py {file.stem} --seeds ")
-    assert re.match(r"# \d+ runs, \d+\.\d hours in all; commit \w{7}\b", runs)
-    assert {row["row"] for row in csv.DictReader(lines)} <= read_table(file.stem).rows.keys()
+    assert head[0].startswith(f"# python scripts/reproduce.py {file.stem} --seeds ")
+    made = [re.match(r"# (\d+) runs, \d+\.\d hours in all; commit \w{7}\b", line) for line in head[1:]]
+    rows = [*csv.DictReader(lines)]
+    assert sum(int(found[1]) for found in made) == len({(row["row"], row["seed"]) for row in rows})
+    assert {row["row"] for row in rows} <= read_table(file.stem).rows.keys()
 
 
 def test_what_is_collected_is_what_runs_of_that_table_have_recorded(findings, tmp_path, monkeypatch):
@@ -57,10 +60,18 @@ def test_what_is_collected_is_what_runs_of_that_table_have_recorded(findings, tm
     assert run_forked("train.py", *TINY, *words, cwd=tmp_path).returncode == 0
     record = json.loads((tmp_path / "outputs/x/result.json").read_text())
     monkeypatch.setattr(sys, "argv", ["findings.py", "--collect", "digits_depth", str(tmp_path / "outputs")])
+    file = findings.studies.DOCS / "data/digits_depth.csv"
+    before = file.read_text().splitlines()
     findings.main()
     study = findings.Study.read("digits_depth")
     row = "softmax depth 12"
-    assert [*study.final.index] == [(row, 3)]
+    assert [*study.final.index[study.final.index.isin([(row, 3)])]] == [(row, 3)]
+    after = file.read_text().splitlines()
+    assert [line for line in before if line in {*after}] == before  # what was there stays, in its order
+    (line,) = [line for line in after if line.startswith("#") and line not in before]
+    assert line.startswith("# 1 runs, 0.0 hours in all; commit ")
+    findings.main()
+    assert file.read_text().splitlines() == after  # a run is collected once
     assert study.values(row, "test/top1").item() == pytest.approx(record["metrics"]["test/top1"], rel=1e-5)
     assert study.course(row, "cosine").index.tolist()[:2] == [0, 2]
     last = max(r["layer"] for r in record["oversmoothing"])

@@ -65,14 +65,14 @@ def test_what_is_collected_is_what_runs_of_that_table_have_recorded(findings, tm
     findings.main()
     study = findings.Study.read("digits_depth")
     row = "softmax depth 12"
-    assert [*study.final.index[study.final.index.isin([(row, 3)])]] == [(row, 3)]
+    assert [*study.values(row, "test/top1").index] == [0, 1, 2, 3]
     after = file.read_text().splitlines()
     assert [line for line in before if line in {*after}] == before  # what was there stays, in its order
     (line,) = [line for line in after if line.startswith("#") and line not in before]
     assert line.startswith("# 1 runs, 0.0 hours in all; commit ")
     findings.main()
     assert file.read_text().splitlines() == after  # a run is collected once
-    assert study.values(row, "test/top1").item() == pytest.approx(record["metrics"]["test/top1"], rel=1e-5)
+    assert study.values(row, "test/top1")[3] == pytest.approx(record["metrics"]["test/top1"], rel=1e-5)
     assert study.course(row, "cosine").index.tolist()[:2] == [0, 2]
     last = max(r["layer"] for r in record["oversmoothing"])
     (end,) = [
@@ -80,7 +80,7 @@ def test_what_is_collected_is_what_runs_of_that_table_have_recorded(findings, tm
         for r in record["oversmoothing"]
         if (r["layer"], r["metric"], r["subset"], r["step"]) == (last, "cosine", "all", record["steps"])
     ]
-    assert study.values(row, "cosine").item() == pytest.approx(end, rel=1e-3)
+    assert study.values(row, "cosine")[3] == pytest.approx(end, rel=1e-3)
     assert len(study.course(row, "train/loss")) > 0
     other = run_forked("scripts/findings.py", "--collect", "lab", str(tmp_path / "outputs"), cwd=tmp_path)
     assert_one_line_error(other, "no finished run of lab in")

@@ -12,9 +12,10 @@ from neutreno.evaluation.base import Evaluator, Findings, NothingToMeasure, Subj
 from neutreno.oversmoothing.layers import find_layers
 from neutreno.oversmoothing.measure import measure
 from neutreno.oversmoothing.metrics import probed
+from neutreno.records import ALL
 from neutreno.reports.evaluation import Table
 from neutreno.reports.figures import plot_similarity
-from neutreno.reports.layers import LAYERS, part_of, wide
+from neutreno.reports.layers import part_of, wide
 
 
 class PerLayer(Evaluator):
@@ -38,9 +39,10 @@ class PerLayer(Evaluator):
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
-    """A table per stack: a row per layer, a column per metric and token subset, mean ± sd over samples."""
-    stacks = pd.DataFrame(rows).groupby("stack", sort=False)
-    for stack, own in stacks:
-        table = wide(own, ["layer"]).astype(str)
-        heading = LAYERS if len(stacks) == 1 else f"{part_of(stack)} {LAYERS}".strip()
-        yield Table([heading, *table.columns[1:]], table.values.tolist())
+    """A table per stack and token subset: a row per layer, a column per metric, mean ± sd over samples."""
+    for (stack, subset), own in pd.DataFrame(rows).groupby(["stack", "subset"], sort=False):
+        table = wide(own.assign(subset=ALL), ["layer"]).astype(str)
+        first, *metrics = table.columns
+        table[first] = table[first].replace("0", "0 (embedding)")
+        heading = [part_of(stack) or "layer", *([] if subset == ALL else [subset])]
+        yield Table([", ".join(heading), *metrics], table.values.tolist())

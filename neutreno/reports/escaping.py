@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
+import tabulate
 
 from neutreno.errors import one_line
 
+tabulate.MIN_PADDING = 0  # it would make every column wider than its header by two
 MARKDOWN = {"|": "&#124;", "<": "&lt;", "](": "]&#40;", "`": "&#96;"}  # a cell's end, a tag, a link, code
 LATEX = {"λ̃": r"$\tilde\lambda$", "±": r"$\pm$", "–": "--"}  # what it has other signs for, beside what tabulate escapes
 
@@ -25,7 +26,7 @@ def in_markdown(text: str) -> str:
 def markdown_table(rows: Sequence[Sequence[str]], columns: Sequence[str], **how: Any) -> str:
     """A table of text as Markdown."""
     cells = [[in_markdown(cell) for cell in row] for row in rows]
-    return tabulate(cells, list(map(in_markdown, columns)), "pipe", disable_numparse=True, **how)
+    return tabulate.tabulate(cells, list(map(in_markdown, columns)), "pipe", disable_numparse=True, **how)
 
 
 def in_csv(value: Any) -> Any:

@@ -13,7 +13,8 @@ const unique = (list) => [...new Set(list)];
 const isNumber = (v) => typeof v === "number";
 const text = (v) => (isNumber(v) && !Number.isInteger(v) ? String(Number(v.toPrecision(4)))
   : v === null || v === undefined ? "–" : typeof v === "object" ? JSON.stringify(v) : String(v));
-const order = (a, b) => (isNumber(a) && isNumber(b) ? a - b : text(a).localeCompare(text(b), "en", { numeric: true }));
+const { compare } = new Intl.Collator("en", { numeric: true });
+const order = (a, b) => (isNumber(a) && isNumber(b) ? a - b : compare(text(a), text(b)));
 const mean = (v) => v.reduce((a, b) => a + b, 0) / v.length;
 const variance = (v) => (v.length < 2 ? 0 : v.reduce((s, x) => s + (x - mean(v)) ** 2, 0) / (v.length - 1));
 const sd = (v) => Math.sqrt(variance(v));

@@ -33,8 +33,10 @@ Split = Literal["train", "val", "test"]
 class ClassificationData(ImageData):
     """Splits of (image, label), whose transforms act on the image alone."""
 
+    on_image = OnImage
+
     def _dataset(self, split: str, transform: Callable) -> AugmentedDataset:
-        return super()._dataset(split, OnImage(transform))
+        return super()._dataset(split, self.on_image(transform))
 
 
 class ImageClassification(ClassificationData):

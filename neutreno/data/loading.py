@@ -96,15 +96,29 @@ class AugmentedDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int]):
+        sample = self._ready(key)
+        return None if sample is None else self.transform(*sample)
+
+    def __getitems__(self, keys: list) -> list:
+        """A batch, as PyTorch's loader asks for it. A transform with ``draw`` and ``many`` draws for each sample in its
+        own random state, as it would alone, and then transforms all in one."""
+        if not hasattr(self.transform, "many"):
+            return [self[key] for key in keys]
+        drawn = [(sample, self.transform.draw(*sample)) for key in keys if (sample := self._ready(key)) is not None]
+        return self.transform.many(*zip(*drawn, strict=True)) if drawn else []
+
+    def _ready(self, key: int | tuple[int, int]):
+        """The sample, and the random state in which it is transformed."""
         if not isinstance(key, tuple):
-            sample = self._read(key)
-            return None if sample is None else self.transform(*sample)
+            return self._read(key)
         index, seed = key
-        draw = np.random.default_rng(seed)
-        while (sample := self._read(index)) is None:
-            index = int(draw.integers(len(self)))
+        sample = self._read(index)
+        if sample is None:
+            draw = np.random.default_rng(seed)
+            while sample is None:
+                sample = self._read(int(draw.integers(len(self))))
         seed_cpu(seed)
-        return self.transform(*sample)
+        return sample
 
     def _read(self, index: int):
         try:
@@ -124,6 +138,17 @@ class OnImage:
 
     def __call__(self, image, label: int):
         return self.transform(image), label
+
+
+class OnImages(OnImage):
+    """The same of a transform that has ``draw(image)`` and ``many(images, draws)``, images of one size (B, C, S, S)."""
+
+    def draw(self, image: torch.Tensor, label: int):
+        return self.transform.draw(image)
+
+    def many(self, samples: Sequence[tuple[torch.Tensor, int]], draws: Sequence) -> list:
+        images, labels = zip(*samples, strict=True)
+        return [*zip(self.transform.many(torch.stack(images), draws), labels, strict=True)]
 
 
 def collate_readable(samples: list):

@@ -6,12 +6,14 @@ import pytest
 import torch
 from sklearn.model_selection import train_test_split
 from support import encode, make_image, write_parquet
+from torchvision.transforms import v2
 
 import neutreno.data.base
 from neutreno.data.classification import ImageClassification
 from neutreno.data.digits import Digits
 from neutreno.data.image_files import open_split, open_whole
 from neutreno.data.images import SPLIT_SEED
+from neutreno.data.loading import derive_seed, seed_cpu
 from neutreno.errors import InputError
 from neutreno.models.segmenter import Segmenter
 from neutreno.models.timm import timm_model
@@ -496,3 +498,21 @@ def test_the_label_of_no_label_is_refused_and_never_the_last_class(tmp_path, nam
     table_of(tmp_path / "val.parquet", labels["val"], names and names[::-1])
     with pytest.raises(InputError, match=f"{split} has 1 image of a label outside 0 … 1 .*remove"):
         images(tmp_path)
+
+
+@pytest.mark.parametrize("rotate, translate, scale", [(30.0, 0.2, 0.3), (0.0, 0.2, 0.0), (0.0, 0.0, 0.0)])
+def test_digits_are_moved_in_a_batch_as_torchvision_moves_them_one_by_one(rotate, translate, scale):
+    data = digits(rotate=rotate, translate=translate, scale=scale)
+    shift, size = (translate, translate) if translate else None, (1 - scale, 1 + scale) if scale else None
+    affine = v2.RandomAffine(rotate, shift, size, interpolation=v2.InterpolationMode.BILINEAR)
+    one_by_one = v2.Compose([affine, v2.Normalize(data.mean, data.std)])
+    training = data._dataset("train", data.train_transform())
+    keys = [(7 * i, derive_seed(i)) for i in range(100)]
+    batch = training.__getitems__(keys)
+    for key, (image, label) in zip(keys, batch, strict=True):
+        seed_cpu(key[1])
+        raw, same = data.splits["train"][key[0]]
+        assert label == same
+        torch.testing.assert_close(image, one_by_one(raw), rtol=0, atol=3e-6)
+        assert torch.equal(image, training[key][0])  # whatever batch it is in
+    assert len({image.numpy().tobytes() for image, _ in batch}) >= 99

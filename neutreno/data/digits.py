@@ -110,7 +110,7 @@ class _Affine:
 
 
 def _moved(images: torch.Tensor, draws: Sequence[dict[str, Any]]) -> torch.Tensor:
-    """Each image rotated, scaled and shifted, zeros from outside: torchvision's ``affine``, of floating-point numbers."""
+    """Each image rotated, scaled and shifted, with zeros from outside: torchvision's ``affine`` of floats."""
     angle, scale = (torch.tensor([draw[key] for draw in draws]) for key in ("angle", "scale"))
     x, y = 2 / images.shape[-1] * torch.tensor([draw["translate"] for draw in draws]).T
     cos, sin = angle.deg2rad().cos() / scale, angle.deg2rad().sin() / scale

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from neutreno.config.building import locate
@@ -71,15 +72,26 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
         return
     axes = [axis for axis in settings["variants"] if axis not in own]
     yield from _section_problems(SCHEMAS[schema], {k: v for k, v in settings.items() if k not in axes}, composed)
-    model = OmegaConf.to_yaml(composed.config.model, resolve=False) if axes else ""
+    model = OmegaConf.to_yaml(composed.config.model) if axes else ""
     for axis in axes:
         if composed.choices.get(axis) is None or not isinstance(settings.get(axis), dict):
             yield f"variants.{axis}: the model declares this axis, but has no group {axis} in its defaults list"
         elif f"${{{axis}}}" not in model:
             yield f"model.{axis} is what {axis}=… says: set {axis}, or {axis}.KEY, instead"
-    for key in sorted(OmegaConf.missing_keys(composed.config)):
+    for key in sorted(_missing(settings)):
         yield f"{key} has no value; give one, {key}=…"
     yield from _word_problems(composed)
+
+
+def _missing(node: Any, key: str = "") -> Iterator[str]:
+    """Where nothing but ``???`` stands. (``OmegaConf.missing_keys`` resolves every reference once more.)"""
+    if node == MISSING:
+        yield key
+    elif isinstance(node, dict):
+        parts = ((f"{key}.{name}" if key else name, value) for name, value in node.items())
+        yield from chain.from_iterable(_missing(value, name) for name, value in parts)
+    elif isinstance(node, list):
+        yield from chain.from_iterable(_missing(value, f"{key}[{place}]") for place, value in enumerate(node))
 
 
 def _unresolved(error: OmegaConfBaseException, composed: Composed) -> str:

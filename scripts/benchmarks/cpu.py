@@ -18,7 +18,7 @@ def cpu_seconds(call: Callable[[], object]) -> float:
 
 def cpu_ratio(first: Callable[[], object], second: Callable[[], object], least: int) -> str:
     """CPU time of ``second`` over that of ``first``: the median of pairs, A B, B A, …, with its 95 % interval by the
-    bootstrap; until that is narrower than .01, and at least ``least`` pairs."""
+    bootstrap; until that is narrower than a hundredth of the median, and at least ``least`` pairs."""
     first(), second()
     pairs = []
     while True:
@@ -27,5 +27,5 @@ def cpu_ratio(first: Callable[[], object], second: Callable[[], object], least: 
         pairs.append(times[second] / times[first])
         if len(pairs) >= least and len(pairs) % 10 == 0:
             found = bootstrap((pairs,), np.median, method="percentile", n_resamples=2000, rng=0).confidence_interval
-            if found.high - found.low < 0.01:
+            if found.high - found.low < 0.01 * np.median(pairs):
                 return f"{np.median(pairs):.4f} ({found.low:.4f} to {found.high:.4f}, {len(pairs)} pairs)"

@@ -24,6 +24,7 @@ PARTS = {
     "probe": runs.bench_probe,
     "loop": runs.bench_loop,
     "loading": loading.bench_loading,
+    "digits": loading.bench_digits,
     "jpeg": loading.bench_jpeg,
     "lm": text.bench_lm,
     "prepare": text.bench_prepare,

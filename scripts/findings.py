@@ -18,8 +18,8 @@ import matplotlib.pyplot as plt
 import studies
 from studies import COSINE
 from studies.data import Study, collect
-from studies.drawings import draw_collapse, draw_graph_arms
-from studies.tables import Contrasts, Grid, Table
+from studies.drawings import draw_collapse, draw_graph_arms, draw_text_arms
+from studies.tables import Contrasts, Grid, Row, Table
 
 from neutreno.errors import InputError, report
 from neutreno.files import replacing
@@ -30,25 +30,33 @@ MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def contrasts(
     study: str, score: str, pairs: dict[str, tuple[str, str]], layers: Sequence[int] = ()
-) -> dict[str, tuple[str, ...]]:
+) -> dict[str, tuple[str, Row, Row]]:
     """For :class:`Contrasts`: two rows, by what is said of them; at each number of ``layers``, where rows begin so."""
     return {
-        f"{said}, {depth} layers" if depth else said: (study, score, *(f"{depth} {row}".strip() for row in rows))
+        f"{said}, {depth} layers" if depth else said: (score, *((study, f"{depth} {row}".strip()) for row in rows))
         for said, rows in pairs.items()
         for depth in layers or [""]
     }
 
 
 TEXT = ("softmax", "neutreno", "pull alone", "anchor alone", "shuffled", "value residual")
-TEXT += ("long warm-up", "deepnorm", "pre-norm")
-BEST = {  # by the rates that docs/data/collapse_rates.csv chooses
-    "softmax, 1e-3": "softmax",
-    "pull alone, 1e-3": "pull alone",
-    "anchor alone, 3e-3": "anchor alone 3e-3",
-    "neutreno, 3e-3": "neutreno 3e-3",
-    "pre-norm, 3e-3": "pre-norm 3e-3",
-}
-COURSE = {"cosine": COSINE, "share of training collapsed": "collapsed_share/cosine", "escaped": "escape_step/cosine"}
+TEXT += ("long warm-up", "deepnorm", "pre-norm", "pre-norm neutreno")
+RATES = ("3e-4", "1e-3", "3e-3")
+BEST = dict.fromkeys(TEXT, "1e-3") | dict.fromkeys(  # by docs/data/collapse_rates.csv
+    ("neutreno", "anchor alone", "pre-norm", "pre-norm neutreno"), "3e-3"
+)
+AT_BEST = {f"{row}, {rate}": row if rate == "1e-3" else f"{row} {rate}" for row, rate in BEST.items()}
+SHARE = "collapsed_share/cosine"
+DEPTHS = ("depth 6", "", "depth 24")
+TEXT_BY_DEPTH = ("softmax", "neutreno", "pull alone", "pre-norm")
+
+
+def settings(row: str, *which: str) -> list[Row]:
+    """A row of the text study at other settings; at its own where nothing is said."""
+    return [("collapse_settings", f"{row} {setting}") if setting else ("collapse", row) for setting in which]
+
+
+COURSE = {"cosine": COSINE, "share of training collapsed": SHARE, "escaped": "escape_step/cosine"}
 DIGITS = {
     f"the term − softmax, {depth} layers": (f"neutreno depth {depth}", f"softmax depth {depth}")
     for depth in (12, 24, 48)
@@ -62,13 +70,24 @@ GRAPH |= {
 TABLES = {
     "text": Table("collapse", "best/test/ppl", {row: row for row in TEXT}, COURSE),
     "text_rates": Grid(
-        "collapse_rates",
-        "best/val/ppl",
-        ("softmax", "pull alone", "anchor alone", "neutreno", "pre-norm"),
-        ("3e-4", "1e-3", "3e-3"),
-        "collapsed_share/cosine",
+        "best/val/ppl", SHARE, RATES, {row: [("collapse_rates", f"{row} {rate}") for rate in RATES] for row in TEXT}
     ),
-    "text_best": Table("collapse", "best/test/ppl", BEST, COURSE),
+    "text_best": Table("collapse", "best/test/ppl", AT_BEST, COURSE),
+    "text_depth": Grid(
+        "best/test/ppl", SHARE, ("6 layers", "12", "24"), {row: settings(row, *DEPTHS) for row in TEXT_BY_DEPTH}
+    ),
+    "text_lam": Grid(
+        "best/test/ppl",
+        SHARE,
+        ("λ̃ = 0", "0.1", "0.2", "0.4", "0.8"),
+        {"neutreno": [("collapse", "softmax"), *settings("neutreno", "0.1", "0.2", "", "0.8")]},
+    ),
+    "text_init": Grid(
+        "best/test/ppl",
+        SHARE,
+        ("init_std = 0.07", "0.02"),
+        {row: settings(row, "", "init 0.02") for row in ("softmax", "neutreno")},
+    ),
     "text_contrasts": Contrasts(
         contrasts(
             "collapse",
@@ -81,7 +100,29 @@ TABLES = {
                 "four times the warm-up − the term, 1e-3": ("long warm-up", "neutreno"),
                 "pre-norm − the term, 1e-3": ("pre-norm", "neutreno"),
                 "λ̃ V_0 alone − the whole term, each at its best rate": ("anchor alone 3e-3", "neutreno 3e-3"),
+                "four times the warm-up − the term, each at its best rate": ("long warm-up", "neutreno 3e-3"),
+                "value residual − the term, each at its best rate": ("value residual", "neutreno 3e-3"),
+                "DeepNorm − the term, each at its best rate": ("deepnorm", "neutreno 3e-3"),
                 "pre-norm − the term, each at its best rate": ("pre-norm 3e-3", "neutreno 3e-3"),
+                "pre-norm with the term − without, 1e-3": ("pre-norm neutreno", "pre-norm"),
+                "pre-norm with the term − without, each at its best rate": ("pre-norm neutreno 3e-3", "pre-norm 3e-3"),
+            },
+        )
+    ),
+    "text_settings": Contrasts(
+        {
+            f"λ̃ = {lam} − softmax": ("best/test/ppl", ("collapse_settings", f"neutreno {lam}"), ("collapse", "softmax"))
+            for lam in (0.1, 0.2, 0.8)
+        }
+        | {"λ̃ = 0.8 − 0.4": ("best/test/ppl", ("collapse_settings", "neutreno 0.8"), ("collapse", "neutreno"))}
+        | contrasts(
+            "collapse_settings",
+            "best/test/ppl",
+            {"the term − softmax, init_std 0.02": ("neutreno init 0.02", "softmax init 0.02")}
+            | {
+                f"the term − {other}, {depth} layers": (f"neutreno depth {depth}", f"{other} depth {depth}")
+                for depth, others in {6: ("softmax", "pull alone", "pre-norm"), 24: ("softmax", "pre-norm")}.items()
+                for other in others
             },
         )
     ),
@@ -129,7 +170,12 @@ TABLES = {
 }
 
 ARMS = {f"{depth} layers, ": TABLES[f"graph_{depth}"] for depth in (15, 30)}
-FIGURES = {"collapse": draw_collapse, "graph_arms": partial(draw_graph_arms, tables=ARMS)}
+TEXT_ARMS = {"": TABLES["text"], "at its best rate, ": TABLES["text_best"]}
+FIGURES = {
+    "collapse": draw_collapse,
+    "text_arms": partial(draw_text_arms, tables=TEXT_ARMS),
+    "graph_arms": partial(draw_graph_arms, tables=ARMS),
+}
 
 
 def main() -> None:

@@ -20,12 +20,13 @@ def cpu_ratio(first: Callable[[], object], second: Callable[[], object], least: 
     """CPU time of ``second`` over that of ``first``: the median of pairs, A B, B A, …, with its 95 % interval by the
     bootstrap; until that is narrower than a hundredth of the median, and at least ``least`` pairs."""
     first(), second()
-    pairs = []
+    pairs, looked_at = [], max(least, 10)
     while True:
         calls = [first, second] if len(pairs) % 2 == 0 else [second, first]
         times = {call: cpu_seconds(call) for call in calls}
         pairs.append(times[second] / times[first])
-        if len(pairs) >= least and len(pairs) % 10 == 0:
+        if len(pairs) >= looked_at:
             found = bootstrap((pairs,), np.median, method="percentile", n_resamples=2000, rng=0).confidence_interval
             if found.high - found.low < 0.01 * np.median(pairs):
                 return f"{np.median(pairs):.4f} ({found.low:.4f} to {found.high:.4f}, {len(pairs)} pairs)"
+            looked_at += max(10, looked_at // 4)

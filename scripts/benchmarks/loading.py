@@ -6,6 +6,7 @@ import io
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,8 @@ from torchvision.transforms import v2
 import benchmarks
 from benchmarks.cpu import cpu_ratio, cpu_seconds
 from neutreno.data.classification import ImageClassification
+from neutreno.data.digits import Digits
+from neutreno.data.loading import AugmentedDataset, OnImage, OnImages, derive_seed
 from neutreno.evaluation.step_time import ratio, seconds
 
 
@@ -66,6 +69,20 @@ def bench_loading(repeats: int) -> list[tuple[str, str]]:
         held_s = statistics.median(seconds(held) for _ in range(repeats))
         rows.append(("images/s loaded from the device", f"{1842 // 128 * 128 / held_s:,.0f}"))
     return rows
+
+
+def bench_digits(repeats: int) -> list[tuple[str, str]]:
+    """A batch of the default run: its images moved together, and one by one as torchvision does."""
+    data = Digits(rotate=10.0, translate=0.05, img_size=8, in_chans=1, num_classes=10)
+    data.setup()
+    split, transform = data.splits["train"], data.train_transform()
+    keys = [(i, derive_seed(i)) for i in range(32)]
+    together = partial(AugmentedDataset(split, OnImages(transform)).__getitems__, keys)
+    one_by_one = AugmentedDataset(split, OnImage(v2.Compose([transform.affine, transform.then])))
+    what = "augmenting a batch of the default run: together against image by image"
+    milliseconds = 1000 * statistics.median(cpu_seconds(together) for _ in range(20 * repeats))
+    alone = partial(one_by_one.__getitems__, keys)
+    return [(what, ratio(together, alone, 20 * repeats)), ("the same, together", f"{milliseconds:.1f} ms")]
 
 
 LIGHT = {"color_jitter": None, "re_prob": 0.0}

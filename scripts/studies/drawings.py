@@ -84,3 +84,13 @@ def draw_graph_arms(read: Callable[[str], Study], tables: dict[str, Table]) -> F
         "group_distance_ratio": "group distance ratio",
     }
     return draw_arms(read("graph_fidelity"), tables, columns)
+
+
+def draw_text_arms(read: Callable[[str], Study], tables: dict[str, Table]) -> Figure:
+    """Of the text study's ``tables``, by what is said before their rows."""
+    columns = {
+        "best/test/ppl": "test perplexity",
+        "collapsed_share/cosine": "share of training collapsed",
+        COSINE: "cosine, last layer",
+    }
+    return draw_arms(read("collapse"), tables, columns)

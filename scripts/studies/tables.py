@@ -23,6 +23,9 @@ SCORES = {
 }
 
 
+Row = tuple[str, str]  # of docs/data: a study and a row of it
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of a study against one of them.
@@ -72,16 +75,16 @@ class Contrasts:
     """Differences between two rows each; one whose interval holds zero is undecided.
 
     Args:
-        pairs: study, score, a row and the one that it is compared with, by what is said of them.
+        pairs: a score, and study and row of the one and of the other, by what is said of them.
     """
 
-    pairs: dict[str, tuple[str, str, str, str]]
+    pairs: dict[str, tuple[str, Row, Row]]
     digits: int = 1
 
     def text(self, read: Callable[[str], Study]) -> str:
         lines = []
-        for said, (name, score, row, base) in self.pairs.items():
-            sides = [read(name).values(one, score) for one in (row, base)]
+        for said, (score, *pair) in self.pairs.items():
+            sides = [read(study).values(row, score) for study, row in pair]
             d = welch(*sides)
             verdict = "shown" if d.low > 0 or d.high < 0 else "undecided"
             n = " and ".join(str(len(side)) for side in sides)
@@ -91,21 +94,26 @@ class Contrasts:
 
 @dataclass(frozen=True)
 class Grid:
-    """A metric of rows called "NAME COLUMN", by name and column, with a second one in brackets."""
+    """A metric, with a second one in brackets, by row and column.
 
-    study: str
+    Args:
+        columns: by what they are called.
+        rows: study and row for each of the columns, by what a line is called.
+    """
+
     score: str
-    rows: Sequence[str]
-    columns: Sequence[str]
     further: str
+    columns: Sequence[str]
+    rows: dict[str, Sequence[Row]]
 
     def text(self, read: Callable[[str], Study]) -> str:
-        study = read(self.study)
-
-        def cell(row: str) -> str:
+        def cell(name: str, row: str) -> str:
+            study = read(name)
+            if row not in study.final.index:
+                return "–"  # not run
             return f"{spread(study.values(row, self.score), 1)} ({spread(study.values(row, self.further), 2)})"
 
-        lines = [[row, *(cell(f"{row} {column}") for column in self.columns)] for row in self.rows]
+        lines = [[label, *(cell(*row) for row in rows)] for label, rows in self.rows.items()]
         return markdown_table(minus(lines), ["", *self.columns])
 
 

@@ -78,7 +78,7 @@ def settings_problems(composed: Composed, schema: str = "train") -> Iterator[str
             yield f"variants.{axis}: the model declares this axis, but has no group {axis} in its defaults list"
         elif f"${{{axis}}}" not in model:
             yield f"model.{axis} is what {axis}=… says: set {axis}, or {axis}.KEY, instead"
-    for key in sorted(_missing(settings)):
+    for key in sorted(_missing(OmegaConf.to_container(composed.config))):
         yield f"{key} has no value; give one, {key}=…"
     yield from _word_problems(composed)
 

@@ -22,7 +22,7 @@ from neutreno.data import image_files, images, readers
 from neutreno.data.base import check_root
 from neutreno.data.fingerprint import digest
 from neutreno.data.kinds import ImageData
-from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, StreamLoader
+from neutreno.data.loading import AugmentedDataset, CorruptSample, OnImage, OnImages, StreamLoader
 from neutreno.data.on_device import DeviceEvalLoader, DeviceLoader, load_images
 from neutreno.data.split_names import NAMES, split_of
 from neutreno.errors import InputError, check_number, one_line
@@ -33,10 +33,8 @@ Split = Literal["train", "val", "test"]
 class ClassificationData(ImageData):
     """Splits of (image, label), whose transforms act on the image alone."""
 
-    on_image = OnImage
-
     def _dataset(self, split: str, transform: Callable) -> AugmentedDataset:
-        return super()._dataset(split, self.on_image(transform))
+        return super()._dataset(split, (OnImages if hasattr(transform, "many") else OnImage)(transform))
 
 
 class ImageClassification(ClassificationData):

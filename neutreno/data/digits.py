@@ -16,7 +16,6 @@ from neutreno.config.options import Fraction, checked
 from neutreno.data.classification import ClassificationData
 from neutreno.data.fingerprint import of_array
 from neutreno.data.images import SPLIT_SEED
-from neutreno.data.loading import OnImages
 from neutreno.errors import InputError
 
 
@@ -60,7 +59,6 @@ class Digits(ClassificationData):
     """
 
     mean, std = (0.305,), (0.376,)  # of the training split
-    on_image = OnImages
 
     @checked
     def __init__(

@@ -10,7 +10,6 @@ import tabulate
 
 from neutreno.errors import one_line
 
-tabulate.MIN_PADDING = 0  # it would make every column wider than its header by two
 MARKDOWN = {"|": "&#124;", "<": "&lt;", "](": "]&#40;", "`": "&#96;"}  # a cell's end, a tag, a link, code
 LATEX = {"λ̃": r"$\tilde\lambda$", "±": r"$\pm$", "–": "--"}  # what it has other signs for, beside what tabulate escapes
 
@@ -26,7 +25,11 @@ def in_markdown(text: str) -> str:
 def markdown_table(rows: Sequence[Sequence[str]], columns: Sequence[str], **how: Any) -> str:
     """A table of text as Markdown."""
     cells = [[in_markdown(cell) for cell in row] for row in rows]
-    return tabulate.tabulate(cells, list(map(in_markdown, columns)), "pipe", disable_numparse=True, **how)
+    padding, tabulate.MIN_PADDING = tabulate.MIN_PADDING, 0  # of it a column would be wider than its header
+    try:
+        return tabulate.tabulate(cells, list(map(in_markdown, columns)), "pipe", disable_numparse=True, **how)
+    finally:
+        tabulate.MIN_PADDING = padding
 
 
 def in_csv(value: Any) -> Any:

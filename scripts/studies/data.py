@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 import studies
@@ -36,31 +36,49 @@ def collect(name: str, folders: Sequence[str]) -> int:
     if not runs:
         raise InputError(f"no finished run of {name} in {', '.join(folders)}")
     runs.sort(key=lambda run: (place[run.origin], run.seed))
-    head = [table.file.read_text().partition("\n")[0]]
-    frame = pd.DataFrame([], columns=COLUMNS)
+    head, frame = [table.file.read_text().partition("\n")[0]], pd.DataFrame([], columns=COLUMNS)
     if file.exists():
-        head += [line for line in file.read_text().splitlines() if line.startswith("#")][1:]
-        frame = pd.read_csv(file, comment="#", dtype={"value": str}, keep_default_na=False)
+        head = [line for line in file.read_text().splitlines() if line.startswith("#")]
+        frame = read(file)
     there = {*zip(frame["row"], frame["seed"], strict=True)}
-    runs = [run for run in runs if (row_of(run), run.seed) not in there]
+    new = {(row_of(run), run.seed): run for run in reversed(runs)}  # the first of several
+    runs = [run for run in runs if new[row_of(run), run.seed] is run and (row_of(run), run.seed) not in there]
     if runs:
         hours = sum(run.result["wall_clock_s"] for run in runs) / 3600
         known = {key: sorted({str(of(run.result)) for run in runs}) for key, of in PROVENANCE.items()}
         said = [f"{key} {', '.join(values)}" for key, values in known.items()]
         head.append(f"# {len(runs)} runs, {hours:.1f} hours in all; {'; '.join(said)}")
     lines = [
-        (row_of(run), run.seed, step, metric, "" if value is None else f"{value:.6g}")
+        (row_of(run), run.seed, step, metric, "" if value is None or value != value else f"{value:.6g}")
         for run in runs
         for step, metric, value in of_run(run)
     ]
     frame = pd.concat([frame, pd.DataFrame(lines, columns=COLUMNS)])
-    rows = [label.partition("/")[2] for _, label in place]
-    order = {row: number for number, row in enumerate(rows)}
-    frame = frame.sort_values(["row", "seed"], key=lambda of: of.map(order) if of.name == "row" else of, kind="stable")
+    rows = pd.Categorical(frame["row"], unique([*(label.partition("/")[2] for _, label in place), *frame["row"]]))
+    frame = frame.assign(row=rows).sort_values(["row", "seed"], kind="stable")
     with replacing(file, "w") as stream:
         stream.writelines(f"{line}\n" for line in head)
         frame.to_csv(stream, index=False, lineterminator="\n")
     return len(runs)
+
+
+def read(file: Path) -> pd.DataFrame:
+    """The lines of a study, their values as they are written.
+
+    Raises:
+        InputError: it has other columns.
+    """
+    try:
+        frame = pd.read_csv(file, comment="#", dtype={"value": str}, keep_default_na=False)
+    except pd.errors.EmptyDataError:
+        frame = pd.DataFrame()
+    if [*frame.columns] != COLUMNS:
+        raise InputError(f"{file} has not the columns {', '.join(COLUMNS)}; restore it, or delete it to collect anew")
+    return frame
+
+
+def unique(rows: Sequence[str]) -> list[str]:
+    return [*dict.fromkeys(rows)]
 
 
 def row_of(run: Run) -> str:
@@ -82,7 +100,7 @@ def of_run(run: Run) -> Iterator[tuple[int, str, float | None]]:
         yield from ((at["step"], metric, at["layers"][-1]) for at in by_subset.get(ALL, ()))
     curves = training_curves(run.path / "metrics.csv")
     course = pd.Series(*next((curves[name][::-1] for name in LOSS if name in curves), ([], [])), dtype=float)
-    some = course.iloc[np.linspace(0, len(course) - 1, min(16, len(course))).astype(int)]
+    some = course.iloc[:: max(1, -(-len(course) // 16))]  # the same steps in all runs of a length
     yield from ((int(step), LOST, loss) for step, loss in some.items())
     last = run.result["steps"]
     yield from ((last, metric, value) for metric, value in run.metrics.items() if "loss" not in metric)
@@ -93,6 +111,7 @@ def of_run(run: Run) -> Iterator[tuple[int, str, float | None]]:
 class Study:
     """A file of docs/data: its lines, and one value per row, seed and metric, of the last step."""
 
+    name: str
     lines: pd.DataFrame
     final: pd.DataFrame = field(init=False)
 
@@ -109,10 +128,16 @@ class Study:
         file = studies.DOCS / "data" / f"{name}.csv"
         if not file.exists():
             raise InputError(f"{file} is missing: python scripts/findings.py --collect {name} FOLDER")
-        return cls(pd.read_csv(file, comment="#"))
+        return cls(name, pd.read_csv(file, comment="#"))
 
     def values(self, row: str, metric: str) -> pd.Series:
-        """By seed; without what is missing."""
+        """By seed; without what is missing.
+
+        Raises:
+            InputError: there is no run of the row.
+        """
+        if row not in self.final.index:
+            raise InputError(f"{self.name}: no run of {row} has been collected: python scripts/findings.py --collect")
         return self.final.loc[row, metric].dropna()
 
     def times(self, row: str, metric: str) -> Times:

@@ -170,6 +170,11 @@ def test_names_hold_what_a_run_is_and_not_how_it_is_executed():
     assert default_name(timm) == "cifar10-timm_resnet18.a1_in1k-seed0"
 
 
+def test_a_key_without_a_value_is_named_once_where_it_stands():
+    typed = compose(["attention=neutreno", "attention.lam=???"])
+    assert problems_of(typed) == ["attention.lam has no value; give one, attention.lam=…"]
+
+
 @pytest.mark.parametrize("name", ["model", "progress", "logger", "expected"])
 def test_a_section_that_was_removed_is_named(name):
     assert problems_of(compose([f"~{name}"])) == [f"{name} is missing, which every config has; leave ~{name} out"]

@@ -9,6 +9,7 @@ import sys
 import pytest
 from support import ROOT, TINY, assert_one_line_error, run_forked
 
+from neutreno.errors import InputError
 from neutreno.tablefiles import read_table
 
 DATA = sorted((ROOT / "docs/data").glob("*.csv"))
@@ -67,7 +68,7 @@ def test_what_is_collected_is_what_runs_of_that_table_have_recorded(findings, tm
     row = "softmax depth 12"
     assert [*study.values(row, "test/top1").index] == [0, 1, 2, 3]
     after = file.read_text().splitlines()
-    assert [line for line in before if line in {*after}] == before  # what was there stays, in its order
+    assert [line for line in after if line in {*before}] == before  # what was there stays, in its order
     (line,) = [line for line in after if line.startswith("#") and line not in before]
     assert line.startswith("# 1 runs, 0.0 hours in all; commit ")
     findings.main()
@@ -82,5 +83,36 @@ def test_what_is_collected_is_what_runs_of_that_table_have_recorded(findings, tm
     ]
     assert study.values(row, "cosine")[3] == pytest.approx(end, rel=1e-3)
     assert len(study.course(row, "train/loss")) > 0
+    file.write_text("something else\n1\n")
+    with pytest.raises(InputError, match="digits_depth.csv has not the columns row, seed"):
+        findings.main()
     other = run_forked("scripts/findings.py", "--collect", "lab", str(tmp_path / "outputs"), cwd=tmp_path)
     assert_one_line_error(other, "no finished run of lab in")
+
+
+def test_the_best_rates_are_those_that_the_data_choose(findings):
+    rates = findings.Study.read("collapse_rates")
+    for row, chosen in findings.BEST.items():
+        of = {rate: rates.values(f"{row} {rate}", "best/val/ppl").mean() for rate in findings.RATES}
+        assert min(of, key=of.get) == chosen, row
+
+
+def test_every_row_that_is_shown_is_one_of_a_table(findings):
+    shown = [pair for table in findings.TABLES.values() for pair in rows_of(table)]
+    assert len(shown) > 100
+    for study, row in shown:
+        assert row in read_table(study).rows, (study, row)
+
+
+def rows_of(table):
+    if hasattr(table, "pairs"):
+        return [row for _, *pair in table.pairs.values() for row in pair]
+    return (
+        [(table.study, row) for row in table.rows.values()] if hasattr(table, "study") else sum(table.rows.values(), [])
+    )
+
+
+def test_a_row_without_runs_is_named(findings):
+    study = findings.Study.read("collapse")
+    with pytest.raises(InputError, match="collapse: no run of softmx has been collected"):
+        study.values("softmx", "best/test/ppl")

@@ -515,4 +515,16 @@ def test_digits_are_moved_in_a_batch_as_torchvision_moves_them_one_by_one(rotate
         assert label == same
         torch.testing.assert_close(image, one_by_one(raw), rtol=0, atol=3e-6)
         assert torch.equal(image, training[key][0])  # whatever batch it is in
-    assert len({image.numpy().tobytes() for image, _ in batch}) >= 99
+    moved = {image.numpy().tobytes() for image, _ in training.__getitems__([(7, derive_seed(i)) for i in range(20)])}
+    assert (len(moved) > 1) == bool(rotate or translate or scale)
+
+
+def test_a_subclass_of_digits_may_have_a_transform_of_one_image():
+    class Flipped(Digits):
+        def train_transform(self):
+            return v2.RandomHorizontalFlip(p=1.0)
+
+    data = Flipped(img_size=8, in_chans=1, num_classes=10)
+    data.setup()
+    ((image, _),) = data._dataset("train", data.train_transform()).__getitems__([(3, 0)])
+    assert torch.equal(image, data.splits["train"][3][0].flip(-1))

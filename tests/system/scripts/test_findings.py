@@ -84,7 +84,7 @@ def test_what_is_collected_is_what_runs_of_that_table_have_recorded(findings, tm
     assert study.values(row, "cosine")[3] == pytest.approx(end, rel=1e-3)
     assert len(study.course(row, "train/loss")) > 0
     file.write_text("something else\n1\n")
-    with pytest.raises(InputError, match="digits_depth.csv has not the columns row, seed"):
+    with pytest.raises(InputError, match=r"digits_depth\.csv has not the columns row, seed"):
         findings.main()
     other = run_forked("scripts/findings.py", "--collect", "lab", str(tmp_path / "outputs"), cwd=tmp_path)
     assert_one_line_error(other, "no finished run of lab in")
@@ -107,9 +107,9 @@ def test_every_row_that_is_shown_is_one_of_a_table(findings):
 def rows_of(table):
     if hasattr(table, "pairs"):
         return [row for _, *pair in table.pairs.values() for row in pair]
-    return (
-        [(table.study, row) for row in table.rows.values()] if hasattr(table, "study") else sum(table.rows.values(), [])
-    )
+    if hasattr(table, "study"):
+        return [(table.study, row) for row in table.rows.values()]
+    return [row for rows in table.rows.values() for row in rows]
 
 
 def test_a_row_without_runs_is_named(findings):

@@ -2,7 +2,9 @@
 
 import json
 import math
+import platform
 import re
+import resource
 import shutil
 from functools import partial
 from types import SimpleNamespace
@@ -40,6 +42,19 @@ def test_the_schedule_is_linear_then_cosine_per_step(finished):
     expected = [lr * (s / warmup if s < warmup else (1 + math.cos(math.pi * s / steps)) / 2) for s in range(steps)]
     assert [rates[s] for s in range(steps)] == pytest.approx(expected, rel=1e-6)
     assert settings["trainer"]["gradient_clip_val"] == 0.25 and settings["task"]["opt"] == "adam"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_is_taken_once_and_not_in_every_step(tmp_path):
+    def faults():
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+
+    def of(steps):
+        before = faults()
+        train(TEXT, tmp_path, f"trainer.max_steps={steps}", "data.val_every_n_steps=12", name=f"steps{steps}")
+        return faults() - before
+
+    assert (of(36) - of(12)) / 24 < 1000  # pages for each step; some 4,000 where they are given back
 
 
 def test_a_run_validates_every_n_steps_and_leaves_its_record(finished):

@@ -121,7 +121,7 @@ TABLES = {
             {"the term − softmax, init_std 0.02": ("neutreno init 0.02", "softmax init 0.02")}
             | {
                 f"the term − {other}, {depth} layers": (f"neutreno depth {depth}", f"{other} depth {depth}")
-                for depth, others in {6: ("softmax", "pull alone", "pre-norm"), 24: ("softmax", "pre-norm")}.items()
+                for depth, others in {6: ("softmax", "pull alone", "pre-norm"), 24: ("softmax",)}.items()
                 for other in others
             },
         )
@@ -170,7 +170,7 @@ TABLES = {
 }
 
 ARMS = {f"{depth} layers, ": TABLES[f"graph_{depth}"] for depth in (15, 30)}
-TEXT_ARMS = {"": TABLES["text"], "at its best rate, ": TABLES["text_best"]}
+TEXT_ARMS = {"": TABLES["text"], "best rate: ": TABLES["text_best"]}
 FIGURES = {
     "collapse": draw_collapse,
     "text_arms": partial(draw_text_arms, tables=TEXT_ARMS),

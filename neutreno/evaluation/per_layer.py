@@ -44,5 +44,5 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
         table = wide(own.assign(subset=ALL), ["layer"]).astype(str)
         first, *metrics = table.columns
         table[first] = table[first].replace("0", "0 (embedding)")
-        heading = [part_of(stack) or "layer", *([] if subset == ALL else [subset])]
-        yield Table([", ".join(heading), *metrics], table.values.tolist())
+        heading = f"{part_of(stack)} layer".strip() + ("" if subset == ALL else f", {subset}")
+        yield Table([heading, *metrics], table.values.tolist())

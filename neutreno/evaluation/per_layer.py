@@ -44,5 +44,6 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
         table = wide(own.assign(subset=ALL), ["layer"]).astype(str)
         first, *metrics = table.columns
         table[first] = table[first].replace("0", "0 (embedding)")
-        heading = f"{part_of(stack)} layer".strip() + ("" if subset == ALL else f", {subset}")
+        part = part_of(stack)
+        heading = f"{part} layer".strip() if subset == ALL else f"{part or 'layer'}, {subset}"
         yield Table([heading, *metrics], table.values.tolist())

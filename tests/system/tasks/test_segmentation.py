@@ -90,7 +90,7 @@ def test_evaluate_repeats_the_runs_figures_and_adds_its_protocols(finished, stre
     rows = table(folder / "evaluation_class_iou.csv")
     assert {row["split"] for row in rows} == {"val", "val_multi_scale"}
     page = (folder / "evaluation.md").read_text()
-    assert "decoder layer" in page and "| layer, patch" in page and "val_multi_scale/miou" in page
+    assert "decoder layer" in page and "encoder, patch" in page and "val_multi_scale/miou" in page
 
 
 @pytest.mark.parametrize("setting, words", [("data.num_classes=5", "made for 4"), ("data.in_chans=1", "made for 3")])

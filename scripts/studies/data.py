@@ -31,18 +31,19 @@ def collect(name: str, folders: Sequence[str]) -> int:
     """
     table = read_table(name)
     file = studies.DOCS / "data" / f"{name}.csv"
-    place = {table.origin(label): number for number, label in enumerate(table.rows)}
-    runs = [run for run in read_runs(folders)[0] if run.origin in place and run.status == "finished"]
+    origins = {table.origin(label) for label in table.rows}
+    runs = [run for run in read_runs(folders)[0] if run.origin in origins and run.status == "finished"]
     if not runs:
         raise InputError(f"no finished run of {name} in {', '.join(folders)}")
-    runs.sort(key=lambda run: (place[run.origin], run.seed))
     head, frame = [table.file.read_text().partition("\n")[0]], pd.DataFrame([], columns=COLUMNS)
     if file.exists():
         head = [line for line in file.read_text().splitlines() if line.startswith("#")]
         frame = read(file)
     there = {*zip(frame["row"], frame["seed"], strict=True)}
-    new = {(row_of(run), run.seed): run for run in reversed(runs)}  # the first of several
-    runs = [run for run in runs if new[row_of(run), run.seed] is run and (row_of(run), run.seed) not in there]
+    found: dict[tuple[str, int | None], Run] = {}
+    for run in runs:
+        found.setdefault((row_of(run), run.seed), run)
+    runs = [run for key, run in found.items() if key not in there]
     if runs:
         hours = sum(run.result["wall_clock_s"] for run in runs) / 3600
         known = {key: sorted({str(of(run.result)) for run in runs}) for key, of in PROVENANCE.items()}
@@ -54,8 +55,8 @@ def collect(name: str, folders: Sequence[str]) -> int:
         for step, metric, value in of_run(run)
     ]
     frame = pd.concat([frame, pd.DataFrame(lines, columns=COLUMNS)])
-    rows = pd.Categorical(frame["row"], unique([*(label.partition("/")[2] for _, label in place), *frame["row"]]))
-    frame = frame.assign(row=rows).sort_values(["row", "seed"], kind="stable")
+    rows = dict.fromkeys([*table.rows, *frame["row"]])  # what the table no longer has stands behind
+    frame = frame.assign(row=pd.Categorical(frame["row"], [*rows])).sort_values(["row", "seed"], kind="stable")
     with replacing(file, "w") as stream:
         stream.writelines(f"{line}\n" for line in head)
         frame.to_csv(stream, index=False, lineterminator="\n")
@@ -75,10 +76,6 @@ def read(file: Path) -> pd.DataFrame:
     if [*frame.columns] != COLUMNS:
         raise InputError(f"{file} has not the columns {', '.join(COLUMNS)}; restore it, or delete it to collect anew")
     return frame
-
-
-def unique(rows: Sequence[str]) -> list[str]:
-    return [*dict.fromkeys(rows)]
 
 
 def row_of(run: Run) -> str:
@@ -123,12 +120,13 @@ class Study:
     def read(cls, name: str) -> Study:
         """
         Raises:
-            InputError: it has not been collected.
+            InputError: it has not been collected, or has other columns.
         """
         file = studies.DOCS / "data" / f"{name}.csv"
         if not file.exists():
             raise InputError(f"{file} is missing: python scripts/findings.py --collect {name} FOLDER")
-        return cls(name, pd.read_csv(file, comment="#"))
+        lines = read(file)
+        return cls(name, lines.assign(value=pd.to_numeric(lines["value"])))
 
     def values(self, row: str, metric: str) -> pd.Series:
         """By seed; without what is missing.

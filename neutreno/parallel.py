@@ -174,8 +174,8 @@ def build_trainer(settings: Any, **more: Any) -> Trainer:
 def keep_freed_memory() -> None:
     """Make this process keep the memory of large tensors that are freed, for those of its next step.
 
-    glibc gives it back to the system and takes it anew, page by page, in every step: a tenth of the time where steps
-    are short and their tensors large. GPUs are not concerned: PyTorch keeps their memory. Nothing without glibc.
+    glibc gives it back to the system and takes it anew, page by page, in every step (docs/performance.md says what that
+    costs). GPUs are not concerned: PyTorch keeps their memory. Without glibc nothing is done.
     """
     with suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")

@@ -212,13 +212,21 @@ def baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
 
     def distance(other: Group) -> tuple[int, int, int]:
         run = other.runs[0]
-        differ = [key for key in {*own.row, *run.row} if own.row.get(key) != run.row.get(key)]
-        beyond = sum(key.partition(".")[0] not in own.result["axes"] for key in differ)  # axes may differ
         named = sum(run.settings[axis] != baseline for axis, baseline in run.result["baseline"].items())
-        return beyond, named, len(differ)
+        return len(beyond_axes(own, run)), named, len(_differing(own, run))
 
     candidates = [g for g in groups if g.runs[0].at_baseline and comparable(g.runs[0], own)]
     return None if group in candidates else min(candidates, key=distance, default=None)
+
+
+def _differing(run: Run, other: Run) -> list[str]:
+    return sorted(key for key in {*run.row, *other.row} if run.row.get(key) != other.row.get(key))
+
+
+def beyond_axes(run: Run, other: Run) -> list[str]:
+    """What ``other`` has in settings of no axis in which it differs, to which a difference may be due, too."""
+    differing = [key for key in _differing(run, other) if key.partition(".")[0] not in run.result["axes"]]
+    return [f"{key}={other.row.get(key)}" for key in differing]
 
 
 def comparable(run: Run, other: Run) -> bool:

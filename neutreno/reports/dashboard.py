@@ -16,7 +16,7 @@ from tabulate import LATEX_ESCAPE_RULES
 
 from neutreno.files import replacing
 from neutreno.records import SECONDS, is_number
-from neutreno.reports.comparison import baseline_of, full_label, further_settings, group_runs, row_key
+from neutreno.reports.comparison import baseline_of, beyond_axes, full_label, further_settings, group_runs, row_key
 from neutreno.reports.course import layers_over_steps, thinned_together, training_curves
 from neutreno.reports.escaping import LATEX, MARKDOWN
 from neutreno.reports.layers import curve
@@ -62,13 +62,15 @@ def null(constant: str) -> None:
 
 
 def by_row(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Of each run, as tables have it: its ``row``, the row that this is compared ``against``, its ``label``, what this
-    says beyond settings with a label, and its method's ``style``."""
+    """Of each run, as tables have it: its ``row``, the row that this is compared ``against`` and the settings
+    ``beyond`` the axes in which that differs, its ``label``, what this says beyond settings with a label, and its
+    method's ``style``."""
     groups, _ = group_runs(runs)
-    against = {}
+    against, beyond = {}, {}
     for group in groups:
         if other := baseline_of(group, [g for g in groups if g.runs[0].task == group.runs[0].task]):
-            against[row_of(group.runs[0])] = row_of(other.runs[0])
+            row = row_of(group.runs[0])
+            against[row], beyond[row] = row_of(other.runs[0]), beyond_axes(group.runs[0], other.runs[0])
     firsts = {row_of(run): run for run in runs}
     further = dict(zip(firsts, further_settings(list(firsts.values())), strict=True))
     styles = dict(zip(firsts, styles_of(method_of(run.result) for run in firsts.values()), strict=True))
@@ -76,6 +78,7 @@ def by_row(runs: Sequence[Run]) -> list[dict[str, Any]]:
         {
             "row": row,
             "against": against.get(row),
+            "beyond": beyond.get(row, []),
             "label": full_label(run, further[row]),
             "further": further[row],
             "style": in_plotly(styles[row]),

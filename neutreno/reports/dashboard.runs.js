@@ -110,6 +110,9 @@ function events(line) {
   return { value: came, text: `${came} of ${line.judged.length}`, numbers: { came, runs: line.judged.length } };
 }
 
+// Marks a difference that may be due to settings of no axis, too, and the column that says to which.
+const BEYOND = "†";
+
 function against(line, places) {
   const row = line.members[0].row;
   if (ofTask().some((run) => run.against === row)) return { value: 0, text: "baseline", numbers: { "": "baseline" } };
@@ -120,7 +123,8 @@ function against(line, places) {
   const found = welch(a, b);
   const signed = (found.difference < 0 ? "" : "+") + found.difference.toFixed(places);
   const interval = "low" in found ? ` (${found.low.toFixed(places)} to ${found.high.toFixed(places)})` : "";
-  return { value: found.difference, text: signed + interval, title: `against ${base.members[0].label} (n = ${b.length})`,
+  const mark = line.members[0].beyond.length ? ` ${BEYOND}` : "";
+  return { value: found.difference, text: signed + interval + mark, title: `against ${base.members[0].label} (n = ${b.length})`,
     numbers: { "": found.difference, low: found.low, high: found.high } };
 }
 
@@ -165,6 +169,8 @@ function findColumns() {
     { title: "difference, 95 %", of: () => null, number: true, grouped: true,
       cell: (line) => (line.run ? null : against(line, places)),
       said: "to the baseline that is nearest in all other settings, and its 95 % interval (Welch)" },
+    { title: `${BEYOND} baseline differs in`, of: () => null, grouped: true,
+      cell: (line) => (line.run || !line.members[0].beyond.length ? null : shownAs(line.members[0].beyond.join(", "))) },
     { title: "n", of: () => null, number: true, grouped: true,
       cell: (line) => (line.run ? shownAs(line.run.about.seed, `seed ${line.run.about.seed}`, "") : shownAs(line.judged.length)) },
     { title: "final similarity", names: ["final"], of: (run) => run.final, number: true, figure: true,

@@ -11,7 +11,8 @@ import tabulate
 from neutreno.errors import one_line
 
 MARKDOWN = {"|": "&#124;", "<": "&lt;", "](": "]&#40;", "`": "&#96;"}  # a cell's end, a tag, a link, code
-LATEX = {"λ̃": r"$\tilde\lambda$", "±": r"$\pm$", "–": "--"}  # what it has other signs for, beside what tabulate escapes
+# What LaTeX has other signs for, beside what tabulate escapes.
+LATEX = {"λ̃": r"$\tilde\lambda$", "±": r"$\pm$", "–": "--", "†": r"$\dagger$"}
 
 
 def in_markdown(text: str) -> str:

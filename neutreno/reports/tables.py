@@ -19,6 +19,7 @@ from neutreno.reports.comparison import (
     Difference,
     Group,
     baseline_of,
+    beyond_axes,
     difference,
     group_runs,
     holm,
@@ -30,6 +31,7 @@ from neutreno.reports.rows import Origins, labels_of
 from neutreno.tablefiles import Table
 
 FIGURES = ["test/{}", "val/{}", "best/test/{}", "ema/test/{}", "ema/val/{}"]  # of the main metric, shown where known
+BEYOND = "†"  # marks a difference that may be due to more than the axes
 BETWEEN = {"md": "\n{}\n", "latex": "% {}", "csv": ""}  # tables of several tasks
 EVERY_RUN = Table.model_construct(name="", file=Path(), config_dirs=[], rows={})  # of no file, so unchecked
 
@@ -242,7 +244,8 @@ def table(
 ) -> pd.DataFrame:
     """``rows`` of one task; figures are :class:`Cell`.
 
-    ``baseline``: to compare all others with; default: that at the baseline of all axes, nearest in all else.
+    ``baseline``: to compare all others with; default: that at the baseline of all axes, nearest in all else. Where it
+    differs in other settings than those of the axes, too, a † marks the difference, and a column says in which.
     ``columns``: further ones: ``parameters``, a metric of the probe by its name (after the last layer, trained), or the
     dotted path of a function from a group, its baseline (None: it is one) and the packages to ``trust`` to text.
     """
@@ -268,7 +271,9 @@ def table(
             line[metric] = _events(group, metric) if group.is_event(metric) else _spread(group.values(metric))
             if metric == metrics[0]:
                 is_one = "baseline" if group in baselines else None
-                line[compared] = _difference(found) or (None if of_events else is_one)
+                beyond = [] if other is None else beyond_axes(group.runs[0], other.runs[0])
+                line[compared] = _difference(found, BEYOND if beyond else "") or (None if of_events else is_one)
+                line[f"{BEYOND} baseline differs in"] = ", ".join(beyond) or None
                 line[tested] = _p_value(p) or (is_one if of_events else None)
             line[f"paper's {metric}"] = _paper(**row.paper[metric]) if metric in row.paper else None
         for stack, where in stacks_in(groups).items():
@@ -316,12 +321,12 @@ def _compared(group: Group, other: Group | None, metric: str, paired: bool) -> D
     return difference(*sides, metric, paired) if len(sides) == 2 else None
 
 
-def _difference(found: Difference | None) -> Cell | None:
+def _difference(found: Difference | None, mark: str) -> Cell | None:
     if found is None or np.isnan(found.mean):
         return None
     mean, low, high, _ = found
     text = f"{mean:+.2f}" if np.isnan(low) else f"{mean:+.2f} ({low:.2f} to {high:.2f})"
-    return Cell(text, {"difference": mean, "low": low, "high": high})
+    return Cell(f"{text} {mark}".strip(), {"difference": mean, "low": low, "high": high})
 
 
 def _p_value(p: float) -> Cell | None:

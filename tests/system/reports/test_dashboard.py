@@ -788,6 +788,14 @@ def test_rows_that_differ_in_a_setting_without_a_label_say_so(browser, tmp_path)
     assert "neutreno λ̃=0.2 task.lr=0.001" in cells(browser, "name")
     curves = traces(browser, "against", "t.x")  # means are over seeds, not rates; the baseline is in both
     assert len(curves) == 2 and list(curves.values()) == 2 * [[0, 0.2, 0.4]]
+    differences = dict(zip(cells(browser, "name"), cells(browser, "difference, 95 %"), strict=True))
+    assert differences == {
+        "softmax task.lr=0.002": "baseline",
+        **{f"neutreno λ̃={lam} task.lr=0.002": "+1.00" for lam in (0.2, 0.4)},
+        **{f"neutreno λ̃={lam} task.lr=0.001": "+1.00 †" for lam in (0.2, 0.4)},  # softmax was not run at this rate
+    }
+    assert sorted(set(cells(browser, "† baseline differs in"))) == ["task.lr=0.002", "–"]
+    assert "† baseline differs in" in browser.execute_script("return AS_TEXT.CSV()").splitlines()[0]
     type_filter(browser, "lr<0.002 lam>0")
     assert len(cells(browser, "name")) == 2
 

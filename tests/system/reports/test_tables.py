@@ -240,6 +240,25 @@ def test_a_row_is_measured_against_the_baseline_that_is_nearest_in_all_else_and_
     assert other == ""
 
 
+def test_a_difference_that_may_be_due_to_more_than_the_axes_is_marked_and_says_to_what(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"s{seed}", "model=deit", "task.lr=0.2", f"seed={seed}", value=90.0 + seed)
+        make_run(tmp_path / f"n{seed}", "task.lr=0.2", f"seed={seed}", value=91.0 + seed)
+        make_run(tmp_path / f"f{seed}", "task.lr=0.1", f"seed={seed}", value=60.0 + seed)
+    marked, unmarked = (f"digits deit-mini neutreno λ̃=0.6 task.lr={lr}" for lr in (0.1, 0.2))
+    found = rows_of(tmp_path)
+    assert found[marked][1].endswith(" †") and not found[unmarked][1].endswith(" †")
+    assert r" $\dagger$ " in tables(tmp_path, "--format", "latex", cwd=tmp_path).stdout
+
+    def differing(*options):
+        of = pd.read_csv(io.StringIO(tables(tmp_path, "--format", "csv", *options, cwd=tmp_path).stdout))
+        return of.set_index("runs")["† baseline differs in"].dropna().to_dict()
+
+    assert differing() == {marked: "task.lr=0.2"}
+    others = dict.fromkeys(("digits deit-mini softmax task.lr=0.2", unmarked), "task.lr=0.1")
+    assert differing("--baseline", marked) == others  # and so of a baseline that was asked for
+
+
 def test_rows_that_share_a_name_are_told_apart(tmp_path):
     row = ["model=deit", "attention=gfsa", "row=lab/gfsa", "seed=0"]
     make_run(tmp_path / "a", *row)

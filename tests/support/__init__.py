@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -161,6 +162,10 @@ class Forked:
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
     def wait(self, timeout: float = math.inf) -> int:
         end = time.monotonic() + timeout
         while self.poll() is None:
@@ -200,6 +205,32 @@ def runs_are_forks() -> None:
         return Forked("train.py", *words, cwd=Path.cwd(), setup=lambda: os.environ.update(environment), log=log)
 
     neutreno.launchers.execute = execute
+
+
+def rank_one_is_a_fork(log: Path, pid_file: Path) -> None:
+    """A ``setup`` of a run on two processes: the second is a fork, too, made before the run begins, which waits until
+    Lightning starts it, as a child of rank 0 that has the environment given. Its process ID stands in ``pid_file``."""
+    from lightning.pytorch.strategies.launchers import subprocess_script
+    from lightning.pytorch.utilities import rank_zero_only
+
+    read, write = os.pipe()
+
+    def wait_for_environment() -> None:
+        os.close(write)
+        with open(read) as given:
+            os.environ.update(json.load(given))
+        rank_zero_only.rank = 1  # Lightning reads the environment on import
+
+    rank_one = Forked(*sys.argv, cwd=Path.cwd(), setup=wait_for_environment, log=log)
+    os.close(read)
+    pid_file.write_text(str(rank_one.pid))
+
+    def start(command: list[str], env: dict[str, str], **_) -> Forked:
+        with open(write, "w") as given:
+            json.dump(env, given)
+        return rank_one
+
+    subprocess_script.subprocess = SimpleNamespace(Popen=start)
 
 
 def assert_problems(done: subprocess.CompletedProcess[str], *expected: str) -> None:

@@ -440,7 +440,8 @@ def test_it_is_drawn_and_shown_in_the_dashboard(package, swept, tmp_path):
 
 def test_its_table_is_reproduced_with_a_column_of_its_own(package, tmp_path):
     conf = ["--config-dir", str(package / "conf")]
-    done = call("scripts/reproduce.py", "sets", *conf, "--seeds", "1", package=package, cwd=tmp_path)
+    words = ["scripts/reproduce.py", "sets", *conf, "--seeds", "1"]
+    done = call(*words, package=package, cwd=tmp_path, setup=runs_are_forks)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "| none " in done.stdout and "| centre " in done.stdout and "departs" not in done.stdout
     tabled = call("scripts/tables.py", "sets", *conf, package=package, cwd=tmp_path)

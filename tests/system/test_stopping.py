@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, TINY, Forked, deaf_to_nothing, result, run_forked, train
+from support import ROOT, TINY, Forked, deaf_to_nothing, rank_one_is_a_fork, result, run_forked, train
 from support.same_run import load
 
 from neutreno import training
@@ -34,24 +34,18 @@ def below(pid: int) -> list[int]:
     return [p for child in map(int, children) for p in (child, *below(child))]
 
 
-def is_rank_one(pid: int) -> bool:
-    words, environment = (Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
-    return b"train.py" in words and b"LOCAL_RANK=1" in environment
-
-
 @pytest.fixture
 def pair(tmp_path):
-    """A run on two processes, started as users do, that is training: the processes of rank 0 and 1, and all of both."""
-    words = [str(ROOT / "train.py"), *TINY, *PAIR, "trainer.max_epochs=3000", "data.num_workers=1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "log", "w") as log:
-        run = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stdout=log, stderr=log, env=environment)
+    """A run on two processes that is training: the processes of rank 0 and 1, and all of both."""
+    log, pid_file = tmp_path / "log", tmp_path / "rank_one"
+    words = [*TINY, *PAIR, "trainer.max_epochs=3000", "data.num_workers=1"]
+    run = Forked("train.py", *words, cwd=tmp_path, setup=lambda: rank_one_is_a_fork(log, pid_file), log=log)
     until = time.monotonic() + 200
     while not (tmp_path / "outputs/x/checkpoints/last.ckpt").exists():
-        assert run.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
+        assert run.poll() is None and time.monotonic() < until, log.read_text()
         time.sleep(0.05)
     every = [run.pid, *below(run.pid)]
-    yield run, next(filter(is_rank_one, every)), every
+    yield run, int(pid_file.read_text()), every
     for pid in filter(alive, every):
         os.kill(pid, signal.SIGKILL)
     run.wait()

@@ -54,13 +54,15 @@ GRAPHS = ("dgn_", "graph_")  # how tables of graphs are named; their rows train 
 
 
 def rows_to_train():
-    """The first of every table, and of those that differ in nothing but numbers one."""
+    """Of the rows of all tables that differ in nothing but numbers, as of rates or of a network's size, one."""
     found = {}
     for name in (table for table in tables_in() if not table.startswith(GRAPHS)):
         table = read_table(name)
-        for number, (label, words) in enumerate(table.rows.items()):
-            kind = frozenset(word for word in (*table.overrides, *words) if not re.search(r"=[\d.e-]+$", word))
-            found.setdefault(kind if number else name, f"{name}/{label}")
+        for label, words in table.rows.items():
+            kind = (re.sub("tiny|small", "", word) for word in (*table.overrides, *words))
+            found.setdefault(
+                frozenset(word for word in kind if not re.search(r"=[\d.e-]+$|size=$", word)), f"{name}/{label}"
+            )
     return list(found.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -79,13 +80,13 @@ class RunProgress(ProgressBar):
     def on_validation_batch_end(
         self, trainer: Trainer, task: LightningModule, outputs, batch, batch_idx: int, *_
     ) -> None:
-        console.doing("validating", f"batch {batch_idx + 1} of {trainer.num_val_batches[0]}")
+        console.doing("validating", batch_of(batch_idx, trainer.num_val_batches[0]))
 
     def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
         console.doing("training" if trainer.state.fn == TrainerFn.FITTING else "evaluating")
 
     def on_test_batch_end(self, trainer: Trainer, task: LightningModule, outputs, batch, batch_idx: int, *_) -> None:
-        console.doing("testing", f"batch {batch_idx + 1} of {trainer.num_test_batches[0]}")
+        console.doing("testing", batch_of(batch_idx, trainer.num_test_batches[0]))
 
     def _close(self, *_: Any) -> None:
         if self._bar is not None:
@@ -93,3 +94,8 @@ class RunProgress(ProgressBar):
         console.doing("evaluating")
 
     on_train_end = on_exception = _close
+
+
+def batch_of(index: int, batches: int | float) -> str:
+    """``batches`` is infinite for data whose length is not known, such as a stream's."""
+    return f"batch {index + 1}" + (f" of {batches}" if math.isfinite(batches) else "")

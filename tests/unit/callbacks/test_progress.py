@@ -1,5 +1,6 @@
 """What the lines of a run say."""
 
+import math
 import time
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from neutreno import console
-from neutreno.callbacks.progress import RunProgress
+from neutreno.callbacks.progress import RunProgress, batch_of
 from neutreno.tasks.classification import Classification
 
 
@@ -59,3 +60,8 @@ def test_nothing_else_is_said_between_two_lines_while_steps_go_on(trainer, capsy
             time.sleep(0.05)
             progress.on_train_batch_end(trainer, Classification, {}, None, 0)
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("batches", "said"), [(7, "batch 3 of 7"), (math.inf, "batch 3")])
+def test_a_stream_has_no_last_batch(batches, said):
+    assert batch_of(2, batches) == said

@@ -216,7 +216,8 @@ def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:
 def check_fit(module: nn.Module, weights: Any, source: str | Path) -> None:
     """
     Raises:
-        InputError: parameters are missing, unexpected or of another shape, and which option chooses the module's.
+        InputError: parameters are missing, unexpected, of another shape (and which option chooses the module's), or
+            hold NaN or Inf, which no training leaves: it ends at the first loss that is not finite.
     """
     own, weights = module.state_dict(), by_name(weights, source)
     differ = [name for name in own if name in weights and weights[name].shape != own[name].shape]
@@ -224,6 +225,7 @@ def check_fit(module: nn.Module, weights: Any, source: str | Path) -> None:
         "of another shape (file ≠ model)": [f"{k} {tuple(weights[k].shape)} ≠ {tuple(own[k].shape)}" for k in differ],
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
+        "NaN or Inf": [k for k, _ in module.named_parameters() if k in weights and not weights[k].isfinite().all()],
     }
     if any(problems.values()):
         said = "; ".join(f"{what}: {_shorten(names)}" for what, names in problems.items() if names)

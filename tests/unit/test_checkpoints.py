@@ -1,3 +1,4 @@
+import math
 import pickle
 import random
 import re
@@ -110,6 +111,15 @@ def test_missing_and_unexpected_parameters_are_named_and_nothing_is_loaded(tmp_p
     with pytest.raises(InputError, match=r"missing: norm\.bias; unexpected: stranger"):
         load_weights(model, tmp_path / "weights.pth")
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named_and_not_loaded(tmp_path, value):
+    weights = VisionTransformer(**SMALL).state_dict()
+    weights["blocks.1.attn.qkv.weight"][3, 5] = value
+    torch.save({"model": weights}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"do not fit the model: NaN or Inf: blocks\.1\.attn\.qkv\.weight$"):
+        load_weights(VisionTransformer(**SMALL), tmp_path / "x.pth")
 
 
 class Evil:

@@ -23,6 +23,8 @@ from neutreno.variants import equation, model_words
 FILES = ("experiment", "recipe")  # groups whose files set keys of others
 # Settings that differ because what they follow from does: by what they begin with, the choices that settle them.
 FOLLOWS = {"data": ["data"], "task": ["data"], "trainer": ["data"], "model": ["data", "model"]}
+CHOICES = dict.fromkeys(name for names in FOLLOWS.values() for name in names)
+DIGEST = " data"  # ends the names under which a row has the digests of splits
 
 
 class Times(NamedTuple):
@@ -172,7 +174,7 @@ def _kinds(runs: Sequence[Run], key: str) -> list[dict[str, Any]]:
     groups = [{key_of(w): w.partition("=")[2] for w in run.result["overrides"] if key_of(w) in FILES} for run in runs]
 
     def tells(name: str) -> bool:
-        of_data = name.endswith(" data") and not key.startswith("data.")  # which that may change
+        of_data = name.endswith(DIGEST) and not key.startswith("data.")  # which that may change
         return name != key and (of_data or any(name == t or name.startswith(f"{t}.") for t in typed if "." in t))
 
     rows = [{name: value for name, value in run.row.items() if tells(name)} for run in runs]
@@ -224,9 +226,21 @@ def _differing(run: Run, other: Run) -> list[str]:
 
 
 def beyond_axes(run: Run, other: Run) -> list[str]:
-    """What ``other`` has in settings of no axis in which it differs, to which a difference may be due, too."""
-    differing = [key for key in _differing(run, other) if key.partition(".")[0] not in run.result["axes"]]
-    return [f"{key}={other.row.get(key)}" for key in differing]
+    """What ``other`` has in settings of no axis in which it differs, to which a difference may be due, too.
+
+    Of other data or another model these are named, not what follows from them.
+    """
+    chosen = [name for name in CHOICES if run.settings.get(name) != other.settings.get(name)]
+    follow = {head for head, names in FOLLOWS.items() if {*names} & {*chosen}}
+
+    def counts(key: str) -> bool:
+        head, of_data = key.partition(".")[0], key.endswith(DIGEST)
+        if of_data and (chosen or None in (run.row.get(key), other.row.get(key))):
+            return False  # as for :func:`comparable`
+        return head not in {*run.result["axes"], *other.result["axes"], *follow, "recipe"}  # what looks it up differs
+
+    named = [f"{name}={other.settings.get(name)}" for name in chosen]
+    return named + [f"{key}={other.row.get(key)}" for key in _differing(run, other) if counts(key)]
 
 
 def comparable(run: Run, other: Run) -> bool:

@@ -123,8 +123,8 @@ function against(line, places) {
   const found = welch(a, b);
   const signed = (found.difference < 0 ? "" : "+") + found.difference.toFixed(places);
   const interval = "low" in found ? ` (${found.low.toFixed(places)} to ${found.high.toFixed(places)})` : "";
-  const mark = line.members[0].beyond.length ? ` ${BEYOND}` : "";
-  return { value: found.difference, text: signed + interval + mark, title: `against ${base.members[0].label} (n = ${b.length})`,
+  const beyond = line.members[0].beyond.length > 0;
+  return { beyond, value: found.difference, text: signed + interval + (beyond ? ` ${BEYOND}` : ""), title: `against ${base.members[0].label} (n = ${b.length})`,
     numbers: { "": found.difference, low: found.low, high: found.high } };
 }
 
@@ -170,7 +170,7 @@ function findColumns() {
       cell: (line) => (line.run ? null : against(line, places)),
       said: "to the baseline that is nearest in all other settings, and its 95 % interval (Welch)" },
     { title: `${BEYOND} baseline differs in`, of: () => null, grouped: true,
-      cell: (line) => (line.run || !line.members[0].beyond.length ? null : shownAs(line.members[0].beyond.join(", "))) },
+      cell: (line) => (!line.run && against(line, places)?.beyond ? shownAs(line.members[0].beyond.join(", ")) : null) },
     { title: "n", of: () => null, number: true, grouped: true,
       cell: (line) => (line.run ? shownAs(line.run.about.seed, `seed ${line.run.about.seed}`, "") : shownAs(line.judged.length)) },
     { title: "final similarity", names: ["final"], of: (run) => run.final, number: true, figure: true,

@@ -245,7 +245,7 @@ def table(
     """``rows`` of one task; figures are :class:`Cell`.
 
     ``baseline``: to compare all others with; default: that at the baseline of all axes, nearest in all else. Where it
-    differs in other settings than those of the axes, too, a † marks the difference, and a column says in which.
+    differs in other settings than those of the axes, too, a † marks what is compared, and a column says in which.
     ``columns``: further ones: ``parameters``, a metric of the probe by its name (after the last layer, trained), or the
     dotted path of a function from a group, its baseline (None: it is one) and the packages to ``trust`` to text.
     """
@@ -271,10 +271,12 @@ def table(
             line[metric] = _events(group, metric) if group.is_event(metric) else _spread(group.values(metric))
             if metric == metrics[0]:
                 is_one = "baseline" if group in baselines else None
-                beyond = [] if other is None else beyond_axes(group.runs[0], other.runs[0])
-                line[compared] = _difference(found, BEYOND if beyond else "") or (None if of_events else is_one)
+                is_compared = found is not None and not np.isnan([found.mean, found.p]).all()
+                beyond = beyond_axes(group.runs[0], other.runs[0]) if is_compared else []
+                mark = BEYOND if beyond else ""
+                line[compared] = _difference(found, mark) or (None if of_events else is_one)
+                line[tested] = _p_value(p, mark if of_events else "") or (is_one if of_events else None)
                 line[f"{BEYOND} baseline differs in"] = ", ".join(beyond) or None
-                line[tested] = _p_value(p) or (is_one if of_events else None)
             line[f"paper's {metric}"] = _paper(**row.paper[metric]) if metric in row.paper else None
         for stack, where in stacks_in(groups).items():
             for when, said in (("initial", "initial"), ("last", "trained")):
@@ -329,8 +331,8 @@ def _difference(found: Difference | None, mark: str) -> Cell | None:
     return Cell(f"{text} {mark}".strip(), {"difference": mean, "low": low, "high": high})
 
 
-def _p_value(p: float) -> Cell | None:
-    return None if np.isnan(p) else Cell(f"{p:.3f}" if p >= 0.001 else "< 0.001", {"": p})
+def _p_value(p: float, mark: str) -> Cell | None:
+    return None if np.isnan(p) else Cell(f"{f'{p:.3f}' if p >= 0.001 else '< 0.001'} {mark}".strip(), {"": p})
 
 
 def _paper(value: float, provenance: str) -> Cell:

@@ -103,6 +103,27 @@ def test_the_course_of_training_is_drawn_layer_by_step_with_its_loss(runs):
     assert_one_line_error(nothing, "measured J at no common step")
 
 
+def test_a_p_value_of_times_is_marked_as_a_difference_is_and_nothing_where_nothing_is_compared(tmp_path):
+    for name, words in {"s": ["model=deit", "task.lr=0.2"], "n": ["task.lr=0.1"]}.items():
+        for seed in range(4):
+            run = make_run(tmp_path / f"{name}{seed}", *words, f"seed={seed}", value=90.0)
+            record = json.loads((run / "result.json").read_text()) | {"within": {"escape_step/cosine": 600.0}}
+            if name == "n":
+                record["metrics"] |= {"escape_step/cosine": 100.0, "test/mine": 1.0}
+            (run / "result.json").write_text(json.dumps(record))
+
+    def last_row(metric):
+        head, _, *_, last = tables(tmp_path, "--metric", metric, cwd=tmp_path).stdout.splitlines()
+        return dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (head, last)), strict=True))
+
+    times = last_row("escape_step/cosine")
+    assert (
+        times["escape_step/cosine: p, log-rank"] == f"{2 / 70:.3f} †"
+        and times["† baseline differs in"] == "task.lr=0.2"
+    )
+    assert not any("†" in head for head in last_row("test/mine"))  # which softmax has not
+
+
 def test_the_baseline_is_the_row_of_that_name_though_it_is_part_of_others(runs):
     make_run(runs / "more", "attention.lam=0.65", value=80.0)
     name = "digits deit-mini neutreno λ̃=0.6"

@@ -8,9 +8,9 @@ import pytest
 from support import make_run
 
 from neutreno.errors import InputError
-from neutreno.reports.comparison import Times, difference, group_runs, holm, logrank
+from neutreno.reports.comparison import Times, beyond_axes, difference, group_runs, holm, logrank
 from neutreno.reports.panels import lines_of
-from neutreno.reports.reading import read_runs
+from neutreno.reports.reading import read_run, read_runs
 
 
 def observed_less_expected(at, came, side):
@@ -82,3 +82,33 @@ def test_an_option_that_came_later_and_is_null_parts_no_runs(tmp_path):
         if seed < 2:
             config.write_text(config.read_text().replace("  at_steps: null\n", ""))
     assert [len(group.runs) for group in group_runs(read_runs([tmp_path])[0])[0]] == [4]
+
+
+GRAPH = ["data=digits_graph", "model=gcn"]
+BEYOND = {  # two rows, and in what the second differs in other settings than those of the axes
+    "the method alone": (["attention.lam=0.2"], ["model=deit"], []),
+    "an axis whose value stands in the recipe": (
+        [*GRAPH, "propagation=neutreno", "recipe.lam=0.4"],
+        [*GRAPH, "propagation=plain"],
+        [],
+    ),
+    "a rate and a depth": ([], ["model=deit", "task.lr=0.1", "model.depth=6"], ["model.depth=6", "task.lr=0.1"]),
+    "other data and another model": (GRAPH, [], ["data=digits", "model=deit", "probe.every_n_epochs=10"]),
+}
+
+
+@pytest.mark.parametrize(("own", "others", "said"), BEYOND.values(), ids=BEYOND.keys())
+def test_what_may_be_due_to_more_than_the_method_is_named_and_nothing_else(own, others, said, tmp_path):
+    run, other = (read_run(make_run(tmp_path / name, *words)) for name, words in (("a", own), ("b", others)))
+    assert beyond_axes(run, other) == said
+    assert beyond_axes(run, run) == []
+
+
+def test_data_that_one_side_has_no_digest_of_may_be_the_same(tmp_path):
+    runs = [make_run(tmp_path / name) for name in "abc"]
+    for run, digest in zip(runs, (None, "1" * 64, "2" * 64), strict=True):
+        record = json.loads((run / "result.json").read_text())
+        record["digests"] = {"train": digest} if digest else {}
+        (run / "result.json").write_text(json.dumps(record))
+    a, b, c = map(read_run, runs)
+    assert beyond_axes(a, b) == beyond_axes(b, a) == [] and beyond_axes(b, c) == ["train data=22222222"]

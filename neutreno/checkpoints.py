@@ -137,6 +137,8 @@ def by_name(weights: Any, source: str | Path) -> dict[str, Tensor]:
     """
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise InputError(f"{source} holds no weights by name")
+    if odd := [k for k, v in weights.items() if v.layout is not torch.strided or v.is_quantized or v.is_meta]:
+        raise InputError(f"{source} holds tensors that are sparse, quantized or empty of values: {_shorten(odd)}")
     return weights
 
 
@@ -216,8 +218,8 @@ def load_strictly(module: nn.Module, weights: Any, source: str | Path) -> None:
 def check_fit(module: nn.Module, weights: Any, source: str | Path) -> None:
     """
     Raises:
-        InputError: parameters are missing, unexpected, of another shape (and which option chooses the module's), or
-            hold NaN or Inf, which no training leaves: it ends at the first loss that is not finite.
+        InputError: parameters are missing, unexpected or of another shape, and which option chooses the module's; or
+            what is finite in the module is not in the file.
     """
     own, weights = module.state_dict(), by_name(weights, source)
     differ = [name for name in own if name in weights and weights[name].shape != own[name].shape]
@@ -225,7 +227,6 @@ def check_fit(module: nn.Module, weights: Any, source: str | Path) -> None:
         "of another shape (file ≠ model)": [f"{k} {tuple(weights[k].shape)} ≠ {tuple(own[k].shape)}" for k in differ],
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
-        "NaN or Inf": [k for k, _ in module.named_parameters() if k in weights and not weights[k].isfinite().all()],
     }
     if any(problems.values()):
         said = "; ".join(f"{what}: {_shorten(names)}" for what, names in problems.items() if names)
@@ -235,6 +236,8 @@ def check_fit(module: nn.Module, weights: Any, source: str | Path) -> None:
                 said += f"; {advice}"
                 break
         raise InputError(f"the weights of {source} do not fit the model: {said}")
+    if bad := [k for k, value in own.items() if not weights[k].isfinite().all() and value.isfinite().all()]:
+        raise InputError(f"the weights of {source} hold NaN or Inf: {_shorten(bad)}; take others, or train anew")
 
 
 def _shorten(names: list[str], most: int = 4) -> str:

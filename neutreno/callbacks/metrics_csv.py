@@ -49,7 +49,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if SECONDS in metrics:
-            raise InputError(f"a metric is called {SECONDS}, as a column of metrics.csv is; log it as train/{SECONDS}")
+            raise InputError(f"a metric is called {SECONDS}, as the clock of metrics.csv is; log it by another name")
         row = self._rows.setdefault(int(step or 0), {"step": str(int(step or 0))})
         row |= {name: f"{value:.8g}" for name, value in metrics.items()} | {SECONDS: f"{self._seconds():.1f}"}
         if time.monotonic() - self._written > self.write_every_s:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import random
 import shutil
@@ -9,10 +10,11 @@ import signal
 
 import pytest
 import torch
-from support import assert_one_line_error, result, run_forked, train
+from support import TINY, assert_one_line_error, result, run_forked, train
 from support.same_run import BUSY, assert_same_run, dies_after, load, train_killed
 
 from neutreno.data.loading import AugmentedDataset
+from neutreno.tasks.classification import Classification
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +172,21 @@ def test_accumulated_batches_do_not_share_masks_and_resume(tmp_path):
 def test_a_killed_run_is_not_started_over_by_accident(tmp_path):
     train_killed(BUSY, tmp_path, setup=dies_after(step=1))
     assert_one_line_error(run_forked("train.py", *BUSY, "name=x", cwd=tmp_path), "exists already", "resume=true")
+
+
+def test_weights_that_a_bad_gradient_spoils_do_not_take_the_place_of_the_last_good_ones(tmp_path):
+    """In the last step of an epoch, so that no loss has seen them."""
+
+    def spoils():
+        def spoil(task):
+            if task.global_step == 7:
+                next(task.parameters()).grad.fill_(math.nan)
+
+        Classification.on_after_backward = spoil
+
+    words = [*TINY, "probe.every_n_epochs=10", "name=x"]
+    done = run_forked("train.py", *words, cwd=tmp_path, setup=spoils)
+    assert_one_line_error(done, "NaN or Inf after step 8", "task.lr")
+    assert load(tmp_path / "outputs/x")["global_step"] == 4
+    again = run_forked("train.py", *words, "resume=true", cwd=tmp_path)
+    assert again.returncode == 0 and result(tmp_path / "outputs/x")["status"] == "finished", again.stderr

@@ -9,8 +9,9 @@ import timm
 import torch
 from support.same_run import assert_equal
 from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import nn
 
-from neutreno.checkpoints import load_weights, read_checkpoint
+from neutreno.checkpoints import load_strictly, load_weights, read_checkpoint
 from neutreno.errors import InputError
 from neutreno.models.vit import VisionTransformer
 
@@ -118,8 +119,32 @@ def test_weights_that_are_not_finite_are_named_and_not_loaded(tmp_path, value):
     weights = VisionTransformer(**SMALL).state_dict()
     weights["blocks.1.attn.qkv.weight"][3, 5] = value
     torch.save({"model": weights}, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=r"do not fit the model: NaN or Inf: blocks\.1\.attn\.qkv\.weight$"):
+    with pytest.raises(InputError, match=r"x\.pth hold NaN or Inf: blocks\.1\.attn\.qkv\.weight; "):
         load_weights(VisionTransformer(**SMALL), tmp_path / "x.pth")
+
+
+def test_each_name_of_a_tied_weight_and_each_buffer_has_to_be_finite():
+    def tied():
+        module = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "norm": nn.BatchNorm1d(3)})
+        module["b"].weight = module["a"].weight
+        module.register_buffer("mask", torch.full((2,), -math.inf))  # as it is made
+        return module
+
+    for name in ("b.weight", "norm.running_var"):
+        weights = {k: v.clone() for k, v in tied().state_dict().items()}
+        load_strictly(tied(), weights, "x")
+        weights[name].view(-1)[0] = math.nan
+        with pytest.raises(InputError, match=rf"hold NaN or Inf: {re.escape(name)}; "):
+            load_strictly(module := tied(), weights, "x")
+        assert module["a"].weight.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "odd", [torch.zeros(3, 3).to_sparse(), torch.zeros(3, 3, device="meta")], ids=["sparse", "meta"]
+)
+def test_tensors_without_plain_values_are_refused_in_a_line(odd):
+    with pytest.raises(InputError, match="x holds tensors that are sparse, quantized or empty of values: weight"):
+        load_strictly(nn.Linear(3, 3), {"weight": odd, "bias": torch.zeros(3)}, "x")
 
 
 class Evil:

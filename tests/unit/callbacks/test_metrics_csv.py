@@ -47,6 +47,6 @@ def test_a_resumed_run_goes_on_in_its_file_and_in_its_time(tmp_path, monkeypatch
     assert table["seconds"][0] < 1 < table["seconds"][1] < table["seconds"][2] < table["seconds"][1] + 1
 
 
-def test_a_metric_by_the_name_of_a_column_is_refused_and_not_overwritten(tmp_path):
-    with pytest.raises(InputError, match=r"a metric is called seconds.* log it as train/seconds"):
+def test_a_metric_that_is_called_as_the_clock_is_refused_and_not_overwritten(tmp_path):
+    with pytest.raises(InputError, match=r"a metric is called seconds.* log it by another name"):
         MetricsCSV(tmp_path / "metrics.csv").log_metrics({"loss": 1.0, "seconds": 2.0}, 1)

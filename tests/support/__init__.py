@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -119,7 +120,7 @@ class Forked:
         log: Path | None = None,
     ) -> None:
         import_everything()
-        self.args, self.returncode = [script, *arguments], None
+        self.args, self.returncode, self.asked = [script, *arguments], None, threading.Lock()
         self.out = tempfile.TemporaryFile("w+") if log is None else open(log, "a+")
         self.err = tempfile.TemporaryFile("w+") if log is None else self.out
         self.pid = os.fork()
@@ -157,9 +158,10 @@ class Forked:
 
     def poll(self) -> int | None:
         """The exit code, None while it runs."""
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        with self.asked:  # several threads may ask
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
     def send_signal(self, number: int) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 
 import benchmarks
 import torch
-from benchmarks import attention, graph, loading, runs, term, text
+from benchmarks import attention, graph, loading, runs, scale, term, text
 
 from neutreno.results import environment
 
@@ -21,6 +21,7 @@ PARTS = {
     "term": term.bench_term,
     "attention": attention.bench_attention,
     "memory": attention.bench_memory,
+    "scale": scale.bench_scale,
     "probe": runs.bench_probe,
     "loop": runs.bench_loop,
     "loading": loading.bench_loading,

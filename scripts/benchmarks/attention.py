@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,8 @@ class ExplicitNeutreno(NeutrenoAttention):
         return a @ v if v0 is None else a @ v + self.lam * (v0 - v)
 
 
+# glibc gives the memory of a freed tensor back at once, so that what a process holds is what its tensors are.
+AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 ATTENTIONS = {"fused": NeutrenoAttention, "explicit": ExplicitNeutreno}
 
 
@@ -55,7 +58,8 @@ def attention_pass(kind: type[NeutrenoAttention], tokens: int) -> Callable[[], N
 def peak_mib(kind: str, tokens: int) -> float:
     """Memory of one forward and backward pass beyond what stood before it, in a separate process."""
     words = [sys.executable, sys.argv[0], "--peak", kind, str(tokens), "--device", benchmarks.DEVICE.type]
-    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    environment = {**os.environ, **AT_ONCE}
+    return float(subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout)
 
 
 def measure_peak(make: Callable[[int], Callable[[], None]], tokens: int) -> float:
@@ -112,11 +116,9 @@ def model_pass(name: str, images: int) -> Callable[[], None]:
     return lambda: model(batch).sum().backward()
 
 
-def bench_memory(repeats: int) -> list[tuple[str, str]]:
+def bench_memory(repeats: int) -> Iterator[tuple[str, str]]:
     """What a further image costs, from two batches, so that neither weights nor the program count."""
-    rows = []
     for name in MODELS:
         few, many = SIZES[name.partition(",")[0]][1]
         small, large = (statistics.median(peak_mib(name, count) for _ in range(repeats)) for count in (few, many))
-        rows.append((f"activations of an image of 224 pixels, {name}", f"{(large - small) / (many - few):.1f} MiB"))
-    return rows
+        yield f"activations of an image of 224 pixels, {name}", f"{(large - small) / (many - few):.1f} MiB"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,9 +99,9 @@ def picture(draw: np.random.Generator) -> bytes:
     return content.getvalue()
 
 
-def bench_jpeg(repeats: int) -> list[tuple[str, str]]:
+def bench_jpeg(repeats: int) -> Iterator[tuple[str, str]]:
     """A pass over JPEG files of ImageNet's size in one process, per core therefore, in CPU time."""
-    count, rows, draw = 128, [], np.random.default_rng(0)
+    count, draw = 128, np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as root:
         for i in range(count + 2):
             file = Path(root) / ("train" if i < count else "val") / f"class{i % 2}" / f"{i}.jpg"
@@ -139,15 +139,12 @@ def bench_jpeg(repeats: int) -> list[tuple[str, str]]:
                 {"torchvision": torchvisions} if augment is LIGHT else {}
             )
             spent = statistics.median(cpu_seconds(own) for _ in range(repeats))
-            rows.append((f"JPEG files of 500 x 375, {name}: images a second and core", f"{count / spent:.0f}"))
-            rows += [
-                (f"the same: CPU time of {other} over ours", cpu_ratio(own, epoch(loader), repeats))
-                for other, loader in others.items()
-            ]
+            yield f"JPEG files of 500 x 375, {name}: images a second and core", f"{count / spent:.0f}"
+            for other, loader in others.items():
+                yield f"the same: CPU time of {other} over ours", cpu_ratio(own, epoch(loader), repeats)
     files = [picture(draw) for _ in range(32)]
     pillow = lambda: [Image.open(io.BytesIO(file)).convert("RGB") for file in files]  # noqa: E731
     turbo = lambda: [decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8)) for file in files]  # noqa: E731
     milliseconds = 1000 * statistics.median(cpu_seconds(pillow) for _ in range(repeats)) / len(files)
-    rows.append(("decoding alone, Pillow", f"{milliseconds:.2f} ms a file"))
-    rows.append(("the same: CPU time of Pillow over torchvision.io's decoder", cpu_ratio(turbo, pillow, repeats)))
-    return rows
+    yield "decoding alone, Pillow", f"{milliseconds:.2f} ms a file"
+    yield "the same: CPU time of Pillow over torchvision.io's decoder", cpu_ratio(turbo, pillow, repeats)

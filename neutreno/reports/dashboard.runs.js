@@ -124,7 +124,8 @@ function against(line, places) {
   const signed = (found.difference < 0 ? "" : "+") + found.difference.toFixed(places);
   const interval = "low" in found ? ` (${found.low.toFixed(places)} to ${found.high.toFixed(places)})` : "";
   const beyond = line.members[0].beyond.length > 0;
-  return { beyond, value: found.difference, text: signed + interval + (beyond ? ` ${BEYOND}` : ""), title: `against ${base.members[0].label} (n = ${b.length})`,
+  return { beyond, value: found.difference, text: signed + interval + (beyond ? ` ${BEYOND}` : ""),
+    title: `against ${base.members[0].label} (n = ${b.length})`,
     numbers: { "": found.difference, low: found.low, high: found.high } };
 }
 

@@ -48,6 +48,8 @@ BEST = dict.fromkeys(TEXT, "1e-3") | dict.fromkeys(  # by docs/data/collapse_rat
 AT_BEST = {f"{row}, {rate}": row if rate == "1e-3" else f"{row} {rate}" for row, rate in BEST.items()}
 SHARE = "collapsed_share/cosine"
 DEPTHS = ("depth 6", "", "depth 24")
+WIKITEXT = ("softmax", "neutreno", "pull alone", "pre-norm")
+LONGER = "softmax 1e-3 700 steps"
 TEXT_BY_DEPTH = ("softmax", "neutreno", "pull alone", "pre-norm")
 
 
@@ -123,6 +125,35 @@ TABLES = {
                 f"the term − {other}, {depth} layers": (f"neutreno depth {depth}", f"{other} depth {depth}")
                 for depth, others in {6: ("softmax", "pull alone", "pre-norm"), 24: ("softmax",)}.items()
                 for other in others
+            },
+        )
+    ),
+    **{
+        f"wikitext_{rate}": Table(
+            "collapse_wikitext",
+            "best/test/ppl",
+            {row: f"{row} {rate}" for row in WIKITEXT} | further,
+            COURSE,
+        )
+        for rate, further in {
+            "1e-3": {"softmax, 700 steps": LONGER},
+            "3e-3": {"anchor alone": "anchor alone 3e-3"},
+        }.items()
+    },
+    "wikitext_contrasts": Contrasts(
+        contrasts(
+            "collapse_wikitext",
+            "best/test/ppl",
+            {
+                "the term − softmax, 1e-3": ("neutreno 1e-3", "softmax 1e-3"),
+                "the term − softmax for 700 steps, 1e-3": ("neutreno 1e-3", LONGER),
+                "the term − softmax, each at its best rate": ("neutreno 3e-3", "softmax 1e-3"),
+                "the term − softmax for 700 steps, each at its best rate": ("neutreno 3e-3", LONGER),
+                "pull alone − the whole term, 1e-3": ("pull alone 1e-3", "neutreno 1e-3"),
+                "softmax for 700 steps − for 600, 1e-3": (LONGER, "softmax 1e-3"),
+                "anchor alone − the whole term, 3e-3": ("anchor alone 3e-3", "neutreno 3e-3"),
+                "pre-norm − the term, 1e-3": ("pre-norm 1e-3", "neutreno 1e-3"),
+                "pre-norm − the term, 3e-3": ("pre-norm 3e-3", "neutreno 3e-3"),
             },
         )
     ),

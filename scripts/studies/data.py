@@ -85,7 +85,7 @@ def row_of(run: Run) -> str:
 COLUMNS = ["row", "seed", "step", "metric", "value"]
 PROVENANCE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "commit": lambda result: (result["git_commit"] or "unknown")[:7],
-    "hardware": lambda result: result["hardware"]["cpu"],
+    "hardware": lambda result: ", ".join(result["hardware"].get("gpu", [result["hardware"]["cpu"]])),
     "threads": lambda result: result["hardware"]["threads"],
     "torch": lambda result: result["versions"]["torch"],
 }

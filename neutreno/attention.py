@@ -38,9 +38,10 @@ def fidelity(out: Tensor, v: Tensor, v0: Tensor, lam: float, anchor: Anchor = "v
         anchor: "none" leaves λ̃ V_0 out; for all others ``v0`` is what :func:`anchored` made of the first layer's.
         pull: False leaves −λ̃ V_l out. One of the halves must be there.
     """
-    if pull:  # the gradient of sub would be negated and then scaled
-        out = torch.add(out, v, alpha=-lam)
-    return out if anchor == "none" else torch.add(out, v0, alpha=lam)
+    if not pull:
+        return torch.add(out, v0, alpha=lam)
+    held = torch.add(out, v, alpha=-lam)  # the gradient of sub would be negated and then scaled
+    return held if anchor == "none" else held.add_(v0, alpha=lam)  # in its own place: ``out`` is kept for the gradient
 
 
 def anchored(v: Tensor, anchor: Anchor, training: bool, causal: bool = False) -> Tensor:

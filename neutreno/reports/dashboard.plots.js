@@ -109,7 +109,7 @@ function drawTraining() {
 function families(key) {
   const part = (run, axis) => Object.entries(run.about).filter(([k, v]) => head(k) === axis && k !== key && v !== null)
     .map(([k, v]) => (run.labels[k] ? `${run.labels[k]}=` : "") + text(v)).join(" ");
-  const further = (run) => Object.keys(run.further).filter((k) => k !== key).map((k) => `${k}=${text(run.further[k])}`);
+  const further = (run) => Object.keys(run.further).filter((k) => k !== key).map((k) => `${titles[k]}=${text(run.further[k])}`);
   const heads = (run) => unique(Object.keys(run.about).map(head)).filter((name) => name !== "seed");
   const parts = (run) => bare({ further: further(run).join(" ") }, Object.fromEntries(heads(run).map((name) => [name, part(run, name)])));
   const beside = (a, b, ...but) => Object.keys({ ...a, ...b })

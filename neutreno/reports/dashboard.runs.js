@@ -113,7 +113,13 @@ function events(line) {
 // Marks a difference that may be due to settings of no axis, too, and the column that says to which.
 const BEYOND = "†";
 
+// A line's difference from its baseline; two columns ask for it.
 function against(line, places) {
+  if (line.against === undefined) line.against = difference(line, places);
+  return line.against;
+}
+
+function difference(line, places) {
   const row = line.members[0].row;
   if (ofTask().some((run) => run.against === row)) return { value: 0, text: "baseline", numbers: { "": "baseline" } };
   if (line.members[0].against === null) return null;
@@ -151,10 +157,10 @@ function findColumns() {
   const further = unique(some.flatMap((run) => Object.keys(run.further)));
   const labels = bare(...some.map((run) => run.labels));
   const short = (key) => labels[key] || last(key.split("."));
-  const taken = ["name", "n", "final similarity", "time", "status", ...further, ...keys.map(short)];
-  const alone = (title) => taken.filter((other) => other === title).length === 1;
-  const own = keys.map((key) => [key, alone(short(key)) ? short(key) : key]);
-  titles = bare(Object.fromEntries([...further.map((key) => [key, key]), ...own]));
+  const taken = ["name", "n", "final similarity", "time", "status", ...keys.map(short)]; // an axis' setting comes first
+  const alone = (key, among) => among.filter((other) => other === short(key)).length === 1;
+  const titled = (list, among) => Object.fromEntries(list.map((key) => [key, alone(key, among) ? short(key) : key]));
+  titles = bare(titled(further, [...taken, ...further.map(short)]), titled(keys, taken));
   const judge = some.find((run) => last(run.validated.split("/")) === last((view.metric ?? "").split("/")));
   const metric = (run) => run.metrics[view.metric] ?? null;
   const places = Math.max(...some.map((run) => Math.abs(metric(run) ?? 0))) < 1 ? 4 : 2;
@@ -183,7 +189,7 @@ function findColumns() {
     plain("status", (run) => run.status, { cell: status, varies: some.every(finished) }),
     ...keys.map((key) => plain(titles[key], (run) => run.about[key] ?? null,
       { grouped: key === "seed" ? false : undefined, setting: true, names: [key, last(key.split(".")), labels[key]] })),
-    ...further.map((key) => plain(key, (run) => run.further[key] ?? null, { setting: true, names: [last(key.split("."))] })),
+    ...further.map((key) => plain(titles[key], (run) => run.further[key] ?? null, { setting: true, said: key, names: [key, last(key.split("."))] })),
   ];
   for (const column of columns) {
     column.names = [column.title, ...(column.names ?? [])].filter(Boolean).map((name) => name.toLowerCase());
@@ -211,13 +217,15 @@ function name(line) {
   return { ...shownAs(said), title: line.members[0].label };
 }
 
-// What a row is called among others: by data, model and settings without a label only where these differ.
+// What a row is called among others: by data, model and settings without a label only where these differ, first the
+// setting that tells most of them apart, since long names are cut.
 function label(members, among) {
   const [run] = members;
   const own = [(run) => run.about.data, (run) => run.network].filter((part) => new Set(among.map(part)).size > 1);
-  const further = Object.keys(run.further).filter((key) => run.further[key] !== null
-    && new Set(among.map((other) => text(other.further[key]))).size > 1);
-  const said = [...own.map((part) => part(run)), run.words, ...further.map((key) => `${key}=${text(run.further[key])}`)];
+  const alike = (key) => Math.max(...by((other) => text(other.further[key]), among).map((some) => some.length));
+  const further = Object.keys(run.further).filter((key) => run.further[key] !== null).map((key) => ({ key, most: alike(key) }))
+    .filter(({ most }) => most < among.length).sort((a, b) => a.most - b.most).map(({ key }) => key);
+  const said = [...own.map((part) => part(run)), run.words, ...further.map((key) => `${titles[key]}=${text(run.further[key])}`)];
   return said.filter(Boolean).join(" ") || run.label;
 }
 

@@ -468,7 +468,7 @@ def test_all_settings_that_vary_are_axes_beside_the_figures(browser, tmp_path):
     assert browser.execute_script(f"{plot} p.layout.xaxis.ticktext") == [
         "attention",
         "λ̃",
-        "task.lr",
+        "lr",
         "test/top1",
         "final similarity",
     ]
@@ -784,20 +784,23 @@ def test_rows_that_differ_in_a_setting_without_a_label_say_so(browser, tmp_path)
         for lam in (0.2, 0.4):
             make_run(tmp_path / f"runs/{lam}-{lr}", f"attention.lam={lam}", f"task.lr={lr}", value=91.0)
     open_page(browser, tmp_path / "runs")
-    assert sorted(cells(browser, "task.lr"))[:4] == ["0.001", "0.001", "0.002", "0.002"]
-    assert "neutreno λ̃=0.2 task.lr=0.001" in cells(browser, "name")
+    assert sorted(cells(browser, "lr"))[:4] == ["0.001", "0.001", "0.002", "0.002"]
+    assert "neutreno λ̃=0.2 lr=0.001" in cells(browser, "name")
     curves = traces(browser, "against", "t.x")  # means are over seeds, not rates; the baseline is in both
     assert len(curves) == 2 and list(curves.values()) == 2 * [[0, 0.2, 0.4]]
     differences = dict(zip(cells(browser, "name"), cells(browser, "difference, 95 %"), strict=True))
     assert differences == {
-        "softmax task.lr=0.002": "baseline",
-        **{f"neutreno λ̃={lam} task.lr=0.002": "+1.00" for lam in (0.2, 0.4)},
-        **{f"neutreno λ̃={lam} task.lr=0.001": "+1.00 †" for lam in (0.2, 0.4)},  # softmax was not run at this rate
+        "softmax lr=0.002": "baseline",
+        **{f"neutreno λ̃={lam} lr=0.002": "+1.00" for lam in (0.2, 0.4)},
+        **{f"neutreno λ̃={lam} lr=0.001": "+1.00 †" for lam in (0.2, 0.4)},  # softmax was not run at this rate
     }
     assert sorted(set(cells(browser, "† baseline differs in"))) == ["task.lr=0.002", "–"]
     assert "† baseline differs in" in browser.execute_script("return AS_TEXT.CSV()").splitlines()[0]
     type_filter(browser, "lr<0.002 lam>0")
     assert len(cells(browser, "name")) == 2
+    make_run(tmp_path / "runs/another", "attention.lam=0.2", "task.lr=0.001", "data.batch_size=7", value=91.0)
+    open_page(browser, tmp_path / "runs")  # what tells most rows apart comes first: a long name is cut
+    assert "neutreno λ̃=0.2 lr=0.001 batch_size=7" in cells(browser, "name")
 
 
 def test_seeds_unfold_below_their_row(browser, compared):

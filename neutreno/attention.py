@@ -29,7 +29,7 @@ _OF_OTHERS = "anchor=shuffled takes the values of another sequence of the batch"
 
 
 def fidelity(out: Tensor, v: Tensor, v0: Tensor, lam: float, anchor: Anchor = "v0", pull: bool = True) -> Tensor:
-    """NeuTRENO's fidelity term, ``out + λ̃ (V_0 − V_l)``, or one half of it; all tensors of one shape.
+    """NeuTRENO's fidelity term, ``out + λ̃ (V_0 − V_l)``, or one half of it; all tensors of one shape and type.
 
     The halves tell what the term does by holding tokens near V_0 from what it does by weakening the average, since
     ``A V − λ̃ V = (A − λ̃ I) V``.

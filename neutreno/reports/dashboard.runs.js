@@ -154,13 +154,16 @@ function findColumns() {
   const keys = unique(some.flatMap((run) => Object.keys(run.about).filter((key) => run.about[key] !== null)));
   const heads = unique(keys.map(head)).filter((name) => name !== "seed").concat("seed");
   keys.sort((a, b) => heads.indexOf(head(a)) - heads.indexOf(head(b)));
-  const further = unique(some.flatMap((run) => Object.keys(run.further)));
+  const further = unique(some.flatMap((run) => Object.keys(run.further))).filter((key) => !keys.includes(key));
   const labels = bare(...some.map((run) => run.labels));
   const short = (key) => labels[key] || last(key.split("."));
-  const taken = ["name", "n", "final similarity", "time", "status", ...keys.map(short)]; // an axis' setting comes first
-  const alone = (key, among) => among.filter((other) => other === short(key)).length === 1;
-  const titled = (list, among) => Object.fromEntries(list.map((key) => [key, alone(key, among) ? short(key) : key]));
-  titles = bare(titled(further, [...taken, ...further.map(short)]), titled(keys, taken));
+  const fixed = ["name", "n", "final similarity", "time", "status", view.metric ?? "metric"];
+  const titled = (list, taken) => Object.fromEntries(list.map((key) => {
+    const alone = taken.filter((other) => other === short(key)).length === 1;
+    return [key, alone ? short(key) : fixed.includes(key) ? `setting ${key}` : key];
+  }));
+  const ofAxes = [...fixed, ...keys.map(short)]; // which come first: another setting of the same short name has its whole key
+  titles = bare(titled(keys, ofAxes), titled(further, [...ofAxes, ...further.map(short)]));
   const judge = some.find((run) => last(run.validated.split("/")) === last((view.metric ?? "").split("/")));
   const metric = (run) => run.metrics[view.metric] ?? null;
   const places = Math.max(...some.map((run) => Math.abs(metric(run) ?? 0))) < 1 ? 4 : 2;
@@ -187,9 +190,8 @@ function findColumns() {
       return found && { ...found, text: clock(found.value) };
     } },
     plain("status", (run) => run.status, { cell: status, varies: some.every(finished) }),
-    ...keys.map((key) => plain(titles[key], (run) => run.about[key] ?? null,
-      { grouped: key === "seed" ? false : undefined, setting: true, names: [key, last(key.split(".")), labels[key]] })),
-    ...further.map((key) => plain(titles[key], (run) => run.further[key] ?? null, { setting: true, said: key, names: [key, last(key.split("."))] })),
+    ...[...keys, ...further].map((key) => plain(titles[key], (run) => run.about[key] ?? run.further[key] ?? null,
+      { grouped: key === "seed" ? false : undefined, setting: true, key, said: key, names: [key, last(key.split(".")), labels[key]] })),
   ];
   for (const column of columns) {
     column.names = [column.title, ...(column.names ?? [])].filter(Boolean).map((name) => name.toLowerCase());

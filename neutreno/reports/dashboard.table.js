@@ -2,7 +2,7 @@
 
 // The column that sorts the table: the one chosen, or the metric, best first, where it is known what is better.
 function sorting() {
-  const chosen = columns.find((column) => column.title === view.sort && column.grouped !== !view.grouped);
+  const chosen = columns.find(({ key, title, grouped }) => [key, title].includes(view.sort) && grouped !== !view.grouped);
   if (chosen) return { column: chosen, down: view.down };
   const metric = columns[1];
   return metric.better ? { column: metric, down: metric.better === "↑" } : { column: columns[0], down: false };
@@ -43,7 +43,7 @@ function drawTable() {
     const said = [column.title, column.better, column === by ? (down ? "▾" : "▴") : ""].filter(Boolean).join(" ");
     const button = element("button", said, { type: "button", id: `sort ${column.title}` });
     if (column.better) button.title = column.better === "↓" ? "smaller is better" : "larger is better";
-    button.onclick = () => { view.down = column === by ? !down : false; view.sort = column.title; update(); };
+    button.onclick = () => { view.down = column === by ? !down : false; view.sort = column.key ?? column.title; update(); };
     th.append(button);
     top.append(th);
   }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -24,11 +25,7 @@ def draw_collapse(read: Callable[[str], Study]) -> Figure:
         BASELINE: "softmax attention, plain GCN",
         NEUTRENO: "with the fidelity term (text: λ̃ = 0.4, graph: λ̃ = 0.6)",
     }
-    panels = {COSINE: "text: cosine of tokens", LOST: "text: training loss"}
-    for panel, (metric, title) in zip(axes[:2], panels.items(), strict=True):
-        for row, method in {"softmax": BASELINE, "neutreno": NEUTRENO}.items():
-            draw_course(panel, text.course(row, metric), method)
-        panel.set(xlabel="optimizer step", title=title)
+    draw_courses(axes[:2], text, "{}", "text: {}")
     depth, fidelity = read("graph_depth"), read("graph_fidelity")
     arms = {BASELINE: ("none", "plain"), NEUTRENO: ("neutreno", "neutreno")}
     panels = {"group_distance_ratio": "graph: distance ratio", "best/test/accuracy": "graph: accuracy, %"}
@@ -39,9 +36,30 @@ def draw_collapse(read: Callable[[str], Study]) -> Figure:
             found = {k: study.values(name, metric) for k, (study, name) in found.items() if name in study.final.index}
             draw_means(panel, dict(sorted(found.items())), method)
         panel.set(xlabel="layers", title=title, ylim=(0, None))
-    lines = [Line2D([], [], **style_of(method).drawn) for method in drawn]
-    figure.legend(lines, [plain(said) for said in drawn.values()], loc="outside lower center", ncols=2)
+    say_methods(figure, drawn)
     return figure
+
+
+def draw_wikitext(read: Callable[[str], Study]) -> Figure:
+    """WikiText over the steps of training, at both learning rates, with and without the term."""
+    figure, axes = subplots(1, 4, figsize=(PAGE, 2.1))
+    for panels, rate in ((axes[:2], "1e-3"), (axes[2:], "3e-3")):
+        draw_courses(panels, read("collapse_wikitext"), f"{{}} {rate}", f"{{}}, {rate}")
+    say_methods(figure, {BASELINE: "softmax attention", NEUTRENO: "with the fidelity term, λ̃ = 0.4"})
+    return figure
+
+
+def draw_courses(panels: Sequence[Axes], study: Study, row: str, title: str) -> None:
+    """Cosine and loss over the steps of the two rows, which are called as ``row`` says."""
+    for panel, (metric, said) in zip(panels, {COSINE: "cosine of tokens", LOST: "training loss"}.items(), strict=True):
+        for name, method in {"softmax": BASELINE, "neutreno": NEUTRENO}.items():
+            draw_course(panel, study.course(row.format(name), metric), method)
+        panel.set(xlabel="optimizer step", title=title.format(said))
+
+
+def say_methods(figure: Figure, said: dict[str, str]) -> None:
+    lines = [Line2D([], [], **style_of(method).drawn) for method in said]
+    figure.legend(lines, [plain(words) for words in said.values()], loc="outside lower center", ncols=2)
 
 
 def draw_course(panel, values: pd.DataFrame, method: str) -> None:

@@ -803,6 +803,21 @@ def test_rows_that_differ_in_a_setting_without_a_label_say_so(browser, tmp_path)
     assert "neutreno λ̃=0.2 lr=0.001 batch_size=7" in cells(browser, "name")
 
 
+def test_a_setting_with_a_label_in_some_runs_alone_has_one_column_and_sorts_by_its_key(browser, tmp_path):
+    for depth in (3, 2, 4):
+        run = make_run(tmp_path / f"runs/{depth}", f"model.depth={depth}", f"task.lr=0.00{depth}")
+        result = json.loads((run / "result.json").read_text())
+        result["labels"] |= {"model.depth": "depth"} if depth == 3 else {}
+        result["settings"] |= {"model.depth": 3} if depth == 3 else {}
+        (run / "result.json").write_text(json.dumps(result))
+    open_page(browser, tmp_path / "runs")
+    assert len(heads(browser)) == len(set(heads(browser)))
+    assert sorted(cells(browser, "depth")) == ["2", "3", "4"]
+    click(browser, "sort depth")
+    assert cells(browser, "depth ▴") == ["2", "3", "4"]
+    assert browser.execute_script("return view.sort") == "model.depth"
+
+
 def test_seeds_unfold_below_their_row(browser, compared):
     visit(browser, compared.as_uri())
     row = browser.execute_script("return document.querySelector('#runs [aria-expanded=false]').id")

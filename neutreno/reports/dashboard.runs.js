@@ -157,10 +157,10 @@ function findColumns() {
   const further = unique(some.flatMap((run) => Object.keys(run.further))).filter((key) => !keys.includes(key));
   const labels = bare(...some.map((run) => run.labels));
   const short = (key) => labels[key] || last(key.split("."));
-  const fixed = ["name", "n", "final similarity", "time", "status", view.metric ?? "metric"];
+  const fixed = ["name", view.metric ?? "metric", "difference, 95 %", `${BEYOND} baseline differs in`, "n", "final similarity", "time", "status"];
   const titled = (list, taken) => Object.fromEntries(list.map((key) => {
-    const alone = taken.filter((other) => other === short(key)).length === 1;
-    return [key, alone ? short(key) : fixed.includes(key) ? `setting ${key}` : key];
+    const count = (title) => taken.filter((other) => other === title).length;
+    return [key, count(short(key)) === 1 ? short(key) : count(key) ? `setting ${key}` : key];
   }));
   const ofAxes = [...fixed, ...keys.map(short)]; // which come first: another setting of the same short name has its whole key
   titles = bare(titled(keys, ofAxes), titled(further, [...ofAxes, ...further.map(short)]));

@@ -2,7 +2,8 @@
 
 // The column that sorts the table: the one chosen, or the metric, best first, where it is known what is better.
 function sorting() {
-  const chosen = columns.find(({ key, title, grouped }) => [key, title].includes(view.sort) && grouped !== !view.grouped);
+  const there = columns.filter((column) => column.grouped !== !view.grouped);
+  const chosen = there.find(({ key, title }) => (key ?? title) === view.sort) ?? there.find(({ title }) => title === view.sort);
   if (chosen) return { column: chosen, down: view.down };
   const metric = columns[1];
   return metric.better ? { column: metric, down: metric.better === "↑" } : { column: columns[0], down: false };

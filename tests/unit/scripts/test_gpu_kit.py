@@ -37,7 +37,7 @@ def test_the_commands_of_every_part_pass_the_gate(full_size, monkeypatch, tmp_pa
         composed = compose(single)
         check(composed)
         assert composed.settings["model"]["size"] in ("tiny", "small"), shlex.join(words)
-    assert "seed=0,1,2,3" in commands[-1] and "launcher.max_parallel=8" in commands[-1]
+    assert "seed=0,1,2,3,4" in commands[-1] and "launcher.max_parallel=10" in commands[-1]
     assert "trainer.max_epochs=12" in commands[-1]
 
 
@@ -45,7 +45,7 @@ def test_as_many_epochs_are_planned_as_the_seconds_allow(full_size):
     with pytest.raises(Missing, match="of the part cifar10"):
         kit.runs.planned(full_size)
     full_size.rows["cifar10"] = {"one process": {"images/s": 100.0}, "several at once": {"images/s": 200.0}}
-    assert kit.runs.planned(full_size)["epochs"] == int(0.8 * 400 * 200 / (8 * 450))
+    assert kit.runs.planned(full_size)["epochs"] == int(0.8 * 400 * 200 / (10 * 450))
     full_size.seconds = 61
     assert kit.runs.planned(full_size)["epochs"] == 1
     full_size.seconds = 10**6

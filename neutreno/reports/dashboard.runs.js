@@ -219,14 +219,23 @@ function name(line) {
   return { ...shownAs(said), title: line.members[0].label };
 }
 
-// What a row is called among others: by data, model and settings without a label only where these differ, first the
-// setting that tells most of them apart, since long names are cut.
+// Settings without a label in which some runs differ, first the one that tells most of them apart, since long names are
+// cut; found once for a list of runs.
+const tellings = new WeakMap();
+function telling(among) {
+  const alike = (key) => Math.max(...by((run) => text(run.further[key]), among).map((some) => some.length));
+  if (!tellings.has(among)) {
+    const keys = unique(among.flatMap((run) => Object.keys(run.further))).map((key) => ({ key, most: alike(key) }));
+    tellings.set(among, keys.filter(({ most }) => most < among.length).sort((a, b) => a.most - b.most).map(({ key }) => key));
+  }
+  return tellings.get(among);
+}
+
+// What a row is called among others: by data, model and settings without a label only where these differ.
 function label(members, among) {
   const [run] = members;
   const own = [(run) => run.about.data, (run) => run.network].filter((part) => new Set(among.map(part)).size > 1);
-  const alike = (key) => Math.max(...by((other) => text(other.further[key]), among).map((some) => some.length));
-  const further = Object.keys(run.further).filter((key) => run.further[key] !== null).map((key) => ({ key, most: alike(key) }))
-    .filter(({ most }) => most < among.length).sort((a, b) => a.most - b.most).map(({ key }) => key);
+  const further = telling(among).filter((key) => (run.further[key] ?? null) !== null);
   const said = [...own.map((part) => part(run)), run.words, ...further.map((key) => `${titles[key]}=${text(run.further[key])}`)];
   return said.filter(Boolean).join(" ") || run.label;
 }

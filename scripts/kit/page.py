@@ -59,7 +59,8 @@ def where(environment: dict[str, Any] | None) -> str:
     hardware, versions, commit = (environment[key] for key in ("hardware", "versions", "git_commit"))
     names = ", ".join(f"{name} {versions[name]}" for name in ("torch", "timm", "lightning") if versions.get(name))
     cores = f"{hardware['cpu']}, {hardware['threads']} threads"
-    return "; ".join([*hardware.get("gpu", []), cores, names, *([f"commit {commit[:12]}"] if commit else [])])
+    at = [f"commit {commit[:12]}{commit[40:]}"] if commit else []  # with -dirty
+    return "; ".join([*hardware.get("gpu", []), cores, names, *at])
 
 
 def shown(value: Any) -> str:

@@ -83,23 +83,25 @@ def row_of(run: Run) -> str:
 
 
 COLUMNS = ["row", "seed", "step", "metric", "value"]
-PROVENANCE: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "commit": lambda result: commit_of(result["git_commit"] or "unknown"),
-    "hardware": lambda result: hardware_of(result),
-    "threads": lambda result: result["hardware"]["threads"],
-    "torch": lambda result: result["versions"]["torch"],
-}
 
 
-def commit_of(said: str) -> str:
-    number, dirty, _ = said.partition("-dirty")
-    return number[:7] + dirty
+def commit_of(result: dict[str, Any]) -> str:
+    commit = result["git_commit"] or "unknown"
+    return commit[:7] + commit[40:]  # with -dirty
 
 
 def hardware_of(result: dict[str, Any]) -> str:
     """The kinds of GPU, where a run could take one."""
     gpus = [] if "trainer.accelerator=cpu" in result["overrides"] else result["hardware"].get("gpu", [])
     return ", ".join(dict.fromkeys(gpus)) or result["hardware"]["cpu"]
+
+
+PROVENANCE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "commit": commit_of,
+    "hardware": hardware_of,
+    "threads": lambda result: result["hardware"]["threads"],
+    "torch": lambda result: result["versions"]["torch"],
+}
 
 
 def of_run(run: Run) -> Iterator[tuple[int, str, float | None]]:

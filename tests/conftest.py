@@ -9,6 +9,11 @@ from PIL import Image
 from support import encode, make_image, write_parquet
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One process more than there are cores, since tests of sweeps, signals and pages also wait."""
+    return (os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))) + 1
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_caches(tmp_path_factory):
     """Nothing is read from or written to the user's caches."""
@@ -73,8 +78,9 @@ def street_folders(tmp_path_factory):
 
 
 @pytest.fixture
-def hub_folder(tmp_path):
+def hub_folder(tmp_path, monkeypatch):
     """A data set as it lies on the hub: four training shards of 10 images, a validation shard of 6."""
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # at each end of a stream; 5 seconds
     root = tmp_path / "hub"
     for shard in range(4):
         images = [encode(make_image(10 * shard + i), "JPEG") for i in range(10)]

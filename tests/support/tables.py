@@ -24,6 +24,16 @@ def run_of(table, label, output, seed=0, more=(), **kwargs):
                     config_dirs=table.config_dirs, **kwargs)  # fmt: skip
 
 
+def covering(rows):
+    """Of rows, given as ``{row: words}``, those with a word that no earlier one has."""
+    seen, kept = set(), []
+    for row, words in rows.items():
+        if not seen.issuperset(words):
+            kept.append(row)
+        seen.update(words)
+    return kept
+
+
 def rows_in(page):
     """``[(row, seeds), …]`` of the tables printed."""
     lines = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")]

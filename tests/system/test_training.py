@@ -99,6 +99,7 @@ def tiny(config, request):
         return [*steps, "data.batch_size=2", "model.cutoffs=[5]", f"data.root={request.getfixturevalue('some_text')}"]
     if "reader" not in config.data:
         scenes = ["model.depth=1", "model.decoder_depth=1", "data.batch_size=4"]
+        scenes += [f"data.{split}_scenes=8" for split in ("train", "val", "test")]
         return [*steps, *(width if task == "Classification" else scenes)]
     segments = task == "Segmentation"
     small = ["batch_size=2", "num_classes=4"] if segments else ["batch_size=8", "num_classes=100"]

@@ -58,18 +58,30 @@ def test_the_source_distribution_holds_the_configs(tmp_path):
     assert in_checkout("configs") | in_checkout("neutreno") | {"train.py", "pyproject.toml", "README.md"} <= names
 
 
-def test_a_wheel_runs_the_default_job_from_another_folder(installed, tmp_path):
-    def neutreno(*words):
-        return call(installed / "neutreno", *words, cwd=tmp_path)
+# The command's words as JSON in the arguments, one after the other in one process: its imports take seconds.
+IN_TURN = """
+import json, sys
+import neutreno, neutreno.config.composing as composing
+from neutreno.__main__ import main
 
-    where = "import neutreno, neutreno.config.composing as c; print(neutreno.__file__, c.CONFIGS)"
-    found = call(installed / "python", "-c", where, cwd=tmp_path).split()
-    assert all(str(installed.parent) in path for path in found), found
-    assert "Train a network" in neutreno("--help") and "Config (key=value)" in neutreno("train", "--help")
-    neutreno("train", "-m", "attention.lam=0.6", *TINY, "trainer.max_epochs=1")  # a separate process
+print(neutreno.__file__, composing.CONFIGS)
+for words in map(json.loads, sys.argv[1:]):
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    assert not code, (words, code)
+"""
+
+
+def test_a_wheel_runs_the_default_job_from_another_folder(installed, tmp_path):
+    call(installed / "neutreno", "train", "-m", "attention.lam=0.6", *TINY, "trainer.max_epochs=1", cwd=tmp_path)
     (run,) = (tmp_path / "outputs").glob("digits-*")
     assert json.loads((run / "result.json").read_text())["status"] == "finished"
-    assert "test/top1" in neutreno("evaluate", str(run), "evaluators=[metrics]")
-    assert "digits deit-mini neutreno λ̃=0.6" in neutreno("tables", "outputs")
-    assert neutreno("dashboard", "outputs").startswith("outputs/dashboard.html: 1 runs")
-    assert "0 of 6 runs finished" in neutreno("reproduce", "small", "--seeds", "1", "--dry-run")
+    commands = [["--help"], ["train", "--help"], ["evaluate", str(run), "evaluators=[metrics]"], ["tables", "outputs"]]
+    commands += [["dashboard", "outputs"], ["reproduce", "small", "--seeds", "1", "--dry-run"]]
+    said = call(installed / "python", "-c", IN_TURN, *map(json.dumps, commands), cwd=tmp_path)
+    assert all(str(installed.parent) in path for path in said.splitlines()[0].split()), said
+    assert "Train a network" in said and "Config (key=value)" in said and "test/top1" in said
+    assert "digits deit-mini neutreno λ̃=0.6" in said and "outputs/dashboard.html: 1 runs" in said
+    assert "0 of 6 runs finished" in said

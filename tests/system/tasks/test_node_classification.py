@@ -6,6 +6,7 @@ import pytest
 from support import assert_one_line_error, result, run_forked, train
 from support.graphs import ARM, GRAPH, write_planetoid
 from support.same_run import assert_same_run, dies_after, load, train_killed
+from support.tables import covering
 
 from neutreno.config.composing import compose
 from neutreno.tablefiles import read_table, tables_in
@@ -67,16 +68,18 @@ def test_what_does_not_fit_is_said_in_a_line(words, tmp_path):
 
 
 def of_graphs():
-    """The rows of tables of graphs, one of each kind: other depths and data sets leave the same classes to be built."""
+    """Rows of tables of graphs that hold every word of them, and every model with each of its norms, once: other
+    depths and data sets leave the same classes to be built."""
     found = {}
     for name in filter(lambda name: name.startswith(("dgn_", "graph_")), tables_in()):
         table = read_table(name)
         for label in table.rows:
             words = [*table.overrides, *table.rows[label]]
             kind = {w for w in words if not w.startswith(("data=", "model.depth=", "trainer.", "propagation.lam="))}
-            inner = "model.depth=2" not in words  # a layer in which a propagation acts
-            found.setdefault((frozenset(kind), inner), (name, label))
-    return sorted(found.values())
+            together = " ".join(sorted(w for w in kind if w.startswith(("model=", "norm="))))
+            inner = f"an inner layer: {'model.depth=2' not in words}"  # in which a propagation acts
+            found[name, label] = {*kind, together, inner}
+    return covering(found)
 
 
 @pytest.mark.parametrize("name, label", of_graphs())

@@ -12,7 +12,7 @@ from functools import partial
 
 import benchmarks
 import torch
-from benchmarks import attention, graph, loading, runs, scale, term, text
+from benchmarks import attention, graph, loading, runs, scale, shares, term, text
 
 from neutreno.results import environment
 
@@ -28,6 +28,7 @@ PARTS = {
     "digits": loading.bench_digits,
     "jpeg": loading.bench_jpeg,
     "lm": text.bench_lm,
+    "shares": shares.bench_shares,
     "prepare": text.bench_prepare,
     "graph": graph.bench_graph,
     "graph_epoch": graph.bench_epoch,

@@ -21,11 +21,12 @@ from neutreno.attention import NeutrenoAttention
 from neutreno.evaluation.step_time import ratio, seconds
 
 
-def bench_lm(repeats: int) -> list[tuple[str, str]]:
-    """Ours with fused Adam as the recipe has it against the released model with plain Adam, from the same weights."""
+def lm_steps(rows: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A training step of ours, with fused Adam as the recipe has it, and of the released model with plain Adam. Both
+    start from the same weights."""
     from neutreno.models.language_model import LanguageModel, own_names
 
-    rows, words, cutoffs = 4 if benchmarks.DEVICE.type == "cpu" else 96, 267_735, [20_000, 40_000, 200_000]
+    words, cutoffs = 267_735, [20_000, 40_000, 200_000]
     draw = np.random.default_rng(0)
     ids = torch.from_numpy(zipf(draw, words, (rows, 257))).to(benchmarks.DEVICE)
     ours = LanguageModel(words, cutoffs=cutoffs, attention=partial(NeutrenoAttention, lam=0.4))
@@ -51,7 +52,12 @@ def bench_lm(repeats: int) -> list[tuple[str, str]]:
 
         return once
 
-    own, theirs = step(ours, True), step(released, False)
+    return step(ours, True), step(released, False)
+
+
+def bench_lm(repeats: int) -> list[tuple[str, str]]:
+    rows = 4 if benchmarks.DEVICE.type == "cpu" else 96
+    own, theirs = lm_steps(rows)
     what = f"training step of the paper's language model, {rows} x 256 tokens"
     speed = 256 * rows / statistics.median(seconds(own) for _ in range(repeats))
     return [

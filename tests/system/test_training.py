@@ -26,6 +26,7 @@ from support import (
     run_forked,
     run_script,
 )
+from support.tables import covering
 
 from neutreno.reports.layers import curve
 from neutreno.tablefiles import read_table, tables_in
@@ -54,16 +55,14 @@ GRAPHS = ("dgn_", "graph_")  # how tables of graphs are named; their rows train 
 
 
 def rows_to_train():
-    """Of the rows of all tables that differ in nothing but numbers, as of rates or of a network's size, one."""
+    """Rows of all tables that hold every word of them once, but for numbers, as of rates or of a network's size."""
     found = {}
     for name in (table for table in tables_in() if not table.startswith(GRAPHS)):
         table = read_table(name)
         for label, words in table.rows.items():
             kind = (re.sub("tiny|small", "", word) for word in (*table.overrides, *words))
-            found.setdefault(
-                frozenset(word for word in kind if not re.search(r"=[\d.e-]+$|size=$", word)), f"{name}/{label}"
-            )
-    return list(found.values())
+            found[f"{name}/{label}"] = {word for word in kind if not re.search(r"=[\d.e-]+$|size=$", word)}
+    return covering(found)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +112,7 @@ def tiny(config, request):
 
 
 @pytest.mark.parametrize("row", rows_to_train())
-def test_every_row_of_every_table_trains_two_steps(row, tmp_path, request):
+def test_every_word_of_every_table_trains_two_steps(row, tmp_path, request):
     name, _, label = row.partition("/")
     table = read_table(name)
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):

@@ -83,7 +83,7 @@ def of_graphs():
 
 
 @pytest.mark.parametrize("name, label", of_graphs())
-def test_rows_of_tables_train_two_steps(name, label, tmp_path):
+def test_every_word_of_every_table_trains_two_steps(name, label, tmp_path):
     write_planetoid(tmp_path, "cora")
     table = read_table(name)
     small = ["data=cora", f"data.root={tmp_path}", "trainer.max_steps=2", "data.val_every_n_steps=2"]

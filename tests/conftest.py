@@ -9,9 +9,13 @@ from PIL import Image
 from support import encode, make_image, write_parquet
 
 
-def pytest_xdist_auto_num_workers(config) -> int:
+@pytest.hookimpl(optionalhook=True)  # known where xdist is
+def pytest_xdist_auto_num_workers() -> int | None:
     """One process more than there are cores, since tests of sweeps, signals and pages also wait."""
-    return (os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))) + 1
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -78,9 +82,8 @@ def street_folders(tmp_path_factory):
 
 
 @pytest.fixture
-def hub_folder(tmp_path, monkeypatch):
+def hub_folder(tmp_path):
     """A data set as it lies on the hub: four training shards of 10 images, a validation shard of 6."""
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # at each end of a stream; 5 seconds
     root = tmp_path / "hub"
     for shard in range(4):
         images = [encode(make_image(10 * shard + i), "JPEG") for i in range(10)]

@@ -55,13 +55,17 @@ GRAPHS = ("dgn_", "graph_")  # how tables of graphs are named; their rows train 
 
 
 def rows_to_train():
-    """Rows of all tables that hold every word of them once, but for numbers, as of rates or of a network's size."""
+    """Rows of all tables that hold each word at least once, but for numbers, as of rates or of a network's size; and
+    each word of an attention, a block or the norms' place with each kind of model."""
     found = {}
     for name in (table for table in tables_in() if not table.startswith(GRAPHS)):
         table = read_table(name)
         for label, words in table.rows.items():
-            kind = (re.sub("tiny|small", "", word) for word in (*table.overrides, *words))
-            found[f"{name}/{label}"] = {word for word in kind if not re.search(r"=[\d.e-]+$|size=$", word)}
+            kind = [re.sub("tiny|small", "", word) for word in (*table.overrides, *words)]
+            kind = [word for word in kind if not re.search(r"=[\d.e-]+$|size=$", word)]
+            model = next((word for word in kind if word.startswith("model=")), "").removesuffix("_neutreno")
+            variant = [f"{model} {word}" for word in kind if re.match(r"attention|block|model\.norm_placement", word)]
+            found[f"{name}/{label}"] = {*kind, *variant}
     return covering(found)
 
 

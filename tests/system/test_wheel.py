@@ -66,6 +66,7 @@ from neutreno.__main__ import main
 
 print(neutreno.__file__, composing.CONFIGS)
 for words in map(json.loads, sys.argv[1:]):
+    print(end="\\0")
     try:
         code = main(words)
     except SystemExit as stop:
@@ -78,10 +79,15 @@ def test_a_wheel_runs_the_default_job_from_another_folder(installed, tmp_path):
     call(installed / "neutreno", "train", "-m", "attention.lam=0.6", *TINY, "trainer.max_epochs=1", cwd=tmp_path)
     (run,) = (tmp_path / "outputs").glob("digits-*")
     assert json.loads((run / "result.json").read_text())["status"] == "finished"
-    commands = [["--help"], ["train", "--help"], ["evaluate", str(run), "evaluators=[metrics]"], ["tables", "outputs"]]
-    commands += [["dashboard", "outputs"], ["reproduce", "small", "--seeds", "1", "--dry-run"]]
-    said = call(installed / "python", "-c", IN_TURN, *map(json.dumps, commands), cwd=tmp_path)
-    assert all(str(installed.parent) in path for path in said.splitlines()[0].split()), said
-    assert "Train a network" in said and "Config (key=value)" in said and "test/top1" in said
-    assert "digits deit-mini neutreno λ̃=0.6" in said and "outputs/dashboard.html: 1 runs" in said
-    assert "0 of 6 runs finished" in said
+    expected = {
+        ("--help",): "Train a network",
+        ("train", "--help"): "Config (key=value)",
+        ("evaluate", str(run), "evaluators=[metrics]"): "test/top1",
+        ("tables", "outputs"): "digits deit-mini neutreno λ̃=0.6",
+        ("dashboard", "outputs"): "outputs/dashboard.html: 1 runs",
+        ("reproduce", "small", "--seeds", "1", "--dry-run"): "0 of 6 runs finished",
+    }
+    where, *said = call(installed / "python", "-c", IN_TURN, *map(json.dumps, expected), cwd=tmp_path).split("\0")
+    assert all(str(installed.parent) in path for path in where.split()), where
+    for (words, part), text in zip(expected.items(), said, strict=True):
+        assert part in text, (words, text)

@@ -22,7 +22,7 @@ from support.same_run import dies_after
 from support.torture import SHORT_RUN, Hang, SilentlyWrong, ended
 from tabulate import tabulate
 
-SHORT = {"kill": 3, "damage": 16, "hostile": 8, "mistake": 12}
+SHORT = {"kill": 5, "damage": 16, "hostile": 8, "mistake": 12}
 PER_KILL = {"damage": 5, "hostile": 1.5, "mistake": 5.25}
 OUTCOMES = ("held", "failed", "silently wrong", "hang")
 RUN = pytest.StashKey[dict]()  # what all cases of a run of the tests share: seed and commit

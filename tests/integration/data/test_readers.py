@@ -18,6 +18,12 @@ STREAM = {"splits": SPLITS, "samples": {"train": 40, "val": 6}}
 COMMON = {"img_size": 12, "in_chans": 3, "num_classes": 2, "batch_size": 4, "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
+@pytest.fixture(autouse=True)
+def _no_long_sleep(monkeypatch):
+    """Five seconds at each end of a stream, lest a process ends too soon after it; this one goes on."""
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+
+
 def opened(world=1, rank=0, **kwargs):
     data = ImageClassification(**{"root": None, **COMMON, **kwargs})
     strategy = SimpleNamespace(root_device=torch.device("cpu"))

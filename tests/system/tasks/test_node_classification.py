@@ -68,17 +68,17 @@ def test_what_does_not_fit_is_said_in_a_line(words, tmp_path):
 
 
 def of_graphs():
-    """Rows of tables of graphs that hold every word of them, and every model with each of its norms, once: other
-    depths and data sets leave the same classes to be built."""
+    """Rows of tables of graphs that hold each word at least once, and each model with its norms and propagations, with
+    an inner layer and without; but for data sets, depths and strengths, which change no class that is built."""
     found = {}
     for name in filter(lambda name: name.startswith(("dgn_", "graph_")), tables_in()):
         table = read_table(name)
         for label in table.rows:
             words = [*table.overrides, *table.rows[label]]
             kind = {w for w in words if not w.startswith(("data=", "model.depth=", "trainer.", "propagation.lam="))}
-            together = " ".join(sorted(w for w in kind if w.startswith(("model=", "norm="))))
-            inner = f"an inner layer: {'model.depth=2' not in words}"  # in which a propagation acts
-            found[name, label] = {*kind, together, inner}
+            inner = "model.depth=2" not in words  # a layer in which a propagation acts
+            built = " ".join(sorted(w for w in kind if w.startswith(("model=", "norm=", "propagation="))))
+            found[name, label] = {*kind, f"{built} {inner}"}
     return covering(found)
 
 

@@ -99,7 +99,7 @@ def further_settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def full_label(run: Run, further: dict[str, Any]) -> str:
-    return " ".join([run.label, *(f"{key}={value}" for key, value in further.items())])
+    return " ".join([run.label, *(f"{key}={value}" for key, value in further.items() if value is not None)])
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:

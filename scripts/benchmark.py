@@ -1,6 +1,6 @@
 """Speed and memory as ratios of two things measured in one alternating run: A B A B …, median of the paired ratios.
 
-    python scripts/benchmark.py                 everything, some fifteen minutes on two cores
+    python scripts/benchmark.py                 everything; a row of CPU time takes up to four minutes
     python scripts/benchmark.py step attention  parts of it
     python scripts/benchmark.py --device cuda
 

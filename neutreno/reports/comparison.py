@@ -81,10 +81,8 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             left_out.append(f"{run.path} is the same run as {first.path}")
     rows = [[run for _, run in sorted(by_seed.items())] for by_seed in found.values()]
     further = further_settings([members[0] for members in rows])
-    groups = [
-        Group(full_label(members[0], differing), members) for members, differing in zip(rows, further, strict=True)
-    ]
-    return sorted(groups, key=lambda g: _order(g.runs[0])), left_out
+    ordered = sorted(zip(rows, further, strict=True), key=lambda row: _order(row[0][0], row[1]))
+    return [Group(full_label(members[0], differing), members) for members, differing in ordered], left_out
 
 
 def row_key(run: Run) -> str:
@@ -121,8 +119,9 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def _order(run: Run) -> tuple:
-    """By data and model, at the baseline first, then by the axes, the last declared counting most, and by numbers."""
+def _order(run: Run, further: dict[str, Any]) -> tuple:
+    """By data and model, at the baseline first, then by the axes, the last declared counting most, by numbers, and by
+    further settings."""
     result, settings = run.result, run.settings
     axes = list(result["baseline"].items())
     return (
@@ -131,6 +130,7 @@ def _order(run: Run) -> tuple:
         [settings[axis] != baseline for axis, baseline in reversed(axes)],
         [str(settings[axis]) for axis, _ in axes],
         [run.numbers.get(key, -np.inf) for key in result["labels"]],
+        [(0, value, "") if is_number(value) else (1, 0, str(value)) for value in further.values()],
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neutreno.errors import InputError
-from neutreno.reports.comparison import Group, differing_settings, lines_by, number_compared
+from neutreno.reports.comparison import Group, lines_by, number_compared
 from neutreno.reports.layers import LARGEST, LAYERS, part_of, stacks_of, title_of
 from neutreno.reports.reading import Run
 from neutreno.reports.styles import method_of
@@ -62,7 +62,11 @@ def panels_of(groups: Sequence[Group], when: str = "last", metric: str = "cosine
     ylabel = SIMILARITY if metric == "cosine" else title_of(metric)
     for group in groups:
         run, data = group.runs[0], group.settings["data"]
-        label = _label(group, groups)
+        label, others = " + ".join(words(run.result)), [g.runs[0] for g in groups if g.settings["data"] == data]
+        models = [model_words(other.result) for other in others if words(other.result) == words(run.result)]
+        if not label or len(models) > 1:  # models or other settings differ too
+            without = [data, models[0]] if label and len(set(models)) == 1 else [data]
+            label = group.label.removeprefix(" ".join([*without, ""]))
         for stack, where in stacks_in([group]).items():
             if (curves := group.curves(when, metric=metric, stack=stack)).size:
                 title = f"{data}{where}"
@@ -70,20 +74,6 @@ def panels_of(groups: Sequence[Group], when: str = "last", metric: str = "cosine
                 x = np.arange(curves.shape[1])
                 panel.lines.append(_line(label, run, x, list(curves.T), run.numbers.get(key)))
     return list(panels.values())
-
-
-def _label(group: Group, groups: Sequence[Group]) -> str:
-    """What a row's axes say; where several rows of its data set say the same, also what tells them apart."""
-    run, data = group.runs[0], group.settings["data"]
-    said = words(run.result)
-    alike = [g.runs[0] for g in groups if g.settings["data"] == data and words(g.runs[0].result) == said]
-    told = differing_settings(alike)
-    if not said or len({model_words(other.result) for other in alike}) > 1 or (len(alike) > 1 and not told):
-        return group.label.removeprefix(f"{data} ")
-    last = [key.rpartition(".")[2] for key in told]
-    names = {key: name if last.count(name) == 1 else key for key, name in zip(told, last, strict=True)}
-    further = (f"{name}={run.row[key]}" for key, name in names.items() if run.row.get(key) is not None)
-    return " ".join([" + ".join(said), *further])
 
 
 def _line(label: str, run: Run, x: np.ndarray, spreads: Sequence[np.ndarray], number: float | None = None) -> Line:

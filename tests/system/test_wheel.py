@@ -58,7 +58,7 @@ def test_the_source_distribution_holds_the_configs(tmp_path):
     assert in_checkout("configs") | in_checkout("neutreno") | {"train.py", "pyproject.toml", "README.md"} <= names
 
 
-# The command's words as JSON in the arguments, one after the other in one process: its imports take seconds.
+# Commands one after the other in one process, whose imports take seconds; an argument is the words of one, as JSON.
 IN_TURN = """
 import json, sys
 import neutreno, neutreno.config.composing as composing
@@ -88,6 +88,7 @@ def test_a_wheel_runs_the_default_job_from_another_folder(installed, tmp_path):
         ("reproduce", "small", "--seeds", "1", "--dry-run"): "0 of 6 runs finished",
     }
     where, *said = call(installed / "python", "-c", IN_TURN, *map(json.dumps, expected), cwd=tmp_path).split("\0")
-    assert all(str(installed.parent) in path for path in where.split()), where
+    module, configs = where.split()
+    assert str(installed.parent) in module and str(installed.parent) in configs, where
     for (words, part), text in zip(expected.items(), said, strict=True):
         assert part in text, (words, text)

@@ -55,7 +55,7 @@ def test_what_each_network_is_trained_with_is_no_part_of_its_name(tmp_path):
 
 TOLD_APART = {
     "settings of an axis": (["propagation=neutreno"], "propagation.lam", (0.2, 0.6), "gcn neutreno λ̃={}"),
-    "other settings": ([], "task.lr", (0.1, 0.001), "gcn task.lr={:g}"),
+    "other settings": ([], "task.lr", (0.001, 0.1), "gcn task.lr={:g}"),
     "data": ([], "data.missing", (0, 0.5), "gcn data.missing={:g}"),
 }
 

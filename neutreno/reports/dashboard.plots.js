@@ -109,9 +109,10 @@ function drawTraining() {
 function families(key) {
   const part = (run, axis) => Object.entries(run.about).filter(([k, v]) => head(k) === axis && k !== key && v !== null)
     .map(([k, v]) => (run.labels[k] ? `${run.labels[k]}=` : "") + text(v)).join(" ");
-  const further = (run) => Object.keys(run.further).filter((k) => k !== key).map((k) => `${titles[k]}=${text(run.further[k])}`);
+  const further = (run) => Object.entries(run.further).filter(([k, v]) => k !== key && v !== null)
+    .map(([k, v]) => `${titles[k]}=${text(v)}`);
   const heads = (run) => unique(Object.keys(run.about).map(head)).filter((name) => name !== "seed");
-  const parts = (run) => bare({ further: further(run).join(" ") }, Object.fromEntries(heads(run).map((name) => [name, part(run, name)])));
+  const parts = (run) => bare(Object.fromEntries(heads(run).map((name) => [name, part(run, name)])), { further: further(run).join(" ") });
   const beside = (a, b, ...but) => Object.keys({ ...a, ...b })
     .every((name) => a[name] === b[name] || [head(key), ...but].includes(name));
   const joins = (run, { parts: own, members }) => beside(own, parts(run))

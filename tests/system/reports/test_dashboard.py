@@ -287,6 +287,17 @@ def test_a_run_at_an_axis_baseline_joins_the_curves_that_are_alike_in_all_else(b
     assert browser.execute_script("return document.getElementById('layers').data.at(-1).meta") == "colours"
 
 
+def test_settings_that_a_run_has_not_are_no_part_of_its_curves_name(browser, tmp_path):
+    make_run(tmp_path / "runs/softmax", "attention=softmax")
+    make_run(tmp_path / "runs/neutreno", "attention.lam=0.5")
+    for scaled in ("true", "false"):
+        words = ["attention=linear", "attention.lam=0.5", f"attention.scale_output={scaled}"]
+        make_run(tmp_path / f"runs/linear-{scaled}", *words)
+    open_page(browser, tmp_path / "runs")
+    names = {"neutreno", "linear scale_output=true", "linear scale_output=false"}
+    assert traces(browser, "against", "t.x") == dict.fromkeys(names, [0, 0.5])
+
+
 def test_axes_metrics_and_tasks_of_another_package(browser, tmp_path):
     for scale in (0.5, 1, 2):
         for seed in (0, 1):
